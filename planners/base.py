@@ -1,0 +1,113 @@
+"""The contract between a planner and what it optimises.
+
+Shapes: b problems solved at once, n candidates of each, h steps of horizon, a action size,
+k constraints. A planner sees a cost function and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a cost function says of candidates.
+
+    `cost` [b, n]: lower is better, `+inf` rejects, NaN is an error. `violation` [b, n, k] >= 0: how far
+    each hard constraint named in `names` is broken (0 = kept). k may be 0.
+    """
+
+    cost: Float[Tensor, "b n"]
+    violation: Float[Tensor, "b n k"]
+    names: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class CostFunction(Protocol):
+    """Maps actions [b, n, h, a] of the problems whose indices are in `problems` [b] to an `Evaluation`."""
+
+    def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation: ...
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The box every action stays in, in the robot's action units. `low` and `high` are [a]."""
+
+    low: Float[Tensor, "a"]
+    high: Float[Tensor, "a"]
+
+    def __post_init__(self) -> None:
+        if not bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all()):
+            raise InputError("Action bounds must be finite; give each action a low and a high value.")
+        if bool((self.low > self.high).any()):
+            raise InputError(f"Action bounds are crossed: low {self.low.tolist()} above high {self.high.tolist()}.")
+
+    def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Project actions into the box."""
+        return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a plan may cost: model evaluations per problem, and seconds of wall time. None = no limit.
+
+    Benchmarks budget evaluations, never seconds, so that results do not depend on the machine.
+    """
+
+    max_evaluations: int | None = None
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True)
+class IterationStatistics:
+    """One iteration's record: `best` [b] so far, this population's `mean_cost` [b] over finite candidates,
+    `std` [b] of the search distribution averaged over horizon and actions (nan-free; 0 where meaningless),
+    `evaluations` per problem so far, `seconds` since the start."""
+
+    best: tuple[float, ...]
+    mean_cost: tuple[float, ...]
+    std: tuple[float, ...]
+    evaluations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ActionPlan:
+    """The whole answer: the plan, what it costs, which constraints it breaks, and how it was found."""
+
+    actions: Float[Tensor, "b h a"]
+    cost: Float[Tensor, "b"]
+    violation: Float[Tensor, "b k"]
+    names: tuple[str, ...]
+    evaluations: int
+    seconds: float
+    stopped: str
+    iterations: tuple[IterationStatistics, ...] = field(default=(), repr=False)
+
+
+@runtime_checkable
+class Planner(Protocol):
+    """Lowers a cost function from a starting plan, inside its own action bounds.
+
+    `generators` holds one `torch.Generator` a problem: the only randomness used. The returned plan has
+    been evaluated and is never worse than `init` (clipped to the bounds).
+    """
+
+    bounds: Bounds
+
+    def plan(
+        self,
+        cost_fn: CostFunction,
+        init: Float[Tensor, "b h a"],
+        *,
+        budget: Budget,
+        generators: Sequence[torch.Generator],
+    ) -> ActionPlan: ...

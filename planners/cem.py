@@ -1,0 +1,180 @@
+"""The cross-entropy method: sample around a mean, move mean and spread to the elites, again.
+
+Rubinstein 1999; as V-JEPA 2-AC uses it (Assran et al. 2025, arXiv:2506.09985) with momentum on both, and
+with iCEM's coloured noise and kept elites (Pinneri et al. 2020, arXiv:2008.06389).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planners.base import Bounds, Evaluation
+from vjepa_mpc.planners.evaluation import join, rank, take
+from vjepa_mpc.planners.noise import draw
+from vjepa_mpc.planners.sampling import SamplingPlanner
+
+
+@dataclass(frozen=True)
+class CEMSettings:
+    """What CEM may be told.
+
+    `samples` candidates an iteration, the best `elites` of which make the next distribution.
+    `momentum_mean`, `momentum_std` in [0, 1): the share of the old value kept.
+    `std_fraction`: initial std as a fraction of half of each action's range; `std`, if given, is that std
+    itself, in action units, one value an action. `std_floor`: no std falls below this fraction of its
+    initial value. `mean_candidate`: evaluate the mean, too. `keep_fraction`: the share of the elites that
+    stays among the candidates of the next iteration, at no evaluation. `noise_exponent`: 0 draws each
+    step by itself, larger ones draw moves correlated over the horizon (power 1/f^exponent).
+    `chunk`: candidates given to the cost function at a time (None = all).
+    """
+
+    samples: int = 128
+    elites: int = 16
+    iterations: int = 6
+    momentum_mean: float = 0.1
+    momentum_std: float = 0.1
+    std_fraction: float = 0.75
+    std: tuple[float, ...] | None = None
+    std_floor: float = 0.01
+    mean_candidate: bool = True
+    keep_fraction: float = 0.3
+    noise_exponent: float = 0.0
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.elites < 1 or self.iterations < 1:
+            raise InputError(
+                f"CEM needs elites and iterations >= 1; got {self.elites} and {self.iterations}."
+            )
+        if self.samples < self.elites:
+            raise InputError(
+                f"CEM cannot pick {self.elites} elites from {self.samples} samples; "
+                f"give at least {self.elites} samples or fewer elites."
+            )
+        for name in ("momentum_mean", "momentum_std"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"CEM's {name} is {getattr(self, name)}; it must lie in [0, 1).")
+        for name in ("std_floor", "keep_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"CEM's {name} is {getattr(self, name)}; it must lie in [0, 1].")
+        if not 0 < self.std_fraction < float("inf"):
+            raise InputError(f"CEM's std_fraction is {self.std_fraction}; it must be positive.")
+        if self.std is not None and not all(0 <= value < float("inf") for value in self.std):
+            raise InputError(f"CEM's std is {self.std}; each action's must be a finite number >= 0.")
+        if not 0 <= self.noise_exponent < 20:
+            raise InputError(f"CEM's noise_exponent is {self.noise_exponent}; it must lie in [0, 20).")
+        if self.chunk is not None and self.chunk < 1:
+            raise InputError(f"CEM's chunk is {self.chunk}; give at least 1 candidate, or None for all.")
+
+
+@dataclass(frozen=True)
+class CEMState:
+    """A Gaussian with independent steps, its smallest `floor`, and the elites kept with their evaluation."""
+
+    mean: Float[Tensor, "b h a"]
+    std: Float[Tensor, "b h a"]
+    floor: Float[Tensor, "a"]
+    kept_actions: Float[Tensor, "b m h a"]
+    kept: Evaluation | None  # None before the first update
+
+
+@dataclass(frozen=True)
+class CEMProposal:
+    """CEM as a proposal of the sampling loop."""
+
+    settings: CEMSettings
+
+    def init(self, init_actions: Float[Tensor, "b h a"], bounds: Bounds) -> CEMState:
+        """A Gaussian around the start, as wide as the settings say."""
+        std = self.settings.std_fraction * (bounds.high / 2 - bounds.low / 2)
+        if self.settings.std is not None:
+            std = torch.tensor(self.settings.std).to(init_actions)
+            if std.shape != bounds.low.shape:
+                raise InputError(
+                    f"CEM's std has {std.numel()} values for {bounds.low.numel()} actions; give one each."
+                )
+        return CEMState(
+            init_actions,
+            std.expand_as(init_actions),
+            self.settings.std_floor * std,
+            init_actions[:, None][:, :0],
+            None,
+        )
+
+    def sample(
+        self, state: CEMState, n: int, generators: Sequence[torch.Generator]
+    ) -> Float[Tensor, "b n h a"]:
+        """Gaussian candidates; after the first update one of them is the mean (before, that is the start)."""
+        with_mean = self.settings.mean_candidate and state.kept is not None and n > 1
+        noise = draw(n - with_mean, state.mean, generators, self.settings.noise_exponent)
+        samples = state.mean[:, None] + state.std[:, None] * noise
+        return torch.cat((state.mean[:, None], samples), dim=1) if with_mean else samples
+
+    def update(self, state: CEMState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> CEMState:
+        """Move to the elites. Rejected candidates (+inf) are none: where they fill places among the elites
+        the old spread stays in their share, and where all are rejected the distribution does not move."""
+        settings = self.settings
+        if state.kept is not None:
+            samples = torch.cat((state.kept_actions, samples), dim=1)
+            evaluation = join((state.kept, evaluation))
+        # A population cut short by the budget has fewer elites: the same quantile, not the same number.
+        count = min(settings.elites, max(1, settings.elites * samples.shape[1] // settings.samples))
+        best = rank(evaluation)[:, :count]
+        mean, std = _fit(take(samples, best), evaluation.cost.gather(1, best) != torch.inf, state)
+
+        kept = best[:, : int(settings.keep_fraction * settings.elites)]
+        return CEMState(
+            settings.momentum_mean * state.mean + (1 - settings.momentum_mean) * mean,
+            (settings.momentum_std * state.std + (1 - settings.momentum_std) * std).maximum(state.floor),
+            state.floor,
+            take(samples, kept),
+            Evaluation(evaluation.cost.gather(1, kept), take(evaluation.violation, kept), evaluation.names),
+        )
+
+    def mean(self, state: CEMState) -> Float[Tensor, "b h a"]:
+        """The Gaussian's mean."""
+        return state.mean
+
+
+def _fit(
+    elites: Float[Tensor, "b e h a"], usable: Bool[Tensor, "b e"], state: CEMState
+) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+    """Mean and std of the usable elites. Places taken by unusable ones keep their share of the old variance,
+    and a single elite, which has no spread, keeps all of it.
+
+    Both ways below give the same bits for a problem whose elites are all usable, so that its plan does
+    not depend on which other problems are in the batch.
+    """
+    count = elites.shape[1]
+    if count > 1 and bool(usable.all()):
+        mean = elites.sum(dim=1) / count
+        return mean, ((elites - mean[:, None]).square().sum(dim=1) / count).sqrt()
+    mask = usable[:, :, None, None]
+    found = usable.sum(dim=1)[:, None, None]
+    divisor = found.clamp(min=1)
+    mean = torch.where(mask, elites, 0.0).sum(dim=1) / divisor
+    mean = torch.where(found > 0, mean, state.mean)
+    variance = torch.where(mask, (elites - mean[:, None]).square(), 0.0).sum(dim=1) / divisor
+    share = (found / count).to(elites)
+    std = (share * variance + (1 - share) * state.std.square()).sqrt()
+    return mean, torch.where(found > 1, std, state.std)
+
+
+class CEM(SamplingPlanner[CEMState]):
+    """The cross-entropy method inside `bounds` (action units)."""
+
+    def __init__(self, bounds: Bounds, settings: CEMSettings | None = None) -> None:
+        self.settings = settings or CEMSettings()
+        super().__init__(
+            bounds,
+            CEMProposal(self.settings),
+            samples=self.settings.samples,
+            iterations=self.settings.iterations,
+            chunk=self.settings.chunk,
+        )

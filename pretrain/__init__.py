@@ -1,0 +1,1 @@
+"""Learning encoders and action-conditioned predictors from trajectory logs."""

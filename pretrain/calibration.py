@@ -1,0 +1,54 @@
+"""What "near" and "unlike anything seen" mean in a model's latent space, measured on held-out episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.costs import latent_distance
+from vjepa_mpc.world_model import Calibration, WorldModel
+
+NEAR_FRACTION = 1 / 3  # of the largest single action: states this close count as the same place
+GOAL_QUANTILE = 0.999
+MOST_PAIRS = 20_000
+
+
+def calibrate(
+    model: WorldModel, episodes: Sequence[tuple[Float[Tensor, "t p d"], Float[Tensor, "t s"]]]
+) -> Calibration:
+    """Measure thresholds on held-out episodes, each given as (latents, states).
+
+    `reached_cost`: median latent distance between frames of one episode whose states differ, in every
+    component, by between half of and the whole of a third of the largest action. `goal_score`: the 0.999
+    quantile of `WorldModel.outlier_score`. `InputError` when no two frames are that close.
+    """
+    limit = torch.tensor(model.config.robot.action_high)
+    radius = NEAR_FRACTION * limit
+    near: list[Tensor] = []
+    scores: list[Tensor] = []
+    space = model.states.to("cpu")
+    for latents, states in episodes:
+        scores.append(model.outlier_score(latents).cpu())
+        first, second = np.triu_indices(len(states), k=1)
+        apart = space.difference(states[first], states[second]).abs() / radius
+        chosen = np.flatnonzero(((apart <= 1).all(-1) & (apart.amax(-1) >= 0.5)).numpy())
+        if len(chosen):
+            near.append(latent_distance(latents[first[chosen]], latents[second[chosen]]).cpu())
+        if sum(map(len, near)) > MOST_PAIRS:
+            break
+    model.states.to(model.device)
+    if not near:
+        raise InputError(
+            "No two held-out frames show nearly the same state, so that 'goal reached' cannot be calibrated; "
+            "collect more or longer episodes."
+        )
+    return Calibration(
+        reached_cost=float(torch.cat(near).median()),
+        goal_score=float(torch.cat(scores).quantile(GOAL_QUANTILE)),
+        state_radius=float(radius.max()),
+    )

@@ -1,0 +1,94 @@
+"""Training the action-conditioned predictor on the latents of a frozen encoder.
+
+V-JEPA 2-AC's objective (Assran et al. 2025, section 3.1): teacher forcing (every frame predicts the next)
+plus a rollout from the first frame(s) that feeds the model its own predictions, in L1, plain sum. The
+rollout is the one planning uses, with gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.clips import Clip
+from vjepa_mpc.pretrain.data import ClipBatches
+from vjepa_mpc.rollout import Context
+from vjepa_mpc.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class PredictorSettings:
+    """`frames` per clip; `history` frames begin a rollout of `rollout_steps` predictions; its loss counts
+    `rollout_weight`. `l2`: squared instead of absolute error. `grid`: latents pooled to grid x grid."""
+
+    grid: int = 4
+    width: int = 192
+    depth: int = 4
+    heads: int = 3
+    frames: int = 8
+    history: int = 1
+    rollout_steps: int = 3
+    rollout_weight: float = 1.0
+    l2: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.history < self.frames:
+            raise InputError(f"The history ({self.history}) must be at least 1 and below the clip's {self.frames} frames.")
+        if self.history + self.rollout_steps > self.frames:
+            raise InputError(
+                f"A rollout of {self.rollout_steps} steps after {self.history} frames needs clips of "
+                f"{self.history + self.rollout_steps} frames, not {self.frames}."
+            )
+
+
+def prediction_error(
+    predicted: Float[Tensor, "*batch p d"], target: Float[Tensor, "*batch p d"], l2: bool
+) -> Float[Tensor, ""]:
+    """Mean absolute (or half squared) error over everything."""
+    difference = predicted.float() - target.float()
+    return 0.5 * difference.square().mean() if l2 else difference.abs().mean()
+
+
+class PredictorLearner:
+    """The predictor of `model` as a `Learner`. The encoder is not touched: its latents come from a cache."""
+
+    def __init__(
+        self, model: WorldModel, settings: PredictorSettings, data: ClipBatches, device: torch.device
+    ) -> None:
+        self.model, self.settings, self.data, self.device = model, settings, data, device
+        self.modules: nn.Module = model.predictor
+
+    def batch(self, step: int) -> Clip:
+        return self.data.batch(step)
+
+    def loss(self, batch: Clip, step: int) -> tuple[Tensor, dict[str, Any]]:
+        model, settings = self.model, self.settings
+        latents = model.standardise(batch.frames.to(self.device, non_blocking=True).float().flatten(0, 1))
+        latents = latents.unflatten(0, batch.frames.shape[:2])
+        states = batch.states.to(self.device, non_blocking=True)
+        actions = batch.actions.to(self.device, non_blocking=True)
+        space = model.states
+        predicted = model.predictor(
+            latents[:, :-1], space.action_features(actions), space.state_features(states[:, :-1])
+        )
+        predicted = model.latent_space.renormalise(predicted)
+        forced = prediction_error(predicted, latents[:, 1:], settings.l2)
+        k, steps = settings.history, settings.rollout_steps
+        context = Context(latents[:, :k], states[:, :k], actions[:, : k - 1])
+        rolled = model.rollout(context, actions[:, None, k - 1 : k - 1 + steps])
+        own = prediction_error(rolled.latents[:, 0], latents[:, k : k + steps], settings.l2)
+        copying = prediction_error(latents[:, :-1], latents[:, 1:], settings.l2)
+        figures = {"forced": forced.detach(), "rollout": own.detach(), "copy": copying.detach()}
+        return forced + settings.rollout_weight * own, figures
+
+    def after_step(self, step: int) -> None:
+        """Nothing moves but the optimiser."""
+
+    def check(self, figures: Mapping[str, float]) -> None:
+        """A poor predictor is visible in the curves; only NaN stops the run, and the trainer sees that."""

@@ -1,0 +1,313 @@
+"""The two trainings as whole runs: from a store to an encoder, from a store and an encoder to a world model.
+
+A run folder holds settings, curves, log and checkpoint; the result appears in it, whole, at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.files import atomic_folder, read_json, write_json
+from vjepa_mpc.core.settings import from_plain, provenance
+from vjepa_mpc.datasets.cache import FrameCache, LatentCache, only_camera
+from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder, weights_hash
+from vjepa_mpc.images import ImagePreparation
+from vjepa_mpc.latents import LatentConfig, LatentSpace
+from vjepa_mpc.predictor import PredictorConfig
+from vjepa_mpc.pretrain.calibration import calibrate
+from vjepa_mpc.pretrain.data import ClipBatches
+from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
+from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult, TrainSettings
+from vjepa_mpc.pretrain.vjepa import VJepaLearner, VJepaSettings
+from vjepa_mpc.robots.base import Camera, RobotSpec
+from vjepa_mpc.world_model import WorldModel, WorldModelConfig
+
+ENCODER_FOLDER = "encoder"
+MODEL_FOLDER = "model"
+PREPARATION = "vjepa_mpc.json"
+UNTRAINED = "untrained"
+PIXELS = "pixels"
+
+CacheProgress = Callable[[str, int, int], None]
+"""Called as progress(what, rows done, rows in all) while a cache is made."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where trajectories come from: a store, one of its cameras, and where its caches lie (None: beside it)."""
+
+    store: Path
+    camera: str | None = None
+    cache: Path | None = None
+
+
+def robot_of(store: ZarrStore) -> RobotSpec:
+    """The robot that a store was recorded with."""
+    spec = store.spec
+    return RobotSpec(
+        name=spec.robot,
+        action_names=spec.action_names,
+        action_low=spec.action_low,
+        action_high=spec.action_high,
+        action_units=spec.action_units,
+        state_names=spec.state_names,
+        state_low=spec.state_low,
+        state_high=spec.state_high,
+        state_units=spec.state_units,
+        state_periodic=spec.state_periodic,
+        control_period_s=spec.control_period_s,
+        cameras={name: Camera(*size) for name, size in spec.cameras.items()},
+        state_model=spec.state_model,
+    )
+
+
+def picture_size(store: ZarrStore, camera: str | None) -> int:
+    """Side of the encoder's square pictures for a camera: the shorter side of its frames, pixels."""
+    return min(store.spec.cameras[only_camera(store, camera)])
+
+
+def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
+    """Write `settings.json` of a new run; for a run that is there already, refuse other settings."""
+    path = folder / "settings.json"
+    record = json.loads(json.dumps({"kind": kind, "settings": settings}))
+    if path.is_file():
+        before = read_json(path)
+        if {key: before.get(key) for key in record} != record:
+            changed = _differences(before.get("settings", {}), record["settings"])
+            raise InputError(
+                f"{folder} holds a run with other settings ({changed}); resume it with those, or choose another --out."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**record, "provenance": provenance()})
+
+
+def _differences(before: Any, now: Any, name: str = "") -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = (
+            _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            for key in sorted({*before, *now})
+        )
+        return ", ".join(part for part in parts if part)
+    return "" if before == now else f"{name}: {before} there, {now} asked for"
+
+
+def pretrain_encoder(
+    source: Source,
+    out: Path,
+    settings: VJepaSettings,
+    training: TrainSettings,
+    device: torch.device,
+    *,
+    progress: Progress | None = None,
+    caching: CacheProgress | None = None,
+    stop_at: int | None = None,
+) -> TrainResult:
+    """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder)."""
+    store = ZarrStore.open(source.store)
+    camera = only_camera(store, source.camera)
+    begin(out, "pretrain", {"objective": asdict(settings), "training": asdict(training), "data": store.content_hash()})
+    frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
+    preparation = ImagePreparation(size=settings.size.picture)
+    clips = ClipDataset(
+        store, settings.frames, settings.stride, camera, episodes=split_episodes(len(store))[0], frames=frames
+    )
+    data = ClipBatches(clips, training.batch, training.seed)
+    learner = VJepaLearner(settings, data, preparation, device, training.seed)
+    result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
+    if result.finished:
+        encoder = learner.modules.target
+        with atomic_folder(out / ENCODER_FOLDER) as folder:
+            encoder.save_pretrained(folder)
+            write_json(
+                folder / PREPARATION,
+                {
+                    "preparation": preparation.to_dict(),
+                    "training": {
+                        "data": store.content_hash(),
+                        "objective": asdict(settings),
+                        "trainer": asdict(training),
+                        "steps": result.step,
+                        "seconds": round(result.seconds, 1),
+                        "commit": provenance()["commit"],
+                    },
+                },
+            )
+    return result
+
+
+def open_encoder(source: str, preparation_size: int, seed: int) -> tuple[FrameEncoder, ImagePreparation, dict[str, Any]]:
+    """The encoder that `--encoder` names, its image preparation and what is known of its training.
+
+    A `VJEPA2Model` folder, a run folder of `pretrain`, a Hugging Face id; or a baseline: "untrained" (the
+    default shape with random weights) or "pixels" (patches as they are).
+    """
+    if source == PIXELS:
+        return PixelPatches(preparation_size, preparation_size // 4), ImagePreparation(size=preparation_size), {}
+    if source == UNTRAINED:
+        settings = VJepaSettings()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = freeze(build_encoder(settings.size.config(settings.frames)))
+        return VJepaFrames(model), ImagePreparation(size=settings.size.picture), {}
+    folder = Path(source)
+    if (folder / ENCODER_FOLDER / "config.json").is_file():
+        folder = folder / ENCODER_FOLDER
+        source = str(folder)
+    elif (folder / "checkpoint.pt").is_file():
+        raise InputError(f"The run in {folder} has not finished; resume it with the same `pretrain` command first.")
+    encoder = VJepaFrames(load_encoder(source))
+    if not (folder / PREPARATION).is_file():
+        return encoder, ImagePreparation(size=encoder.size), {}
+    notes = read_json(folder / PREPARATION)
+    return encoder, ImagePreparation.from_dict(notes["preparation"]), notes.get("training", {})
+
+
+def new_world_model(
+    store: ZarrStore, camera: str, encoder: FrameEncoder, preparation: ImagePreparation, settings: PredictorSettings,
+    seed: int,
+) -> WorldModel:  # fmt: skip
+    """A world model around `encoder` whose predictor has fresh weights."""
+    robot = robot_of(store)
+    periodic = sum(robot.state_periodic)
+    pose = robot.state_model == "pose"
+    config = WorldModelConfig(
+        robot=robot,
+        camera=camera,
+        preparation=preparation,
+        encoder=encoder.describe(),
+        latent=LatentConfig(encoder.grid, settings.grid, encoder.dim),
+        predictor=PredictorConfig(
+            grid_height=settings.grid,
+            grid_width=settings.grid,
+            latent_dim=encoder.dim,
+            width=settings.width,
+            depth=settings.depth,
+            heads=settings.heads,
+            max_frames=settings.frames,
+            action_dim=len(robot.action_names),
+            state_dim=len(robot.state_names) + (0 if pose else periodic),
+        ),
+        history=settings.history,
+        renderer=store.spec.renderer,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WorldModel(config, encoder)
+
+
+def train_world_model(
+    source: Source,
+    out: Path,
+    encoder_source: str,
+    settings: PredictorSettings,
+    training: TrainSettings,
+    device: torch.device,
+    *,
+    progress: Progress | None = None,
+    caching: CacheProgress | None = None,
+    stop_at: int | None = None,
+) -> TrainResult:
+    """Train a predictor on the frozen encoder's latents of the store; the world model lands in `out/model`."""
+    store = ZarrStore.open(source.store)
+    camera = only_camera(store, source.camera)
+    encoder, preparation, about = open_encoder(encoder_source, picture_size(store, camera), training.seed)
+    encoder_hash = weights_hash(encoder)
+    begin(
+        out,
+        "train",
+        {
+            "predictor": asdict(settings),
+            "training": asdict(training),
+            "encoder": encoder_hash,
+            "data": store.content_hash(),
+        },
+    )
+    model = new_world_model(store, camera, encoder, preparation, settings, training.seed).to(device)
+    latents = _cache_latents(source, store, camera, model, encoder_hash, caching)
+    train_episodes, held_out = split_episodes(len(store))
+    _fit_latent_space(model.latent_space, latents, store, train_episodes)
+    clips = ClipDataset(store, settings.frames, camera=camera, episodes=train_episodes, frames=latents)
+    learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
+    result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
+    if weights_hash(model.encoder) != encoder_hash:
+        raise AssertionError("the frozen encoder's weights changed during training")
+    if result.finished:
+        model.calibrated(calibrate(model, held_out_episodes(model, store, latents, held_out)))
+        model.config = replace(
+            model.config,
+            training={
+                "encoder": {"sha256": encoder_hash, **about},
+                "data": store.content_hash(),
+                "frames": int(store.lengths().sum()),
+                "predictor": asdict(settings),
+                "trainer": asdict(training),
+                "steps": result.step,
+                "seconds": round(result.seconds, 1),
+                "commit": provenance()["commit"],
+            },
+        )
+        model.save_pretrained(out / MODEL_FOLDER)
+    return result
+
+
+def held_out_episodes(
+    model: WorldModel, store: ZarrStore, latents: LatentCache, episodes: list[int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(latents [t, p, d], states [t, s]) of each of `episodes`, on the CPU."""
+    ends = store.lengths().cumsum()
+    states, _ = store.states_and_actions()
+    result = []
+    for index in episodes:
+        rows = slice(int(ends[index] - store.lengths()[index]), int(ends[index]))
+        pooled = torch.from_numpy(latents.rows[rows].astype("float32")).to(model.device)
+        result.append((model.standardise(pooled).cpu(), torch.from_numpy(states[rows])))
+    return result
+
+
+def _cache_latents(
+    source: Source, store: ZarrStore, camera: str, model: WorldModel, encoder_hash: str, caching: CacheProgress | None
+) -> LatentCache:
+    frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
+    preparation = json.dumps(
+        {**model.config.preparation.to_dict(), "grid": model.config.latent.grid, "device": model.device.type},
+        sort_keys=True,
+    )
+    return LatentCache.build(
+        frames,
+        model.pooled,
+        encoder_hash=encoder_hash,
+        preparation_hash=hashlib.sha256(preparation.encode()).hexdigest(),
+        folder=source.cache,
+        batch=256,
+        progress=_named(caching, "latents"),
+    )
+
+
+def _fit_latent_space(space: LatentSpace, latents: LatentCache, store: ZarrStore, episodes: list[int]) -> None:
+    """Statistics over at most 20,000 frames, evenly spread over the training episodes."""
+    ends = store.lengths().cumsum()
+    rows = torch.cat([torch.arange(int(ends[i] - store.lengths()[i]), int(ends[i])) for i in episodes])
+    rows = rows[:: max(1, len(rows) // 20_000)]
+    space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device))
+
+
+def _named(caching: CacheProgress | None, what: str) -> Callable[[int, int], None] | None:
+    if caching is None:
+        return None
+    return lambda done, total: caching(what, done, total)
+
+
+def read_run_settings(folder: Path, kind: type[Any], part: str) -> Any:
+    """One part of a run's settings as its dataclass."""
+    return from_plain(kind, read_json(folder / "settings.json")["settings"][part], folder / "settings.json")

@@ -1,0 +1,46 @@
+"""SIGReg: pushes a cloud of embeddings towards an isotropic Gaussian, which rules out collapse.
+
+LeJEPA (Balestriero & LeCun 2025): by Cramer-Wold a distribution is the standard Gaussian exactly when all
+its one-dimensional projections are; each of a few random projections is compared with it through the
+Epps-Pulley statistic, the weighted squared distance of characteristic functions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def epps_pulley(
+    samples: Float[Tensor, "n slices"], *, knots: int = 17, limit: float = 5.0
+) -> Float[Tensor, "slices"]:
+    """Epps-Pulley distance of each column to N(0, 1), per sample (not multiplied by n).
+
+    `integral |phi_n(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt` over [-limit, limit] by the trapezoid rule, with
+    phi_n the empirical characteristic function. 0 for a perfect fit; 0.41 for samples that are all zero.
+    """
+    t = torch.linspace(0.0, limit, knots, device=samples.device, dtype=torch.float32)
+    gauss = torch.exp(-0.5 * t**2)
+    weight = torch.full_like(t, 2 * limit / (knots - 1))
+    weight[[0, -1]] *= 0.5  # half the line, doubled: the integrand is even
+    phase = samples.float()[..., None] * t
+    real, imaginary = phase.cos().mean(0), phase.sin().mean(0)
+    error = (real - gauss).square() + imaginary.square()
+    return error @ (weight * gauss)
+
+
+def sigreg(
+    embeddings: Float[Tensor, "n d"], *, slices: int, generator: torch.Generator
+) -> Float[Tensor, ""]:
+    """Mean Epps-Pulley distance over `slices` random directions drawn from `generator` (a CPU generator)."""
+    directions = torch.randn(embeddings.shape[1], slices, generator=generator)
+    directions = (directions / directions.norm(dim=0)).to(embeddings.device)
+    with torch.autocast(embeddings.device.type, enabled=False):  # bf16 phases would blur the statistic
+        return epps_pulley(embeddings.float() @ directions).mean()
+
+
+COLLAPSED_STATISTIC = math.sqrt(2 * math.pi) * (1 - 2 / math.sqrt(2) + 1 / math.sqrt(3))
+"""`epps_pulley` of all-zero samples: the integral of (1 - exp(-t^2/2))^2 exp(-t^2/2), about 0.409."""

@@ -1,0 +1,222 @@
+"""Masked latent prediction on video (V-JEPA), kept from collapsing by SIGReg, watched while it trains.
+
+A context encoder sees the kept patches of a clip; a narrow predictor fills in, at the masked positions,
+what a slowly moving copy of the encoder (the EMA target) makes of the whole clip, in L1 on layer-normed
+latents (V-JEPA, Bardes et al. 2024; V-JEPA 2, Assran et al. 2025). On low-variety robot video the target
+alone collapses, so SIGReg (LeJEPA) acts on the context encoder's tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.encoder import LAYER_NORM_EPS, build_encoder, encode_clips, encoder_grid, run_layers
+from vjepa_mpc.images import ImagePreparation
+from vjepa_mpc.pretrain.data import ClipBatches
+from vjepa_mpc.pretrain.masks import LONG_RANGE, SHORT_RANGE, BlockMask, MaskedPositions, sample_masks
+from vjepa_mpc.pretrain.sigreg import sigreg
+
+if TYPE_CHECKING:
+    from transformers import VJEPA2Config, VJEPA2Model
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """Shape of the encoder: square pictures of `picture` pixels, `patch` pixels a patch."""
+
+    picture: int = 64
+    patch: int = 8
+    tubelet: int = 2
+    width: int = 192
+    depth: int = 8
+    heads: int = 3
+
+    def config(self, frames: int) -> VJEPA2Config:
+        """As Hugging Face's configuration, without the mask predictor (it does not ship)."""
+        from transformers import VJEPA2Config
+
+        if self.picture % self.patch or self.width % self.heads:
+            raise InputError(
+                f"The picture ({self.picture}) must be a multiple of the patch ({self.patch}) and the width "
+                f"({self.width}) of the heads ({self.heads})."
+            )
+        return VJEPA2Config(
+            crop_size=self.picture,
+            patch_size=self.patch,
+            tubelet_size=self.tubelet,
+            frames_per_clip=frames,
+            hidden_size=self.width,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            mlp_ratio=4.0,
+            hidden_act="gelu",
+            pred_num_hidden_layers=0,
+            pred_hidden_size=self.width,
+            pred_num_attention_heads=self.heads,
+            pred_num_mask_tokens=1,
+        )
+
+
+@dataclass(frozen=True)
+class VJepaSettings:
+    """The objective. `still`: share of steps whose clips are single frames doubled, as planning encodes them."""
+
+    size: EncoderSize = EncoderSize()
+    frames: int = 8
+    stride: int = 1
+    still: float = 0.5
+    ema: float = 0.998
+    sigreg_weight: float = 1.0
+    sigreg_slices: int = 128
+    predictor_width: int = 96
+    predictor_depth: int = 4
+    predictor_heads: int = 3
+    masks: tuple[BlockMask, ...] = (SHORT_RANGE, LONG_RANGE)
+
+    def __post_init__(self) -> None:
+        if self.frames % self.size.tubelet:
+            raise InputError(f"Clips of {self.frames} frames do not divide into tubelets of {self.size.tubelet}.")
+
+
+class MaskPredictor(nn.Module):
+    """Narrow transformer that predicts target latents at masked positions from context tokens."""
+
+    def __init__(self, config: VJEPA2Config, width: int, depth: int, heads: int) -> None:
+        from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer
+
+        super().__init__()
+        self.grid = encoder_grid(config)
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.layers = nn.ModuleList(
+            VJEPA2Layer(config, hidden_size=width, num_attention_heads=heads) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.project = nn.Linear(width, config.hidden_size)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, context: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"], targets: Int[Tensor, "b m"]
+    ) -> Float[Tensor, "b m d"]:
+        tokens = self.embed(context)
+        asked = self.mask_token.to(tokens.dtype).expand(*targets.shape, -1)
+        ids = torch.cat([positions, targets], dim=1)
+        tokens = run_layers(self.layers, torch.cat([tokens, asked], dim=1), ids, self.grid)
+        return self.project(self.norm(tokens[:, positions.shape[1] :]))
+
+
+class VJepaModules(nn.Module):
+    """Context encoder, its moving average, and the mask predictor."""
+
+    def __init__(self, settings: VJepaSettings) -> None:
+        super().__init__()
+        config = settings.size.config(settings.frames)
+        self.encoder: VJEPA2Model = build_encoder(config)
+        self.target: VJEPA2Model = copy.deepcopy(self.encoder)
+        for parameter in self.target.parameters():
+            parameter.requires_grad_(False)
+        self.predictor = MaskPredictor(
+            config, settings.predictor_width, settings.predictor_depth, settings.predictor_heads
+        )
+
+
+@dataclass(frozen=True)
+class VJepaBatch:
+    """Clips and their masks for one step. `still`: clips are made of doubled single frames."""
+
+    clips: UInt8[Tensor, "b t h w 3"]
+    masks: tuple[MaskedPositions, ...]
+
+
+class VJepaLearner:
+    """V-JEPA with SIGReg as a `Learner`."""
+
+    def __init__(
+        self,
+        settings: VJepaSettings,
+        data: ClipBatches,
+        preparation: ImagePreparation,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.settings, self.data, self.preparation, self.device, self.seed = settings, data, preparation, device, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.modules = VJepaModules(settings).to(device)
+        self._pairs = [
+            (target, online)
+            for target, online in zip(
+                self.modules.target.parameters(), self.modules.encoder.parameters(), strict=True
+            )
+        ]
+
+    def batch(self, step: int) -> VJepaBatch:
+        settings, size = self.settings, self.settings.size
+        rng = np.random.default_rng((self.seed, step, 1))
+        clips = self.data.batch(step).frames
+        if rng.random() < settings.still:
+            clips = clips[:, :: size.tubelet].repeat_interleave(size.tubelet, dim=1)
+        masks = tuple(
+            sample_masks(
+                mask,
+                batch=len(clips),
+                frames=settings.frames // size.tubelet,
+                grid=size.picture // size.patch,
+                rng=rng,
+            )
+            for mask in settings.masks
+        )
+        return VJepaBatch(clips, masks)
+
+    def loss(self, batch: VJepaBatch, step: int) -> tuple[Tensor, dict[str, Any]]:
+        settings, modules = self.settings, self.modules
+        clips = batch.clips.to(self.device, non_blocking=True)
+        pixels = self.preparation.prepare(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        with torch.no_grad():
+            whole = encode_clips(modules.target, pixels).float()
+            whole = F.layer_norm(whole, whole.shape[-1:], eps=LAYER_NORM_EPS)
+        prediction_loss = pixels.new_zeros(())
+        seen = []
+        for mask in batch.masks:
+            context_ids, target_ids = mask.context.to(self.device), mask.target.to(self.device)
+            context = encode_clips(modules.encoder, pixels, context_ids)
+            predicted = modules.predictor(context, context_ids, target_ids)
+            target = torch.gather(whole, 1, target_ids[..., None].expand(-1, -1, whole.shape[-1]))
+            prediction_loss = prediction_loss + (predicted.float() - target).abs().mean() / len(batch.masks)
+            seen.append(context.flatten(0, 1))
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
+        statistic = sigreg(torch.cat(seen), slices=settings.sigreg_slices, generator=generator)
+        loss = prediction_loss + settings.sigreg_weight * statistic
+        spread = whole.std(dim=0).mean()
+        return loss, {"prediction": prediction_loss.detach(), "sigreg": statistic.detach(), "spread": spread}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        momentum = self.settings.ema
+        targets, online = [t for t, _ in self._pairs], [o for _, o in self._pairs]
+        torch._foreach_lerp_(targets, online, 1 - momentum)
+
+    def check(self, figures: Mapping[str, float]) -> None:
+        if figures["step"] >= 100 and figures["spread"] < COLLAPSED_SPREAD:
+            raise InputError(
+                f"The encoder collapsed at step {figures['step']:.0f}: the spread of its features over the batch "
+                f"fell to {figures['spread']:.4f} (below {COLLAPSED_SPREAD}); raise --sigreg or lower --lr."
+            )
+
+
+COLLAPSED_SPREAD = 0.02
+"""Mean standard deviation over a batch, per position and channel, of layer-normed latents (whose overall
+deviation is 1) below which every picture looks the same to the encoder."""

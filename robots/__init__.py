@@ -1,0 +1,1 @@
+"""Bodies and worlds: observe, apply, reset; rendering; tasks."""

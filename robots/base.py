@@ -1,0 +1,133 @@
+"""The contract of a robot, real or simulated, and what it tells about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from vjepa_mpc.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera's picture size in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    """What a robot is: everything a world model must agree with before it may steer it.
+
+    Actions are displacements per control step. `state_model` says how proprioception follows from them:
+    "joints" (state + action, clipped to the state's bounds, wrapped where `state_periodic`) or "pose"
+    (V-JEPA 2-AC's 7-D end-effector pose: xyz in m, extrinsic xyz Euler angles in rad, gripper in [0, 1]).
+    """
+
+    name: str
+    action_names: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    action_units: tuple[str, ...]
+    state_names: tuple[str, ...]
+    state_low: tuple[float, ...]
+    state_high: tuple[float, ...]
+    state_units: tuple[str, ...]
+    state_periodic: tuple[bool, ...]
+    control_period_s: float
+    cameras: Mapping[str, Camera]
+    state_model: str = "joints"
+
+    def check_action(self, action: object) -> Float[np.ndarray, "a"]:
+        """Return `action` as float64 [a]; refuse a wrong size, NaN or infinity with `InputError`."""
+        array = np.asarray(action, dtype=np.float64)
+        if array.shape != (len(self.action_names),):
+            raise InputError(
+                f"{self.name} takes {len(self.action_names)} action values ({', '.join(self.action_names)}), "
+                f"got shape {array.shape}."
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"{self.name} was sent a non-finite action {array.tolist()}; it was stopped.")
+        return array
+
+    def check_state(self, state: object) -> Float[np.ndarray, "s"]:
+        """Return `state` as float64 [s]; refuse a wrong size, NaN, infinity or a value out of range."""
+        array = np.asarray(state, dtype=np.float64)
+        if array.shape != (len(self.state_names),):
+            raise InputError(
+                f"A state of {self.name} has {len(self.state_names)} values ({', '.join(self.state_names)}), "
+                f"got {array.size}."
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"The state {array.tolist()} is not finite; give real numbers.")
+        rows = zip(self.state_names, array, self.state_low, self.state_high, self.state_units, strict=True)
+        for name, value, low, high, unit in rows:
+            if not low - 1e-6 <= value <= high + 1e-6:
+                raise InputError(
+                    f"{name} = {value:g} {unit} is outside {self.name}'s range [{low:.4g}, {high:.4g}] {unit}"
+                    + ("; angles are in radians." if unit == "rad" else ".")
+                )
+        return array
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a robot senses at one instant: pictures by camera name, proprioception in the spec's units."""
+
+    images: Mapping[str, UInt8[np.ndarray, "height width 3"]]
+    proprioception: Float32[np.ndarray, "s"]
+    time_s: float
+
+
+@runtime_checkable
+class Robot(Protocol):
+    """A body that can be observed and moved. `apply` blocks for one control period."""
+
+    @property
+    def spec(self) -> RobotSpec: ...
+
+    def reset(self, seed: int | None = None) -> Observation: ...
+
+    def observe(self) -> Observation: ...
+
+    def apply(self, action: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        """Move for one control period; return the action truly applied after the robot's own limits."""
+        ...
+
+    def stop(self) -> None:
+        """Hold the present pose: no motion is commanded after this returns."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class SimulatedRobot(Robot, Protocol):
+    """A robot in a simulator, which can also be put anywhere and asked for the truth (never by a planner)."""
+
+    @property
+    def renderer_identity(self) -> str:
+        """Which renderer draws the pictures, e.g. "mujoco-egl"."""
+        ...
+
+    def place(self, state: Float[np.ndarray, "s"]) -> Observation:
+        """Put the body at rest in `state` (spec's units) and return what it then observes."""
+        ...
+
+    def set_appearance(self, seed: int | None, level: float = 1.0) -> None:
+        """Redraw the world in the appearance of `seed` (None = the plain one): colours, light, textures,
+        camera pose, scaled by `level` in [0, 1]. Dynamics are not touched."""
+        ...
+
+    def end_effector(self) -> Float[np.ndarray, "3"]:
+        """The end effector's position in the world frame, m."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """What it was built with, for the records."""
+        ...

@@ -1,0 +1,14 @@
+"""What every test runs under: shapes and types of public signatures are checked on each call."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before anything of ours is imported, and for the whole session: jaxtyping reads the annotations,
+# beartype checks them.
+install_import_hook("vjepa_mpc", "typechecker.check")
+
+# Examples are drawn alike in every run, and a busy machine is no failure.
+settings.register_profile("vjepa_mpc", deadline=None, derandomize=True)
+settings.load_profile("vjepa_mpc")

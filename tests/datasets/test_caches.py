@@ -1,0 +1,146 @@
+"""Caches are whole or absent, are keyed by what they were made from, and resume to the same bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from toy_trajectories import toy_episode, toy_spec
+
+from vjepa_mpc.core.errors import InputError, NotFiniteError
+from vjepa_mpc.datasets import cache as cache_module
+from vjepa_mpc.datasets.cache import FrameCache, LatentCache
+from vjepa_mpc.datasets.store import ZarrStore
+
+FRAMES = 90
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> FrameCache:
+    with ZarrStore.create(tmp_path / "a.zarr", toy_spec(chunk_frames=30)) as writer:
+        writer.extend([toy_episode(seed, 30) for seed in range(3)])
+        return FrameCache.build(writer, "top")
+
+
+def encode(images: Tensor) -> Tensor:
+    """Two tokens of three numbers: the first pixel's colour, and minus it."""
+    colour = images[:, 0, 0].float()
+    return torch.stack([colour, -colour], dim=1)
+
+
+class Counting:
+    """Counts frames encoded; fails after `limit` of them as if interrupted."""
+
+    def __init__(self, limit: int = 10**9) -> None:
+        self.seen, self.limit = 0, limit
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.seen >= self.limit:
+            raise KeyboardInterrupt
+        self.seen += len(images)
+        return encode(images)
+
+
+def build(frames: FrameCache, function: Callable[[Tensor], Tensor], **settings: object) -> LatentCache:
+    options = {"encoder_hash": "e", "preparation_hash": "p", "batch": 4, **settings}
+    return LatentCache.build(frames, function, **options)  # type: ignore[arg-type]
+
+
+def test_frames_are_decoded_once_and_reported(tmp_path: Path, frames: FrameCache) -> None:
+    expected = np.concatenate([toy_episode(seed, 30).images["top"] for seed in range(3)])
+    np.testing.assert_array_equal(frames.rows, expected)
+    assert frames.path.parent == tmp_path / "a.zarr.cache"
+    store, calls = ZarrStore.open(tmp_path / "a.zarr"), []
+    other = FrameCache.build(
+        store, "top", tmp_path / "elsewhere", lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(30, FRAMES), (60, FRAMES), (90, FRAMES)] and other.path.parent == tmp_path / "elsewhere"
+    calls.clear()
+    FrameCache.build(store, "top", tmp_path / "elsewhere", lambda done, total: calls.append((done, total)))
+    assert not calls
+    assert sorted(file.suffix for file in (tmp_path / "elsewhere").iterdir()) == [".npy"]
+
+
+def test_an_interrupted_frame_cache_is_made_again(
+    tmp_path: Path, frames: FrameCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ZarrStore.open(tmp_path / "a.zarr")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FrameCache.build(store, "top", tmp_path / "new", stop)
+    assert not list((tmp_path / "new").iterdir())
+    np.testing.assert_array_equal(FrameCache.build(store, "top", tmp_path / "new").rows, frames.rows)
+
+
+def test_latents_are_the_encoders_in_float16(frames: FrameCache) -> None:
+    latents = build(frames, encode)
+    assert latents.rows.dtype == np.float16 and latents.rows.shape == (FRAMES, 2, 3)
+    np.testing.assert_array_equal(latents.rows, encode(torch.from_numpy(frames.rows.copy())).half().numpy())
+    rows = np.array([[5, 6], [89, 0]])
+    np.testing.assert_array_equal(latents.take(rows), latents.rows[rows])
+
+
+def test_latents_resume_where_they_were_saved(tmp_path: Path, frames: FrameCache) -> None:
+    """Saved every 16 batches of 4: stopped after 80 frames, 64 are kept."""
+    with pytest.raises(KeyboardInterrupt):
+        build(frames, Counting(limit=80))
+    rest = Counting()
+    resumed = build(frames, rest)
+    assert rest.seen == FRAMES - 64
+    straight = build(frames, encode, folder=tmp_path / "straight")
+    assert resumed.path.read_bytes() == straight.path.read_bytes()
+    again = Counting()
+    build(frames, again)
+    assert again.seen == 0
+    assert not [file for file in resumed.path.parent.iterdir() if "partial" in file.name]
+
+
+def test_another_encoder_or_preparation_is_another_cache(frames: FrameCache) -> None:
+    paths = {
+        build(frames, encode, encoder_hash=encoder, preparation_hash=preparation).path
+        for encoder in "ab"
+        for preparation in "ab"
+    }
+    assert len(paths) == 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_what_float16_cannot_hold_is_loud(frames: FrameCache, value: float) -> None:
+    with pytest.raises(NotFiniteError, match="frames 0 to 4"):
+        build(frames, lambda images: torch.full((len(images), 1, 1), value))
+    assert not list(frames.path.parent.glob("latents-*.npy"))
+
+
+def test_a_second_builder_waits_and_uses_the_firsts_work(frames: FrameCache) -> None:
+    slow, second, entered = Counting(), Counting(), threading.Event()
+
+    def first_encode(images: Tensor) -> Tensor:
+        entered.set()
+        return slow(images)
+
+    first = threading.Thread(target=build, args=(frames, first_encode))
+    first.start()
+    assert entered.wait(20)
+    latents = build(frames, second)
+    first.join()
+    assert slow.seen == FRAMES and second.seen == 0 and len(latents) == FRAMES
+
+
+def test_a_full_disk_is_an_input_error(
+    tmp_path: Path, frames: FrameCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="No space left on device; make room"):
+        FrameCache.build(ZarrStore.open(tmp_path / "a.zarr"), "top", tmp_path / "full")
+    assert not list((tmp_path / "full").iterdir())

@@ -1,0 +1,95 @@
+"""Every planner keeps the contract: adding a name to `PLANNERS` is all it takes to check another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+
+from vjepa_mpc.planners.base import Bounds, Planner
+from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
+from vjepa_mpc.planners.testing import (
+    CHECKS,
+    PlannerFactory,
+    check_bounds_kept,
+    check_finds_the_global_optimum,
+    check_spends_the_whole_budget,
+)
+
+PLANNERS: dict[str, PlannerFactory] = {
+    "cem": lambda bounds: CEM(bounds, CEMSettings(samples=128, elites=16, iterations=20)),
+    "cem-coloured": lambda bounds: CEM(
+        bounds, CEMSettings(samples=128, elites=16, iterations=25, noise_exponent=1.0)
+    ),
+    "cem-plain-chunked": lambda bounds: CEM(
+        bounds,
+        CEMSettings(
+            samples=200,
+            elites=20,
+            iterations=20,
+            mean_candidate=False,
+            keep_fraction=0,
+            std_floor=0,
+            chunk=66,
+        ),
+    ),
+    "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
+    "gradient-noisy": lambda bounds: GradientPlanner(
+        bounds, GradientSettings(starts=2, steps=60, action_noise=0.005)
+    ),
+}
+# Promises that not every planner makes.
+GLOBAL = ("cem", "cem-coloured", "cem-plain-chunked")
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(check: Callable[[PlannerFactory], None], name: str) -> None:
+    check(PLANNERS[name])
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_finds_the_global_optimum(name: str) -> None:
+    check_finds_the_global_optimum(PLANNERS[name])
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_spends_the_whole_budget(name: str) -> None:
+    check_spends_the_whole_budget(PLANNERS[name])
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_is_a_planner(name: str) -> None:
+    assert isinstance(PLANNERS[name](Bounds(torch.zeros(1), torch.ones(1))), Planner)
+
+
+@st.composite
+def tasks(draw: st.DrawFn) -> tuple[Bounds, torch.Tensor]:
+    """Random boxes (some without width) and starts (some far outside), in any pair of types."""
+    size, horizon, problems = (draw(st.integers(1, 3)) for _ in range(3))
+    bounds_type, init_type = (draw(st.sampled_from([torch.float32, torch.float64])) for _ in range(2))
+    numbers = st.floats(-1e4, 1e4, allow_subnormal=False)
+    low = torch.from_numpy(draw(hnp.arrays(np.float64, size, elements=numbers))).to(bounds_type)
+    width = draw(hnp.arrays(np.float64, size, elements=st.sampled_from([0.0, 1e-2, 0.1, 1.0, 3e3])))
+    start = draw(hnp.arrays(np.float64, (problems, horizon, size), elements=numbers))
+    high = low + torch.from_numpy(width).to(bounds_type)
+    if bounds_type is torch.float64 and init_type is torch.float32:
+        # A point that float32 does not hold has nothing inside; the nearest number is all one can ask.
+        low, high = (
+            value.to(torch.float32).to(torch.float64) if (low == high).any() else value
+            for value in (low, high)
+        )
+    return Bounds(low, high), torch.from_numpy(start).to(init_type)
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+@hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
+@hypothesis.given(task=tasks())
+def test_bounds_are_kept_in_random_boxes(name: str, task: tuple[Bounds, torch.Tensor]) -> None:
+    check_bounds_kept(PLANNERS[name], *task)

@@ -1,0 +1,149 @@
+"""What the gradient planner does with slopes, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from vjepa_mpc.core.errors import InputError, NotFiniteError
+from vjepa_mpc.planners.base import Budget, Evaluation
+from vjepa_mpc.planners.evaluation import BadCandidates
+from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
+from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
+
+
+def unconstrained(cost: torch.Tensor) -> Evaluation:
+    return Evaluation(cost, cost.new_zeros(*cost.shape, 0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"starts": 0},
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.inf},
+        {"gradient_clip": 0.0},
+        {"perturbation": -1.0},
+        {"action_noise": math.nan},
+        {"penalty": -1.0},
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        GradientSettings(**wrong)
+
+
+def test_the_starts_are_the_given_plan_and_perturbed_ones_in_one_call() -> None:
+    watch = Watch(Bowl(torch.full((2, 3, 2), 0.4)))
+    init = torch.full((2, 3, 2), -0.2)
+    solve(GradientPlanner(box(2), GradientSettings(starts=5, steps=3)), watch, init)
+    assert [tuple(asked.shape) for asked in watch.asked] == [
+        (2, 1, 3, 2),
+        *[(2, 5, 3, 2)] * 3,
+        (2, 6, 3, 2),  # where the starts ended, and the best seen
+    ]
+    torch.testing.assert_close(watch.asked[1][:, 0], init)
+    assert not torch.isclose(watch.asked[1][:, 1:], init[:, None]).all(dim=(2, 3)).any()
+
+
+def test_the_first_step_is_adams() -> None:
+    """Adam's first step is its learning rate in each sign's direction, in fractions of half the range."""
+    watch = Watch(Bowl(torch.tensor([[[5.0, -5.0]]])))
+    settings = GradientSettings(starts=1, steps=4, learning_rate=0.1)
+    solve(GradientPlanner(box(2, half=2.0), settings), watch, torch.zeros(1, 1, 2))
+    torch.testing.assert_close(watch.asked[2][0, 0, 0], torch.tensor([0.2, -0.2]))
+
+
+def test_gradients_are_clipped_for_each_start() -> None:
+    planner = GradientPlanner(box(1), GradientSettings(gradient_clip=1.0))
+    slopes = torch.tensor([3.0, 4.0, 0.3, 0.4]).reshape(1, 2, 2, 1)
+    clipped = planner._clipped(slopes)
+    torch.testing.assert_close(clipped.flatten(), torch.tensor([0.6, 0.8, 0.3, 0.4]))
+
+
+def test_decided_without_gradients_descended_with_them() -> None:
+    modes = []
+
+    def cost(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        modes.append(torch.is_grad_enabled())
+        return unconstrained((actions - 0.5).square().flatten(2).sum(dim=-1))
+
+    solve(GradientPlanner(box(1), GradientSettings(steps=3)), cost, torch.zeros(1, 1, 1))
+    assert modes == [False, True, True, True, False]
+
+
+def test_the_penalty_leads_out_of_a_broken_constraint() -> None:
+    """The cost pulls into the forbidden half, the penalty out of it; the answer keeps the constraint."""
+    init, goals = torch.full((1, 1, 1), 0.9), torch.full((1, 1, 1), 0.9)
+    settings = GradientSettings(starts=1, steps=40, penalty=10.0)
+    plan = solve(GradientPlanner(box(1), settings), Bowl(goals, limit=0.0), init)
+    assert float(plan.violation.max()) == 0.0 and float(plan.actions) > -0.3
+
+
+def test_a_cost_without_a_slope_is_refused() -> None:
+    def flat(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        return unconstrained((actions > 0).float().flatten(2).sum(dim=-1))
+
+    weight = torch.ones(1, requires_grad=True)
+
+    def elsewhere(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        return unconstrained(weight.expand(actions.shape[:2]))
+
+    for cost in (flat, elsewhere):
+        with pytest.raises(InputError, match="gives no gradient by the actions"):
+            solve(GradientPlanner(box(1)), cost, torch.zeros(1, 1, 1))
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(InputError, match="no_grad"):
+        solve(GradientPlanner(box(1)), Bowl(torch.zeros(1, 1, 1)), torch.zeros(1, 1, 1))
+
+
+def test_a_gradient_that_is_not_finite_raises_with_what_led_there() -> None:
+    """A norm written with a bare square root has no slope at zero."""
+
+    def norm(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        return unconstrained(actions.square().flatten(2).sum(dim=-1).sqrt())
+
+    with pytest.raises(NotFiniteError, match="square root") as caught:
+        solve(GradientPlanner(box(1)), norm, torch.zeros(1, 2, 1))
+    evidence = caught.value.evidence
+    assert isinstance(evidence, BadCandidates) and evidence.problem == 0
+    assert torch.equal(evidence.actions, torch.zeros(1, 2, 1)) and evidence.gradient is not None
+
+
+def test_rejected_candidates_without_a_slope_do_not_spoil_the_others() -> None:
+    """log(0) = -inf, negated: rejected, with an infinite slope there; the other starts go on."""
+
+    def barrier(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        x = actions.flatten(2).sum(dim=-1)
+        return unconstrained((x - 0.7).square() - 0.01 * x.clamp(min=0).log())
+
+    plan = solve(GradientPlanner(box(1), GradientSettings(starts=8)), barrier, torch.zeros(1, 1, 1))
+    assert abs(float(plan.actions) - 0.7) < 0.05
+
+
+def test_more_starts_find_what_one_misses() -> None:
+    """Two valleys: the start lies in the shallow one."""
+
+    def valleys(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        x = actions.flatten(2).sum(dim=-1)
+        return unconstrained(torch.minimum((x + 0.5).square() + 0.2, (x - 0.5).square()))
+
+    init = torch.full((1, 1, 1), -0.6)
+    one = solve(GradientPlanner(box(1), GradientSettings(starts=1)), valleys, init)
+    many = solve(GradientPlanner(box(1), GradientSettings(starts=8, perturbation=1.0)), valleys, init)
+    assert float(one.actions) < 0 < float(many.actions) and float(many.cost[0]) < 0.01
+
+
+def test_little_budget_uses_fewer_starts() -> None:
+    watch = Watch(Bowl(torch.full((1, 1, 1), 0.5)))
+    plan = GradientPlanner(box(1), GradientSettings(starts=4, steps=20)).plan(
+        watch, torch.zeros(1, 1, 1), budget=Budget(max_evaluations=4), generators=generators(1)
+    )
+    assert [asked.shape[1] for asked in watch.asked] == [1, 1, 2]
+    assert plan.stopped == "max_evaluations" and float(plan.cost[0]) < 0.25

@@ -1,0 +1,166 @@
+"""The predictor against the reference's numbers, and properties of its attention and rotary positions."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vjepa_mpc.checkpoints import predictor_from_checkpoint
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
+from vjepa_mpc.rotary import rotary_tables, rotate
+
+GOLDEN = Path(__file__).parent / "golden"
+BUILT = {
+    "ac_tiny": {"grid": (4, 4), "heads": 4, "use_extrinsics": False},
+    "ac_tiny_extrinsics": {"grid": (4, 4), "heads": 4, "use_extrinsics": True},
+    "ac_wide": {"grid": (4, 6), "train_grid": (4, 4), "heads": 3, "use_extrinsics": False},
+}
+SMALL = PredictorConfig(
+    grid_height=2,
+    grid_width=3,
+    latent_dim=10,
+    width=24,
+    depth=2,
+    heads=2,
+    max_frames=6,
+    action_dim=3,
+    state_dim=4,
+)
+
+
+def inputs(config: PredictorConfig, frames: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    sizes = ((config.patches, config.latent_dim), (config.action_dim,), (config.state_dim,))
+    return [torch.randn(2, frames, *size, generator=g, dtype=dtype) for size in sizes]
+
+
+def make(config: PredictorConfig, dtype: torch.dtype = torch.float32) -> ActionConditionedPredictor:
+    predictor = ActionConditionedPredictor(config).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in predictor.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return predictor
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_golden_predictions(name: str) -> None:
+    predictor = predictor_from_checkpoint(GOLDEN / f"{name}.pt", max_frames=8, **BUILT[name]).eval()
+    z = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / f"{name}.npz").items()}
+    latents = z["predictor_in"].unflatten(1, (-1, predictor.config.patches))
+    assert latents.shape[1] >= 3
+    for frames in range(1, latents.shape[1] + 1):
+        extrinsics = z["extrinsics"][:, :frames] if predictor.config.use_extrinsics else None
+        with torch.no_grad():
+            found = predictor(
+                latents[:, :frames], z["actions"][:, :frames], z["states"][:, :frames], extrinsics
+            )
+        torch.testing.assert_close(found.flatten(1, 2), z[f"predictor_out_T{frames}"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_attention_is_block_causal(which: int) -> None:
+    """What happens in frame t moves predictions of frame t on, at every patch, and none before."""
+    predictor, given = make(SMALL), inputs(SMALL, 5)
+    with torch.no_grad():
+        before = predictor(*given)
+        given[which][:, 2] += 1.0
+        moved = (predictor(*given) - before).abs().amax(dim=-1)
+    assert (moved[:, :2] == 0).all()
+    assert (moved[:, 2:] > 1e-6).all()
+
+
+@pytest.mark.parametrize("width", [24, 34, 66, 4])  # head sizes 12, 17 (odd), 33 (odd), 2 (nothing turns)
+def test_head_sizes_with_an_unturned_rest(width: int) -> None:
+    config = dataclasses.replace(SMALL, width=width)
+    given = inputs(config, 3)
+    assert make(config)(*given).isfinite().all()
+
+
+def test_rotary_turns_pairs_by_tiled_frequencies_and_leaves_the_rest() -> None:
+    """Dimension by dimension, from the description: 3 axes of 4 dimensions, 2 left over."""
+    cos, sin = rotary_tables(frames=3, grid=(2, 4), train_grid=(2, 2), conditions=2, head_dim=14)
+    x = torch.randn(1, 3 * 10, 1, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tables = [table.flatten(0, 1)[:, None] for table in (cos, sin)]
+    found = rotate(x, *tables).unflatten(1, (3, 10))[0, :, :, 0]
+    # the last frame's patch in row 1, column 3 (scaled to 1.5), and its state token
+    for frame, token, position in ((2, 2 + 4 + 3, (2, 1, 1.5)), (2, 1, (2, 0, 0))):
+        row = x.unflatten(1, (3, 10))[0, frame, token, 0]
+        wanted = row.clone()
+        for axis, at in enumerate(position):
+            for j in range(4):
+                angle = torch.tensor(at * 10000.0 ** -((j % 2) / 2), dtype=torch.float64)
+                here, there = row[4 * axis + j], row[4 * axis + (j ^ 1)]
+                wanted[4 * axis + j] = here * angle.cos() + (there if j % 2 else -there) * angle.sin()
+        torch.testing.assert_close(found[frame, token], wanted)
+
+
+def test_training_grid_defaults_to_its_own() -> None:
+    same = dataclasses.replace(SMALL, train_grid=(2, 3))
+    other = dataclasses.replace(SMALL, train_grid=(2, 2))
+    given = inputs(SMALL, 2)
+    default, explicit, scaled = (make(config)(*given) for config in (SMALL, same, other))
+    torch.testing.assert_close(default, explicit, rtol=0, atol=0)
+    assert (default - scaled).abs().max() > 1e-4
+
+
+def test_gradients_equal_finite_differences() -> None:
+    predictor, given = make(SMALL, torch.float64), inputs(SMALL, 2, torch.float64)
+    for tensor in given:
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(predictor, tuple(given), fast_mode=True)
+
+
+def test_bfloat16_trains_like_float32() -> None:
+    """The separate CPU path for bfloat16 gradients points the same way."""
+    config = dataclasses.replace(SMALL, width=96)
+    given, slopes = inputs(config, 3), []
+    for dtype in (torch.float32, torch.bfloat16):
+        predictor = make(config).to(dtype)
+        predictor(*given).square().mean().backward()
+        slopes.append(
+            torch.cat([p.grad.float().flatten() for p in predictor.parameters() if p.grad is not None])
+        )
+    assert torch.nn.functional.cosine_similarity(*slopes, dim=0) > 0.97  # a lost mask gives far less
+
+
+def test_fresh_weights_follow_the_generator_and_leave_the_global_one_alone() -> None:
+    predictor = ActionConditionedPredictor(SMALL)
+    state = torch.get_rng_state()
+    draws = []
+    for seed in (0, 0, 1):
+        predictor.reset_parameters(torch.Generator().manual_seed(seed))
+        draws.append(predictor.predictor_embed.weight.detach().clone())
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("which", "shape", "message"),
+    [
+        (0, (2, 2, 5, 10), "6 latent patches, got 5"),
+        (0, (2, 2, 6, 9), "10 latent values, got 9"),
+        (1, (2, 2, 7), "3 action values, got 7"),
+        (2, (2, 2, 7), "4 state values, got 7"),
+    ],
+)
+def test_misfits_are_refused_with_both_numbers(which: int, shape: tuple[int, ...], message: str) -> None:
+    given = inputs(SMALL, 2)
+    given[which] = torch.zeros(shape)
+    with pytest.raises(InputError, match=message):
+        make(SMALL)(*given)
+
+
+def test_too_many_frames_and_stray_extrinsics_are_refused() -> None:
+    with pytest.raises(InputError, match=r"7 frames .* built for 6"):
+        make(SMALL)(*inputs(SMALL, 7))
+    with pytest.raises(InputError, match="use_extrinsics=False"):
+        make(SMALL)(*inputs(SMALL, 2), torch.zeros(2, 2, 6))
+    with pytest.raises(InputError, match="does not divide"):
+        dataclasses.replace(SMALL, width=25)

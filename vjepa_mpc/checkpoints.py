@@ -1,0 +1,214 @@
+"""Reading checkpoints in the layout facebookresearch/vjepa2 publishes.
+
+A `.pt` file holds a dict with some of `encoder`, `target_encoder`, `predictor` (tensors whose names carry
+`module.` and `backbone.` prefixes) beside optimiser state, which is never read from disk: files are mapped,
+not loaded (the public action-conditioned one is 11.8 GB). No code in a file is ever run.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
+
+if TYPE_CHECKING:
+    from transformers import VJEPA2Model
+
+_PARTS = ("encoder", "target_encoder", "predictor")
+_PREFIXES = ("module.", "backbone.")
+
+
+def read_meta_checkpoint(path: Path | str) -> dict[str, dict[str, Tensor]]:
+    """The parts in a checkpoint among `encoder`, `target_encoder`, `predictor`: prefix-free name -> tensor.
+
+    Tensors are mapped from the file: keep it in place while they are used. Raises `InputError` for a file
+    that is missing, truncated, not a PyTorch archive, holds none of the parts, or holds anything but plain
+    tensors and numbers (such a file could run code when unpickled; it is refused unread).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file; give the path of a V-JEPA 2 .pt checkpoint.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors and numbers and was not opened, because that could run code; "
+            "save its state dicts alone with torch.save."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a whole PyTorch checkpoint ({str(error).partition(chr(10))[0]}); "
+            "download or save it again."
+        ) from error
+    parts = {name: content[name] for name in _PARTS if name in content} if isinstance(content, dict) else {}
+    if not parts:
+        raise InputError(f"{path} holds none of {', '.join(_PARTS)}; give a checkpoint in V-JEPA 2's layout.")
+    return {name: _tensors(path, name, part) for name, part in parts.items()}
+
+
+def predictor_from_checkpoint(
+    path: Path | str,
+    *,
+    grid: tuple[int, int],
+    heads: int,
+    max_frames: int,
+    train_grid: tuple[int, int] | None = None,
+    use_extrinsics: bool = False,
+    activation: Literal["gelu", "gelu_tanh"] = "gelu",
+) -> ActionConditionedPredictor:
+    """The action-conditioned predictor in a checkpoint; sizes come from the tensors, the rest from you.
+
+    `grid` is (height, width) in patches; see `PredictorConfig` for the others. V-JEPA 2-AC's own: grid
+    (16, 16), 16 heads, 8 frames. Raises `InputError` naming what is missing, left over or misshapen.
+    """
+    tensors = _part(path, "predictor")
+    width, latent_dim = _shape(path, tensors, "predictor_embed.weight")
+    config = PredictorConfig(
+        grid_height=grid[0],
+        grid_width=grid[1],
+        latent_dim=latent_dim,
+        width=width,
+        depth=_depth(tensors, "predictor_blocks."),
+        heads=heads,
+        max_frames=max_frames,
+        mlp_ratio=_ratio(width, _shape(path, tensors, "predictor_blocks.0.mlp.fc1.weight")[0]),
+        action_dim=_shape(path, tensors, "action_encoder.weight")[1],
+        state_dim=_shape(path, tensors, "state_encoder.weight")[1],
+        extrinsics_dim=_shape(path, tensors, "extrinsics_encoder.weight")[1],
+        use_extrinsics=use_extrinsics,
+        train_grid=train_grid,
+        activation=activation,
+    )
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the weights drawn here are replaced: leave no trace of drawing them
+        predictor = ActionConditionedPredictor(config)
+    _load(predictor, tensors, f"the predictor in {path}")
+    return predictor
+
+
+def encoder_from_checkpoint(
+    path: Path | str,
+    key: Literal["encoder", "target_encoder"] = "target_encoder",
+    *,
+    heads: int,
+    image_size: int,
+    frames_per_clip: int = 64,
+) -> VJEPA2Model:
+    """An encoder in a checkpoint as Hugging Face's `VJEPA2Model`, without the mask predictor's blocks.
+
+    `target_encoder` is the averaged (EMA) one. `heads` and `image_size` (pixels, square) cannot be read off
+    the tensors: ViT-L 16, ViT-H 16, ViT-g 22 heads; 256 pixels for V-JEPA 2-AC. Its features still lack the
+    parameter-free layer norm. Raises `InputError` naming what is missing, left over or misshapen.
+    """
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    tensors = _part(path, key)
+    width, channels, tubelet, patch, _ = _shape(path, tensors, "patch_embed.proj.weight", 5)
+    if width % heads:
+        raise InputError(
+            f"The {key} in {path} is {width} wide, which {heads} heads do not divide; give its own heads."
+        )
+    config = VJEPA2Config(
+        patch_size=patch,
+        crop_size=image_size,
+        frames_per_clip=frames_per_clip,
+        tubelet_size=tubelet,
+        hidden_size=width,
+        in_chans=channels,
+        num_attention_heads=heads,
+        num_hidden_layers=_depth(tensors, "blocks."),
+        mlp_ratio=_ratio(width, _shape(path, tensors, "blocks.0.mlp.fc1.weight")[0]),
+        layer_norm_eps=1e-6,
+        qkv_bias="blocks.0.attn.qkv.bias" in tensors,
+        pred_num_hidden_layers=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = VJEPA2Model(config).eval()
+    _load(model.encoder, _hugging_face_names(tensors), f"the {key} in {path}")
+    return model
+
+
+def _hugging_face_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Meta's encoder tensors under the names of `VJEPA2Model.encoder`; unknown names stay, to be reported."""
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        head, _, tail = name.partition(".")
+        if head == "patch_embed":
+            renamed[f"embeddings.patch_embeddings.{tail}"] = tensor
+        elif head == "norm":
+            renamed[f"layernorm.{tail}"] = tensor
+        elif head == "blocks" and ".attn.qkv." in tail:
+            layer, _, kind = tail.partition(".attn.qkv.")
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                renamed[f"layer.{layer}.attention.{part}.{kind}"] = rows
+        elif head == "blocks":
+            renamed[f"layer.{tail.replace('.attn.', '.attention.')}"] = tensor
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+def _part(path: Path | str, key: str) -> dict[str, Tensor]:
+    parts = read_meta_checkpoint(path)
+    if key not in parts:
+        raise InputError(f"{path} has no {key!r}; it has {', '.join(parts)}.")
+    return parts[key]
+
+
+def _tensors(path: Path, name: str, part: object) -> dict[str, Tensor]:
+    if not isinstance(part, Mapping) or not all(isinstance(value, Tensor) for value in part.values()):
+        raise InputError(
+            f"The {name!r} in {path} is not a dict of tensors; give a checkpoint in V-JEPA 2's layout."
+        )
+    tensors: dict[str, Tensor] = {}
+    for key, value in part.items():
+        short = str(key)
+        while short.startswith(_PREFIXES):
+            short = short.partition(".")[2]
+        tensors[short] = value
+    return tensors
+
+
+def _shape(
+    path: Path | str, tensors: Mapping[str, Tensor], name: str, dimensions: int = 2
+) -> tuple[int, ...]:
+    if name not in tensors or tensors[name].dim() != dimensions:
+        raise InputError(f"{path} has no {name} of {dimensions} dimensions; it is not of the kind asked for.")
+    return tuple(tensors[name].shape)
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered blocks there are: one more than the highest number."""
+    numbers = (name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix))
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """An MLP ratio for which int(width * ratio) is `hidden`, whatever the rounding (ViT-g: 1408 -> 6144)."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Copy `tensors` into `module`; refuse any difference of names or shapes."""
+    wanted = module.state_dict()
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        raise InputError(
+            f"The tensors of {what} do not fit: missing {missing or 'none'}, left over {extra or 'none'}."
+        )
+    for name, tensor in wanted.items():
+        if tensor.shape != tensors[name].shape:
+            raise InputError(
+                f"{name} of {what} is {tuple(tensors[name].shape)} and should be {tuple(tensor.shape)}; "
+                "check the sizes it was asked for."
+            )
+    module.load_state_dict(dict(tensors))

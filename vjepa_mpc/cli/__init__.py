@@ -1,0 +1,1 @@
+"""The commands, one a file. The one place that names concrete classes everywhere; nothing imports it."""

@@ -1,0 +1,141 @@
+"""From names and options to objects: the one place that knows every concrete class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vjepa_mpc.core.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from vjepa_mpc.planners.base import Planner
+    from vjepa_mpc.robots.base import RobotSpec
+    from vjepa_mpc.world_model import WorldModel
+
+SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "reacher"
+PLANNERS = ("cem", "gradient")
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1"; `InputError` when it is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise unknown_name("device", name, ("auto", "cpu", "cuda")) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no usable CUDA GPU here; leave --device out, or use --device cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    return device
+
+
+def limit_threads(threads: int | None) -> int:
+    """Set torch's threads, by default to the cores this process may use, and return how many there are now.
+
+    Torch counts the machine's cores; in a container that is given few of many its threads would mostly wait
+    for each other. OMP_NUM_THREADS, when lower, holds.
+    """
+    import torch
+
+    torch.set_num_threads(threads or max(1, min(torch.get_num_threads(), usable_cores())))
+    return torch.get_num_threads()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: the machine's, its affinity mask and its control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    version_2, version_1 = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
+    try:
+        if version_2.is_file():
+            quota, period = version_2.read_text().split()
+        else:
+            quota = (version_1 / "cpu.cfs_quota_us").read_text()
+            period = (version_1 / "cpu.cfs_period_us").read_text()
+        share = int(quota) / int(period)  # "max" or -1: no quota
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores
+    return min(cores, max(1, round(share))) if share > 0 else cores
+
+
+def model_folder(source: str | None) -> Path:
+    """Where the world model `source` lies: a folder (a run folder of `train` will do), a Hugging Face id, or
+    None for the shipped one."""
+    if source is None:
+        if not (SHIPPED_MODEL / "config.json").is_file():
+            raise InputError("This installation lacks the shipped world model; install it again, or give --model.")
+        return SHIPPED_MODEL
+    folder = Path(source)
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"
+    return folder if folder.exists() else _from_hub(source)
+
+
+def load_model(source: str | None, device: torch.device) -> WorldModel:
+    """The world model in folder `source` (a run folder of `train` will do), a Hugging Face id, or the shipped one."""
+    from vjepa_mpc.world_model import WorldModel
+
+    return WorldModel.from_pretrained(model_folder(source), device)
+
+
+def _from_hub(source: str) -> Path:
+    """Fetch the two files of a world model from the Hugging Face hub, or find them in its cache."""
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise InputError(f"{source} does not exist; give a model folder or a Hugging Face id (owner/name).")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors", "README.md"]))
+    except Exception as error:  # the hub client raises many kinds: offline, missing, private
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{source} is no folder here and could not be had from Hugging Face ({reason}).") from error
+
+
+def make_planner(
+    name: str, spec: RobotSpec, device: torch.device, *, samples: int | None, iterations: int | None,
+    elites: int | None = None,
+) -> Planner:  # fmt: skip
+    """The planner called `name` for a robot's action bounds; None leaves a setting at its default."""
+    import torch
+
+    from vjepa_mpc.planners.base import Bounds
+
+    bounds = Bounds(torch.tensor(spec.action_low, device=device), torch.tensor(spec.action_high, device=device))
+    given: dict[str, Any] = {"samples": samples, "iterations": iterations, "elites": elites}
+    given = {key: value for key, value in given.items() if value is not None}
+    if name == "cem":
+        from vjepa_mpc.planners.cem import CEM, CEMSettings
+
+        return CEM(bounds, CEMSettings(**{**CEM_DEFAULTS, **given}))
+    if name == "gradient":
+        from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
+
+        names = {"samples": "starts", "iterations": "steps"}
+        if "elites" in given:
+            raise InputError("The gradient planner has no elites; leave --elites out.")
+        return GradientPlanner(bounds, GradientSettings(**{names[key]: value for key, value in given.items()}))
+    raise unknown_name("planner", name, PLANNERS)
+
+
+CEM_DEFAULTS: dict[str, Any] = {
+    "samples": 64,
+    "elites": 8,
+    "iterations": 4,
+    "noise_exponent": 2.0,
+}
+"""Chosen on the `dev` manifest: docs/experiments.md."""
+
+DEFAULT_HORIZON = 5
+
+
+def control_settings(*, horizon: int, running: float) -> Any:
+    """The controller's settings from the command line's options."""
+    from vjepa_mpc.controller import ControlSettings
+
+    return ControlSettings(horizon=horizon, running=running)

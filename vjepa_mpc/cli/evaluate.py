@@ -1,0 +1,140 @@
+"""`vjepa-mpc evaluate`: closed-loop success on a frozen manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vjepa_mpc.evaluation import EpisodeResult
+
+
+def evaluate(
+    manifest: str = typer.Option("dev", help="Shipped manifest (dev, test, dev-varied, test-varied) or a JSON file."),
+    model: list[str] = typer.Option([], help="World model folder(s) or Hugging Face id(s); the shipped one if none."),
+    planner: str = typer.Option("cem", help="cem or gradient."),
+    horizon: int | None = typer.Option(None, help="Control steps planned ahead."),
+    samples: int | None = typer.Option(None, help="Candidates an iteration (starts of the gradient planner)."),
+    iterations: int | None = typer.Option(None, help="Iterations of a plan."),
+    elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem)."),
+    running: float = typer.Option(1.0, help="Weight of imagined frames before the last."),
+    pairs: int | None = typer.Option(None, help="Only the first so many pairs."),
+    seed: int = typer.Option(0, help="Seed of planner and floors."),
+    floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
+    workers: int = typer.Option(1, help="Processes, or Ray actors with --ray-address."),
+    threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
+    ray: bool = typer.Option(False, "--ray", help="Spread over a Ray started on this machine."),
+    ray_address: str | None = typer.Option(None, help="Spread over the Ray cluster at this address."),
+    backend: str = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL)."),
+    out: Path | None = typer.Option(None, help="Folder for results.json and episodes; a run in it is resumed."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    json_output: bool = typer.Option(False, "--json", help="Print the results as JSON."),
+) -> None:
+    """Success of world models on frozen start/goal pairs, with floors, ceiling and intervals."""
+    from functools import partial
+
+    from vjepa_mpc.cli.building import DEFAULT_HORIZON, choose_device, control_settings, load_model, make_planner
+    from vjepa_mpc.evaluation import ArenaSetup, NoOpPolicy, PlannedPolicy, RandomPolicy, ScriptedPolicy
+    from vjepa_mpc.executor import LocalExecutor, RayExecutor
+    from vjepa_mpc.robots.factory import make_robot
+    from vjepa_mpc.robots.tasks import ReachTask, load_manifest
+
+    task = ReachTask()
+    frozen = load_manifest(manifest, task)
+    target = choose_device(device)
+    settings = control_settings(horizon=horizon or DEFAULT_HORIZON, running=running)
+    policies: dict[str, Any] = {}
+    for source in model or [None]:
+        world = load_model(source, target)
+        world.check_fits(task.spec)
+        optimiser = make_planner(planner, task.spec, target, samples=samples, iterations=iterations, elites=elites)
+        policies[source or "shipped"] = partial(PlannedPolicy, world, optimiser, settings, source or "shipped")
+    if floors:
+        policies |= {"random": partial(RandomPolicy, task.spec), "no-op": partial(NoOpPolicy, task.spec)}
+        policies["scripted (ceiling)"] = partial(ScriptedPolicy, task)
+    size = next(iter(task.spec.cameras.values())).height
+    robot = partial(make_robot, task.robot, backend=backend, camera_size=size)
+    executor = RayExecutor(workers, ray_address, threads=threads) if ray or ray_address else LocalExecutor(workers, threads)
+    options = {
+        "manifest": frozen.sha256, "planner": planner, "horizon": settings.horizon, "samples": samples,
+        "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
+        "device": target.type, "backend": backend,
+    }  # fmt: skip
+    run = _Run(frozen.split, frozen.sha256, options, out, json_output)
+    for name, policy in policies.items():
+        run.play(name, frozen, ArenaSetup(robot, policy, task, seed), executor, pairs)
+    run.close()
+
+
+class _Run:
+    """Plays policies one after the other, shows progress, prints and saves the table."""
+
+    def __init__(self, split: str, sha256: str, options: dict[str, Any], out: Path | None, as_json: bool) -> None:
+        from vjepa_mpc.pretrain.run import begin
+
+        self.split, self.sha256, self.options, self.out, self.as_json = split, sha256, options, out, as_json
+        self.rows: dict[str, dict[str, Any]] = {}
+        if out is not None:
+            begin(out, "evaluate", options)
+
+    def play(self, name: str, manifest: Any, setup: Any, executor: Any, pairs: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from vjepa_mpc.evaluation import evaluate as play
+        from vjepa_mpc.evaluation import summarise
+
+        total = len(manifest.pairs) if pairs is None else min(pairs, len(manifest.pairs))
+        log = None if self.out is None else self.out / f"episodes-{_plain(name)}.jsonl"
+        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("held {task.fields[held]}, left:"))
+        held = 0
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+            task = bar.add_task(name, total=total, held=0)
+
+            def on_result(result: EpisodeResult) -> None:
+                nonlocal held
+                held += result.held
+                bar.update(task, advance=1, held=held)
+
+            results = play(manifest, setup, executor, pairs=pairs, log=log, on_result=on_result)
+        self.rows[name] = summarise(results)
+
+    def close(self) -> None:
+        import json
+
+        from vjepa_mpc.core.files import write_json
+        from vjepa_mpc.core.settings import provenance
+
+        record = {
+            "manifest": self.split, "sha256": self.sha256, "settings": self.options, "results": self.rows,
+            "provenance": provenance(),
+        }  # fmt: skip
+        if self.out is not None:
+            write_json(self.out / "results.json", record)
+        if self.as_json:
+            typer.echo(json.dumps(record, indent=2))
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{self.split} (sha256 {self.sha256[:12]})")
+        for column in ("policy", "n", "held [95 % Wilson]", "hit", "median end", "step (median)", "evaluations/step"):
+            table.add_column(column, no_wrap=True)
+        for name, row in self.rows.items():
+            held, hit = row["held"], row["hit"]
+            table.add_row(
+                name,
+                str(row["episodes"]),
+                f"{100 * held['rate']:.0f} % [{100 * held['wilson_low']:.0f}, {100 * held['wilson_high']:.0f}]",
+                f"{100 * hit['rate']:.0f} %",
+                f"{100 * row['final_distance_median_m']:.1f} cm",
+                f"{row['milliseconds_median']:.0f} ms",
+                f"{row['evaluations_per_step']:.0f}",
+            )
+        Console().print(table)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-")

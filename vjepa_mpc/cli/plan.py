@@ -1,0 +1,429 @@
+"""`vjepa-mpc plan`: move a robot until its camera shows what the goal picture shows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vjepa_mpc.core.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vjepa_mpc.controller import StepRecord
+    from vjepa_mpc.plan_files import Setting
+    from vjepa_mpc.planning import Goal, GoalController, Outcome
+    from vjepa_mpc.robots.base import Robot
+    from vjepa_mpc.world_model import Calibration, WorldModel
+
+REACHED, NOT_REACHED, INTERRUPTED = 0, 3, 130
+TABLE_ROWS = 12
+PLANNING, SIMULATION, PICTURES, OUTPUT = "Planning", "Simulation", "One plan from two pictures", "Output"
+
+
+def plan(
+    goal: Path = typer.Option(..., help="Picture of the goal, of any size."),
+    model: str | None = typer.Option(None, help="World model folder or Hugging Face id [default: the shipped one]."),
+    max_steps: int = typer.Option(50, min=1, help="Give up after so many actions."),
+    planner: str = typer.Option("cem", help="cem or gradient.", rich_help_panel=PLANNING),
+    horizon: int | None = typer.Option(None, help="Control steps planned ahead.", rich_help_panel=PLANNING),
+    samples: int | None = typer.Option(
+        None, help="Candidates an iteration (starts of the gradient planner).", rich_help_panel=PLANNING
+    ),
+    iterations: int | None = typer.Option(None, help="Iterations of a plan.", rich_help_panel=PLANNING),
+    elites: int | None = typer.Option(
+        None, help="Candidates that make the next distribution (cem).", rich_help_panel=PLANNING
+    ),
+    seed: int = typer.Option(0, min=0, help="Of the planner, and of a start that is drawn.", rich_help_panel=PLANNING),
+    device: str = typer.Option("auto", help="auto, cpu or cuda.", rich_help_panel=PLANNING),
+    threads: int | None = typer.Option(
+        None, min=1, help="Torch threads [default: the cores this process may use].", rich_help_panel=PLANNING
+    ),
+    start: str | None = typer.Option(
+        None, help='Where the robot starts, "q1,q2" in its units [default: drawn from --seed].', rich_help_panel=SIMULATION
+    ),
+    robot: str | None = typer.Option(
+        None, help="Robot name or module:Class [default: the model's].", rich_help_panel=SIMULATION
+    ),
+    backend: str = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL).", rich_help_panel=SIMULATION),
+    appearance: int | None = typer.Option(
+        None, min=0, help="Seed of the simulator's look [default: the plain one].", rich_help_panel=SIMULATION
+    ),
+    goal_state: str | None = typer.Option(
+        None, help="The goal's state, for the distance column only; goal.json beside goal.png does as well.",
+        rich_help_panel=SIMULATION,
+    ),
+    observation: Path | None = typer.Option(
+        None, help="Picture of now: plan once, without simulator or GL; needs --state.", rich_help_panel=PICTURES
+    ),
+    state: str | None = typer.Option(
+        None, help='The robot\'s state in that picture, "q1,q2" in its units.', rich_help_panel=PICTURES
+    ),
+    out: Path = typer.Option(Path("plan-out"), help="Folder for what is left behind.", rich_help_panel=OUTPUT),
+    json_output: bool = typer.Option(False, "--json", help="Print plan.json, and only that.", rich_help_panel=OUTPUT),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress and no table.", rich_help_panel=OUTPUT),
+) -> None:
+    """Plan to a goal picture and go there, until the model judges the goal reached and held.
+
+    Leaves plan.json, episode.mp4 and energy.png in --out. Exit status: 0 reached (or planned, with
+    --observation), 3 not reached, 2 bad input, 130 Ctrl-C (what was recorded is kept).
+    """  # fmt: skip
+    started = time.perf_counter()
+    screen = _Screen(json_output, quiet)
+    job = _Job(
+        goal, model, planner, horizon, samples, iterations, elites, seed, device, out, screen,
+        {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads},
+        started,
+    )  # fmt: skip
+    if observation is not None:
+        given = {"--start": start, "--robot": robot, "--appearance": appearance, "--goal-state": goal_state}
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(f"{name} is for the simulator, which --observation does without; leave one of them out.")
+        if state is None:
+            raise InputError('--observation needs --state "q1,q2": the robot\'s state in that picture.')
+        code = _from_pictures(job, observation, _numbers("--state", state))
+    else:
+        if state is not None:
+            raise InputError("--state goes with --observation; for the simulator's start use --start.")
+        wanted = None if start is None else _numbers("--start", start)
+        code = _closed_loop(job, robot, wanted, None if goal_state is None else _numbers("--goal-state", goal_state))
+    raise typer.Exit(code)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The options that both ways of planning share."""
+
+    goal: Path
+    model: str | None
+    planner: str
+    horizon: int | None
+    samples: int | None
+    iterations: int | None
+    elites: int | None
+    seed: int
+    device: str
+    out: Path
+    screen: _Screen
+    options: dict[str, Any]
+    started: float
+
+
+@dataclass
+class _Ready:
+    """What is loaded and checked before anything moves or is written."""
+
+    goal: Goal
+    folder: Path
+    world: WorldModel
+    calibration: Calibration
+    controller: GoalController
+    warning: str | None
+    load_s: float
+    notes: list[str] = field(default_factory=list)
+
+
+def _prepare(job: _Job, *states: tuple[float, ...] | None, observation: Goal | None = None) -> _Ready:
+    """Check everything that can be checked, cheap things first."""
+    from vjepa_mpc.cli.building import PLANNERS
+
+    if job.planner not in PLANNERS:
+        raise unknown_name("planner", job.planner, PLANNERS)
+    with job.screen.busy("Loading the world model"):
+        from vjepa_mpc.cli.building import (
+            DEFAULT_HORIZON, choose_device, control_settings, limit_threads, load_model, make_planner, model_folder,
+        )  # fmt: skip
+        from vjepa_mpc.plan_files import check_writable
+        from vjepa_mpc.planning import GoalController, doubt, load_goal, trained
+
+        import torch
+
+        goal = load_goal(job.goal)
+        check_writable(job.out)
+        job.options["threads"] = limit_threads(job.options["threads"])
+        device = choose_device(job.device)
+        settings = control_settings(horizon=DEFAULT_HORIZON if job.horizon is None else job.horizon, running=1.0)
+        folder = model_folder(job.model)
+        world = load_model(str(folder), device)
+        calibration = trained(world, str(folder))
+        for state in states:
+            if state is not None:
+                world.config.robot.check_state(state)
+        optimiser = make_planner(
+            job.planner, world.config.robot, device,
+            samples=job.samples, iterations=job.iterations, elites=job.elites,
+        )  # fmt: skip
+        generator = torch.Generator(device).manual_seed(job.seed)
+        controller = GoalController(world, optimiser, goal.image, settings, generator)
+    warning = doubt(f"The goal {job.goal}", controller.goal_score, calibration)
+    if warning is not None:
+        job.screen.warn(warning)
+    return _Ready(goal, folder, world, calibration, controller, warning, time.perf_counter() - job.started)
+
+
+def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> int:
+    """One plan from two pictures."""
+    from vjepa_mpc.plan_files import ENERGY, save_energy, save_record, single_record
+    from vjepa_mpc.planning import doubt, load_goal, plan_once
+
+    now = load_goal(observation)
+    ready = _prepare(job, state)
+    score = float(ready.world.outlier_score(ready.world.encode(now.image[None])))
+    warning = doubt(f"The picture {observation}", score, ready.calibration)
+    if warning is not None:
+        job.screen.warn(warning)
+        ready.notes.append(warning)
+    with job.screen.busy("Planning"):
+        decision = plan_once(ready.controller, now.image, ready.world.config.robot.check_state(state))
+    setting = _setting(job, ready, None)
+    timing = {"load_s": ready.load_s, "total_s": time.perf_counter() - job.started}
+    record = single_record(setting, now, state, decision, timing)
+    save_record(record, job.out, [ENERGY])
+    save_energy(ready.controller, decision, job.out)
+    job.screen.single(record, job.out)
+    return REACHED
+
+
+def _closed_loop(
+    job: _Job, name: str | None, start: tuple[float, ...] | None, goal_state: tuple[float, ...] | None
+) -> int:
+    """Drive the robot to the goal."""
+    from vjepa_mpc.planning import distance_to, place_start, reach
+    from vjepa_mpc.recorders import VideoRecorder
+
+    ready = _prepare(job, start, goal_state)
+    config = ready.world.config
+    with job.screen.busy("Starting the robot"):
+        robot = _make_robot(job, ready, name)
+    try:
+        known = _goal_state(job, ready, goal_state)
+        distance = distance_to(robot, known)
+        place_start(robot, ready.controller, ready.calibration, start, job.seed)
+        video = VideoRecorder(job.out / "episode.mp4", 1 / config.robot.control_period_s, distance_unit="m")
+        video.start(ready.goal.image, {})
+        first = _FirstPlan(job.started)
+        with job.screen.busy("Planning the first action") as progress:
+            outcome = reach(
+                ready.controller, robot, max_steps=job.options["max_steps"], watchers=[first, video, progress],
+                distance=distance,
+            )  # fmt: skip
+    finally:
+        robot.close()
+    timing = {"load_s": ready.load_s, "first_plan_s": first.seconds, "total_s": time.perf_counter() - job.started}
+    return _finish(job, ready, _setting(job, ready, known), outcome, timing, video)
+
+
+def _finish(
+    job: _Job, ready: _Ready, setting: Setting, outcome: Outcome, timing: dict[str, float], video: Any
+) -> int:
+    """Save what there is, say how it ended."""
+    from vjepa_mpc.plan_files import ENERGY, VIDEO, episode_record, save_energy, save_record
+    from vjepa_mpc.planning import interrupt_held
+
+    record = episode_record(setting, outcome, timing)
+    if outcome.records:
+        with interrupt_held():
+            save_record(record, job.out, [VIDEO, ENERGY])
+            video.close()
+        if ready.controller.first is not None:
+            save_energy(ready.controller, ready.controller.first, job.out)
+    if outcome.error is not None:
+        raise outcome.error
+    job.screen.episode(record, outcome.records, job.out)
+    if outcome.ended == "interrupted":
+        return INTERRUPTED
+    return REACHED if outcome.ended == "reached" else NOT_REACHED
+
+
+def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
+    """The robot asked for, or the model's own; refused when the model was trained for another."""
+    from vjepa_mpc.robots.base import SimulatedRobot
+    from vjepa_mpc.robots.factory import make_robot
+
+    config = ready.world.config
+    name = name or config.robot.name
+    backend, appearance = job.options["backend"], job.options["appearance"]
+    settings: dict[str, Any] = {}
+    if name == "reacher":
+        settings = {"camera_size": config.robot.cameras[config.camera].height, "backend": backend}
+    elif backend != "auto":
+        settings = {"backend": backend}
+    robot = make_robot(name, **settings)
+    try:
+        ready.world.check_fits(robot.spec)
+        if appearance is not None and not isinstance(robot, SimulatedRobot):
+            raise InputError(f"{name} is no simulated robot and has no --appearance; leave it out.")
+        if isinstance(robot, SimulatedRobot):
+            if appearance is not None:
+                robot.set_appearance(appearance)
+            job.options["robot_settings"] = dict(robot.settings())
+            if config.renderer and robot.renderer_identity != config.renderer:
+                note = (
+                    f"Pictures come from {robot.renderer_identity}, but the model was trained on "
+                    f"{config.renderer}: it may plan worse."
+                )
+                ready.notes.append(note)
+                job.screen.warn(note)
+    except BaseException:
+        robot.close()
+        raise
+    return robot
+
+
+def _goal_state(job: _Job, ready: _Ready, given: tuple[float, ...] | None) -> Any:
+    """The goal's state for the distance column: given, or known from the file beside the picture."""
+    from vjepa_mpc.planning import known_goal_state
+
+    spec = ready.world.config.robot
+    if given is not None:
+        return spec.check_state(given)
+    known, note = known_goal_state(ready.goal.path, spec)
+    if known is not None:
+        note = f"Distances are measured to the state in {ready.goal.path.with_suffix('.json')}; planning never sees it."
+    if note is not None:
+        ready.notes.append(note)
+        job.screen.note(note)
+    return known
+
+
+def _setting(job: _Job, ready: _Ready, goal_state: Any) -> Setting:
+    from vjepa_mpc.plan_files import Setting
+
+    return Setting(
+        goal=ready.goal, goal_warning=ready.warning, goal_state=goal_state, controller=ready.controller,
+        model=job.model or "shipped", folder=ready.folder, seed=job.seed, options=job.options, notes=ready.notes,
+    )  # fmt: skip
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers separated by commas or blanks."""
+    try:
+        return tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise InputError(f'{option} {text!r} is not a list of numbers; write it as "0.5,-1.2".') from error
+
+
+class _FirstPlan:
+    """Notes how long the command took to its first plan."""
+
+    def __init__(self, started: float) -> None:
+        self.started, self.seconds = started, 0.0
+
+    def step(self, record: StepRecord) -> None:
+        if not self.seconds:
+            self.seconds = time.perf_counter() - self.started
+
+
+class _Screen:
+    """What the user sees: progress and warnings on stderr, the result on stdout."""
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        from rich.console import Console
+
+        self.as_json, self.quiet = as_json, quiet
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.results = Console(highlight=False, soft_wrap=True)
+
+    def warn(self, sentence: str) -> None:
+        self.errors.print(f"Warning: {sentence}", style="yellow", markup=False)
+
+    def note(self, sentence: str) -> None:
+        if not self.quiet:
+            self.errors.print(f"Note: {sentence}", style="dim", markup=False)
+
+    def busy(self, doing: str) -> _Progress:
+        return _Progress(self, doing)
+
+    def episode(self, record: dict[str, Any], records: Sequence[StepRecord], out: Path) -> None:
+        """The table of an episode and a sentence on how it ended, or plan.json."""
+        if self.as_json:
+            return self._json(record)
+        if self.quiet:
+            return None
+        self.results.print(_table(records))
+        ends = {
+            "reached": f"Reached and held after {record['actions']} actions, as the model judges.",
+            "max_steps": f"Not reached within {record['actions']} actions (more with --max-steps).",
+            "interrupted": f"Interrupted after {record['actions']} actions; the robot was stopped.",
+        }
+        self.results.print(ends[record["exit_reason"]], markup=False)
+        return self._files(record, out)
+
+    def single(self, record: dict[str, Any], out: Path) -> None:
+        """The actions of one plan and what they cost, or plan.json."""
+        if self.as_json:
+            return self._json(record)
+        if self.quiet:
+            return None
+        from rich.table import Table
+
+        robot = record["robot"]
+        pairs = zip(robot["action_names"], robot["action_units"], strict=True)
+        table = Table("step", *(f"{name} ({unit})" for name, unit in pairs))
+        for step, action in enumerate(record["actions"]):
+            table.add_row(str(step), *(f"{value:+.4f}" for value in action))
+        self.results.print(table)
+        cost = record["planned_cost"]
+        predicted = "rejected" if cost is None else f"{cost:.4f}"
+        self.results.print(f"Latent cost now {record['latent_cost']:.4f}, predicted {predicted}.", markup=False)
+        if record["looks_reached"]:
+            self.results.print("To the model the goal looks reached already.")
+        return self._files(record, out)
+
+    def _files(self, record: dict[str, Any], out: Path) -> None:
+        if record["files"]:
+            self.results.print(f"Written to {out}: {', '.join(record['files'])}", markup=False)
+
+    def _json(self, record: dict[str, Any]) -> None:
+        import json
+
+        typer.echo(json.dumps(record, indent=2, allow_nan=False))
+
+
+class _Progress:
+    """A live line on a terminal; elsewhere one line a step. As a watcher of the loop it shows every step."""
+
+    def __init__(self, screen: _Screen, doing: str) -> None:
+        self.screen, self.live = screen, screen.errors.is_terminal and not screen.quiet
+        self.status = screen.errors.status(f"{doing} ...")
+
+    def __enter__(self) -> _Progress:
+        if self.live:
+            self.status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.status.stop()
+
+    def step(self, record: StepRecord) -> None:
+        if self.screen.quiet:
+            return
+        away = "" if record.distance is None else f"   distance {100 * record.distance:.1f} cm"
+        line = f"step {record.step}   latent cost {record.latent_cost:.4f}{away}   {record.milliseconds:.0f} ms"
+        if self.live:
+            self.status.update(line)
+        else:
+            self.screen.errors.print(line, markup=False)
+
+
+def _table(records: Sequence[StepRecord]) -> Any:
+    """Step, latent cost, distance where known, time: at most `TABLE_ROWS` rows, first and last among them."""
+    from rich.table import Table
+
+    known = any(record.distance is not None for record in records)
+    table = Table()
+    for name in ("step", "latent cost", *(["distance (cm)"] if known else []), "ms"):
+        table.add_column(name, justify="right")
+    last = len(records) - 1
+    count = min(TABLE_ROWS, len(records))
+    chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
+    for index in chosen:
+        record = records[index]
+        away = [] if not known else ["" if record.distance is None else f"{100 * record.distance:.1f}"]
+        table.add_row(str(record.step), f"{record.latent_cost:.4f}", *away, f"{record.milliseconds:.0f}")
+    return table

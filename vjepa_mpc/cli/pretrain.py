@@ -1,0 +1,63 @@
+"""`vjepa-mpc pretrain`: a V-JEPA encoder from a store's video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def pretrain(
+    store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
+    out: Path = typer.Option(Path("runs/encoder"), help="Run folder; an interrupted run in it is resumed."),
+    steps: int | None = typer.Option(None, help="Optimiser steps."),
+    minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 60 when neither is given."),
+    batch: int = typer.Option(48, help="Clips a step."),
+    lr: float = typer.Option(1e-3, help="Peak learning rate."),
+    warmup: int = typer.Option(200, help="Steps of linear warm-up."),
+    seed: int = typer.Option(0, help="Seed of weights, clips and masks."),
+    width: int = typer.Option(192, help="Encoder width."),
+    depth: int = typer.Option(8, help="Encoder layers."),
+    heads: int = typer.Option(3, help="Encoder heads."),
+    patch: int = typer.Option(8, help="Patch size, pixels."),
+    frames: int = typer.Option(8, help="Frames a clip."),
+    stride: int = typer.Option(1, help="Control steps between the frames of a clip."),
+    still: float = typer.Option(0.5, help="Share of steps on single frames doubled, as planning encodes them."),
+    ema: float = typer.Option(0.998, help="Momentum of the target encoder."),
+    sigreg: float = typer.Option(1.0, help="Weight of SIGReg, which keeps the encoder from collapsing."),
+    camera: str | None = typer.Option(None, help="Camera, when the store has several."),
+    cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
+    checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
+    json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+) -> None:
+    """Pretrain a V-JEPA encoder by masked latent prediction; the result is OUT/encoder.
+
+    Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT.
+    """
+    from vjepa_mpc.cli.building import choose_device
+    from vjepa_mpc.cli.training import report, training_progress
+    from vjepa_mpc.pretrain.run import ENCODER_FOLDER, Source, pretrain_encoder
+    from vjepa_mpc.pretrain.trainer import TrainSettings
+    from vjepa_mpc.pretrain.vjepa import EncoderSize, VJepaSettings
+
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.run import picture_size
+
+    if steps is None and minutes is None:
+        minutes = 60.0
+    size = EncoderSize(
+        picture=picture_size(ZarrStore.open(store), camera), patch=patch, width=width, depth=depth, heads=heads
+    )
+    settings = VJepaSettings(size=size, frames=frames, stride=stride, still=still, ema=ema, sigreg_weight=sigreg)
+    training = TrainSettings(
+        steps=steps, minutes=minutes, batch=batch, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
+        checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    with training_progress("pretraining") as (progress, caching):
+        result = pretrain_encoder(
+            Source(store, camera, cache), out, settings, training, choose_device(device),
+            progress=progress, caching=caching,
+        )  # fmt: skip
+    report(result, out, out / ENCODER_FOLDER, "train it on with `vjepa-mpc train`", json_output)

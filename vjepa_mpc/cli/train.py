@@ -1,0 +1,62 @@
+"""`vjepa-mpc train`: an action-conditioned world model on a frozen encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def train(
+    store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
+    encoder: str = typer.Option(
+        ..., help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
+    ),
+    out: Path = typer.Option(Path("runs/model"), help="Run folder; an interrupted run in it is resumed."),
+    steps: int | None = typer.Option(None, help="Optimiser steps."),
+    minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 30 when neither is given."),
+    batch: int = typer.Option(64, help="Clips a step."),
+    lr: float = typer.Option(1e-3, help="Peak learning rate."),
+    warmup: int = typer.Option(200, help="Steps of linear warm-up."),
+    seed: int = typer.Option(0, help="Seed of weights and clips."),
+    grid: int = typer.Option(4, help="Latents are pooled to grid x grid."),
+    width: int = typer.Option(192, help="Predictor width."),
+    depth: int = typer.Option(4, help="Predictor layers."),
+    heads: int = typer.Option(3, help="Predictor heads."),
+    frames: int = typer.Option(8, help="Frames a clip: history + the longest horizon."),
+    history: int = typer.Option(1, help="Past frames the model sees when planning."),
+    rollout: int = typer.Option(3, help="Steps of the rollout loss."),
+    l2: bool = typer.Option(False, "--l2", help="Squared instead of absolute error."),
+    camera: str | None = typer.Option(None, help="Camera, when the store has several."),
+    cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
+    checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
+    json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+) -> None:
+    """Train the action-conditioned predictor on a frozen encoder; the result, OUT/model, is ready to plan with.
+
+    Latents are encoded once into a cache. Ctrl-C saves; the same command goes on from there, to the bit.
+    """
+    from vjepa_mpc.cli.building import choose_device
+    from vjepa_mpc.cli.training import report, training_progress
+    from vjepa_mpc.pretrain.predictor import PredictorSettings
+    from vjepa_mpc.pretrain.run import MODEL_FOLDER, Source, train_world_model
+    from vjepa_mpc.pretrain.trainer import TrainSettings
+
+    if steps is None and minutes is None:
+        minutes = 30.0
+    settings = PredictorSettings(
+        grid=grid, width=width, depth=depth, heads=heads, frames=frames, history=history,
+        rollout_steps=rollout, l2=l2,
+    )  # fmt: skip
+    training = TrainSettings(
+        steps=steps, minutes=minutes, batch=batch, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
+        checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    with training_progress("training") as (progress, caching):
+        result = train_world_model(
+            Source(store, camera, cache), out, encoder, settings, training, choose_device(device),
+            progress=progress, caching=caching,
+        )  # fmt: skip
+    report(result, out, out / MODEL_FOLDER, "plan with `vjepa-mpc plan --model`", json_output)

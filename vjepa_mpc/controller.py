@@ -1,0 +1,237 @@
+"""Closed-loop control: encode once, plan, act, carry the plan over. Recorders watch from outside.
+
+`Controller.step` turns an observation into an action; `run_episode` drives a robot with it. What changes
+from step to step is a `ControllerState` that is passed in and returned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.costs import ActionRate, Constraint, CostTerm, GoalDistance, PlanningCost, StateBox, latent_distance
+from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
+from vjepa_mpc.planners.warm_start import shift_plan
+from vjepa_mpc.robots.base import Observation, Robot
+from vjepa_mpc.rollout import Context
+from vjepa_mpc.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """`horizon` control steps are planned, the first is executed. `running`: weight of imagined frames before
+    the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as there. `budget` bounds
+    a plan. `action_rate` > 0 adds that guardrail; `state_box` keeps predictions inside the joint limits."""
+
+    horizon: int = 5
+    running: float = 1.0
+    hold_steps: int = 3
+    action_rate: float = 0.0
+    state_box: bool = True
+    chunk: int = 256
+    bf16: bool = True
+    budget: Budget = Budget()
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise InputError(f"The horizon must be at least 1 control step, got {self.horizon}.")
+        if self.hold_steps < 1:
+            raise InputError(f"The goal must be held for at least 1 step, got {self.hold_steps}.")
+
+
+@dataclass(frozen=True)
+class ControllerState:
+    """What one step hands to the next: the last k latents, states and actions, the last plan, and for how
+    many views in a row the goal has been judged reached."""
+
+    latents: Float[Tensor, "k p d"] | None = None
+    states: Float[Tensor, "k s"] | None = None
+    actions: Float[Tensor, "k a"] | None = None
+    plan: Float[Tensor, "h a"] | None = None
+    reached_for: int = 0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One control step as recorders see it. `latent_cost`: distance of the present view to the goal;
+    `planned_cost`: of the imagined future; `action`: truly applied; `distance`: task units, simulator only."""
+
+    step: int
+    image: UInt8[np.ndarray, "height width 3"]
+    proprioception: Float[np.ndarray, "s"]
+    latent_cost: float
+    planned_cost: float
+    terms: Mapping[str, float]
+    wanted: Float[np.ndarray, "a"]
+    action: Float[np.ndarray, "a"]
+    milliseconds: float
+    evaluations: int
+    distance: float | None = None
+    reached: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The controller's answer to one observation."""
+
+    action: Float[np.ndarray, "a"]
+    plan: ActionPlan
+    latent_cost: float
+    terms: Mapping[str, float]
+    reached: bool
+    cost: PlanningCost = field(repr=False)
+
+
+class Controller:
+    """Plans towards one goal picture with one world model and one planner."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        planner: Planner,
+        goal: UInt8[np.ndarray, "height width 3"],
+        settings: ControlSettings,
+        generator: torch.Generator,
+    ) -> None:
+        frames = model.config.history + settings.horizon
+        if frames > model.config.predictor.max_frames:
+            raise InputError(
+                f"A horizon of {settings.horizon} after {model.config.history} past frames is more than the "
+                f"{model.config.predictor.max_frames} frames this model was built for; plan at most "
+                f"{model.config.predictor.max_frames - model.config.history} steps ahead."
+            )
+        self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
+        self.goal = model.encode(goal[None])
+        self.goal_score = float(model.outlier_score(self.goal))
+
+    def step(self, observation: Observation, state: ControllerState) -> tuple[Decision, ControllerState]:
+        """Decide on the action for `observation`. The returned state still lacks the action truly applied:
+        hand that to `applied` before the next step."""
+        model, settings = self.model, self.settings
+        latent = model.encode(observation.images[model.config.camera][None])
+        pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
+        context, state = self._remember(latent, pose, state)
+        cost = PlanningCost(model, context, self._terms(), self._constraints(), chunk=settings.chunk)
+        init = self._init(state)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+            plan = self.planner.plan(cost, init, budget=settings.budget, generators=[self.generator])
+            with torch.no_grad():
+                parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
+        here = float(latent_distance(latent, self.goal))
+        threshold = model.config.calibration.reached_cost if model.config.calibration else 0.0
+        reached_for = state.reached_for + 1 if here <= threshold else 0
+        decision = Decision(
+            action=plan.actions[0, 0].double().cpu().numpy(),
+            plan=plan,
+            latent_cost=here,
+            terms={name: float(value) for name, value in parts.items()},
+            reached=reached_for >= settings.hold_steps,
+            cost=cost,
+        )
+        return decision, ControllerState(state.latents, state.states, state.actions, plan.actions[0], reached_for)
+
+    def applied(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
+        """Note the action that the robot truly applied, for the next step's history."""
+        row = torch.as_tensor(action, dtype=torch.float32, device=self.model.device)[None]
+        keep = self.model.config.history - 1
+        past = row if state.actions is None else torch.cat([state.actions, row])
+        past = past[len(past) - keep :] if keep else past[:0]
+        return ControllerState(state.latents, state.states, past, state.plan, state.reached_for)
+
+    def _remember(
+        self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
+    ) -> tuple[Context, ControllerState]:
+        """The last `history` frames. At the start the first frame is repeated, with actions that hold still:
+        one picture says nothing of motion."""
+        history = self.model.config.history
+        if state.latents is None or state.states is None:
+            latents, states = latent.expand(history, -1, -1), pose.expand(history, -1)
+        else:
+            latents = torch.cat([state.latents, latent])[-history:]
+            states = torch.cat([state.states, pose])[-history:]
+        actions = state.actions
+        if actions is None:
+            actions = pose.new_zeros(history - 1, len(self.model.config.robot.action_names))
+        context = Context(latents[None], states[None], actions[None])
+        return context, ControllerState(latents, states, actions, state.plan, state.reached_for)
+
+    def _init(self, state: ControllerState) -> Float[Tensor, "1 h a"]:
+        size = len(self.model.config.robot.action_names)
+        hold = torch.zeros(size, device=self.model.device)
+        if state.plan is None:
+            return hold.expand(1, self.settings.horizon, size).clone()
+        return shift_plan(state.plan[None], hold)
+
+    def _terms(self) -> list[CostTerm]:
+        terms: list[CostTerm] = [GoalDistance(self.goal, self.settings.running)]
+        if self.settings.action_rate > 0:
+            high = torch.tensor(self.model.config.robot.action_high, device=self.model.device)
+            terms.append(ActionRate(high, self.settings.action_rate))
+        return terms
+
+    def _constraints(self) -> list[Constraint]:
+        return [StateBox(self.model.states)] if self.settings.state_box else []
+
+
+class Watcher(Protocol):
+    """A recorder of the loop (`vjepa_mpc.recorders.Recorder` is one)."""
+
+    def step(self, record: StepRecord) -> None: ...
+
+
+def run_episode(
+    controller: Controller,
+    robot: Robot,
+    *,
+    max_steps: int,
+    watchers: Sequence[Watcher] = (),
+    distance: Callable[[], float] | None = None,
+    stop_when_reached: bool = True,
+) -> list[StepRecord]:
+    """Drive `robot` until the model judges the goal reached and held, or for `max_steps` actions.
+
+    The robot is stopped at the end, on Ctrl-C and on any error. `distance` is asked for the records only.
+    The last record is of the final view, without an action.
+    """
+    state = ControllerState()
+    records: list[StepRecord] = []
+    try:
+        for step in range(max_steps + 1):
+            started = time.perf_counter()
+            observation = robot.observe()
+            decision, state = controller.step(observation, state)
+            last = step == max_steps or (decision.reached and stop_when_reached)
+            milliseconds = 1e3 * (time.perf_counter() - started)
+            away = distance() if distance is not None else None
+            action = np.zeros_like(decision.action) if last else robot.apply(decision.action)
+            state = controller.applied(action, state)
+            record = StepRecord(
+                step=step,
+                image=observation.images[controller.model.config.camera],
+                proprioception=observation.proprioception,
+                latent_cost=decision.latent_cost,
+                planned_cost=float(decision.plan.cost[0]),
+                terms=decision.terms,
+                wanted=decision.action,
+                action=action,
+                milliseconds=milliseconds,
+                evaluations=decision.plan.evaluations,
+                distance=away,
+                reached=decision.reached,
+            )
+            records.append(record)
+            for watcher in watchers:
+                watcher.step(record)
+            if last:
+                break
+    finally:
+        robot.stop()
+    return records

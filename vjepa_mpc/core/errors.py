@@ -1,0 +1,30 @@
+"""Errors that tell the caller what was wrong and the way out.
+
+`InputError` is the caller's mistake (bad file, unknown name, mismatch): the command line prints its
+one sentence and exits with code 2. Our own mistakes are `assert`s.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What was given cannot be used; the message is one sentence that names the way out."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A NaN appeared where a number is needed. `evidence` holds the values that led there."""
+
+    def __init__(self, message: str, evidence: object = None) -> None:
+        super().__init__(message)
+        self.evidence = evidence
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
+    """The error for a `kind` (robot, planner, ...) that does not exist: offers the nearest, lists the rest."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"There is no {kind} named {name!r}: {hint}The valid names are {', '.join(names)}.")

@@ -1,0 +1,60 @@
+"""End-effector poses of V-JEPA 2-AC: [x, y, z, roll, pitch, yaw, gripper].
+
+x, y, z in metres, extrinsic 'xyz' Euler angles in radians (R = Rz(yaw) Ry(pitch) Rx(roll)), gripper in
+[0, 1], all in the robot's base frame. A delta has the same seven entries: translation in
+base axes, the Euler angles of R_next R^T, and the gripper's change. Vectorised, differentiable, on any
+device and in any floating type.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def euler_to_matrix(angles: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotation matrices Rz(c) Ry(b) Rx(a) of extrinsic 'xyz' Euler angles (a, b, c) in rad."""
+    (sin_a, sin_b, sin_c), (cos_a, cos_b, cos_c) = angles.sin().unbind(-1), angles.cos().unbind(-1)
+    rows = (
+        (cos_c * cos_b, cos_c * sin_b * sin_a - sin_c * cos_a, cos_c * sin_b * cos_a + sin_c * sin_a),
+        (sin_c * cos_b, sin_c * sin_b * sin_a + cos_c * cos_a, sin_c * sin_b * cos_a - cos_c * sin_a),
+        (-sin_b, cos_b * sin_a, cos_b * cos_a),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def matrix_to_euler(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
+    """Extrinsic 'xyz' Euler angles in rad, the middle one in [-pi/2, pi/2].
+
+    The last angle is found first and the other two from Rz(c)^T R, so that the three always reproduce the
+    matrix: at gimbal lock c alone means nothing, and reading a and c independently would lose the rotation.
+    Exactly at the lock c is 0 (SciPy's choice) and its gradient is cut instead of being NaN.
+    """
+    r00, r01, r02 = rotation[..., 0, :].unbind(-1)
+    r10, r11, r12 = rotation[..., 1, :].unbind(-1)
+    locked = r00 * r00 + r10 * r10 < (4 * torch.finfo(rotation.dtype).eps) ** 2
+    yaw = torch.atan2(r10.masked_fill(locked, 0.0), r00.masked_fill(locked, 1.0))
+    sin_c, cos_c = yaw.sin(), yaw.cos()
+    roll = torch.atan2(sin_c * r02 - cos_c * r12, cos_c * r11 - sin_c * r01)
+    pitch = torch.atan2(-rotation[..., 2, 0], cos_c * r00 + sin_c * r10)
+    return torch.stack((roll, pitch, yaw), dim=-1)
+
+
+def integrate_pose(
+    pose: Float[Tensor, "*batch 7"], delta: Float[Tensor, "*batch 7"]
+) -> Float[Tensor, "*batch 7"]:
+    """The pose after `delta`: translation added, R_next = R_delta R, gripper added and clipped to [0, 1]."""
+    rotation = euler_to_matrix(delta[..., 3:6]) @ euler_to_matrix(pose[..., 3:6])
+    gripper = (pose[..., 6:] + delta[..., 6:]).clamp(0.0, 1.0)
+    return torch.cat((pose[..., :3] + delta[..., :3], matrix_to_euler(rotation), gripper), dim=-1)
+
+
+def pose_difference(
+    start: Float[Tensor, "*batch 7"], end: Float[Tensor, "*batch 7"]
+) -> Float[Tensor, "*batch 7"]:
+    """The delta with which `integrate_pose` goes from `start` to `end`; V-JEPA 2-AC's actions are made so."""
+    relative = euler_to_matrix(end[..., 3:6]) @ euler_to_matrix(start[..., 3:6]).mT
+    return torch.cat(
+        (end[..., :3] - start[..., :3], matrix_to_euler(relative), end[..., 6:] - start[..., 6:]), -1
+    )

@@ -1,0 +1,76 @@
+"""Settings as files: frozen dataclasses to JSON and back, checked, and where a result came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from vjepa_mpc.core.errors import InputError
+
+T = TypeVar("T")
+RECORDED_PACKAGES = ("torch", "transformers", "mujoco", "dm_control", "numpy", "zarr")
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain values for JSON."""
+    return asdict(settings)
+
+
+def from_plain(kind: type[T], values: Any, origin: Path | str) -> T:
+    """Rebuild a dataclass from `to_plain`'s values; `InputError` names the field of `origin` that is wrong."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its top level"
+        raise InputError(f"{origin} is not valid at {where}: {first['msg']}.") from error
+
+
+@cache
+def commit() -> str:
+    """The commit of the checkout this code runs from, with "-dirty" if changed; "" for an installed wheel."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    git = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit, machine and thread count, for every file that holds a result."""
+    import torch
+
+    from vjepa_mpc import __version__
+
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "vjepa_mpc": __version__,
+        "commit": commit(),
+        "packages": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }

@@ -1,0 +1,140 @@
+"""Costs of imagined futures: small, named, summable; and guardrails as named constraints.
+
+A soft wish is a `CostTerm`, something forbidden a `Constraint` whose violation a planner must bring to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planners.base import Evaluation
+from vjepa_mpc.rollout import Context, Rollout
+from vjepa_mpc.states import StateSpace
+from vjepa_mpc.world_model import WorldModel
+
+
+@runtime_checkable
+class CostTerm(Protocol):
+    """A named cost of a rollout and the actions that made it. `problems` says which rows of the goals are meant."""
+
+    name: str
+
+    def __call__(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b n"]: ...
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """A named hard constraint: how far each candidate breaks it, 0 when kept."""
+
+    name: str
+
+    def __call__(self, rollout: Rollout, actions: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n"]: ...
+
+
+def latent_distance(
+    a: Float[Tensor, "*batch p d"], b: Float[Tensor, "*#batch p d"]
+) -> Float[Tensor, "*batch"]:
+    """Mean absolute difference over positions and channels: V-JEPA 2-AC's energy (Assran et al. 2025, eq. 5)."""
+    return (a - b).abs().mean(dim=(-2, -1))
+
+
+@dataclass(frozen=True)
+class GoalDistance:
+    """Latent distance of the imagined frames to the goal, weighted over the horizon.
+
+    The last frame counts 1, earlier ones `running`: 0 is V-JEPA 2-AC's terminal energy, 1 the sum over the
+    horizon that eb_jepa found better. Divided by the sum of weights, so that the unit stays a distance.
+    """
+
+    goal: Float[Tensor, "problems p d"]
+    running: float = 1.0
+    name: str = "goal"
+
+    def __call__(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b n"]:
+        horizon = actions.shape[2]
+        goal = self.goal[problems][:, None, None]
+        weights = torch.full((horizon,), self.running, device=actions.device)
+        weights[-1] = 1.0
+        if self.running == 0:
+            return latent_distance(rollout.latents[:, :, -1], goal[:, :, 0])
+        return latent_distance(rollout.latents, goal) @ (weights / weights.sum())
+
+
+@dataclass(frozen=True)
+class ActionRate:
+    """Mean squared change between successive actions, in units of their limits: less jerk."""
+
+    scale: Float[Tensor, "a"]
+    weight: float
+    name: str = "action_rate"
+
+    def __call__(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b n"]:
+        if actions.shape[2] < 2:
+            return actions.new_zeros(actions.shape[:2])
+        change = (actions[:, :, 1:] - actions[:, :, :-1]) / self.scale
+        return self.weight * change.square().mean(dim=(-2, -1))
+
+
+@dataclass(frozen=True)
+class StateBox:
+    """Keeps predicted states inside the robot's joint limits (or workspace box), in the state's units."""
+
+    space: StateSpace
+    name: str = "state_box"
+
+    def __call__(self, rollout: Rollout, actions: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n"]:
+        return self.space.excess(rollout.states).sum(-1)
+
+
+class PlanningCost:
+    """The cost function a planner sees: world model, contexts and terms closed over, nothing else known.
+
+    `contexts` holds one row a problem. Differentiable in the actions.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        context: Context,
+        terms: Sequence[CostTerm],
+        constraints: Sequence[Constraint] = (),
+        *,
+        chunk: int = 256,
+    ) -> None:
+        names = [part.name for part in (*terms, *constraints)]
+        if len(set(names)) != len(names) or not terms:
+            raise InputError(f"Cost terms need distinct names and at least one of them, got {names}.")
+        self.model, self.context, self.terms, self.constraints = model, context, terms, constraints
+        self.chunk = chunk
+
+    def imagine(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Rollout:
+        """The futures the world model expects under `actions`."""
+        return self.model.rollout(self.context.select(problems), actions, chunk=self.chunk)
+
+    def by_term(
+        self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> dict[str, Float[Tensor, "b n"]]:
+        """Every term and constraint by its name."""
+        rollout = self.imagine(actions, problems)
+        costs = {term.name: term(rollout, actions, problems) for term in self.terms}
+        return costs | {rule.name: rule(rollout, actions) for rule in self.constraints}
+
+    def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
+        rollout = self.imagine(actions, problems)
+        cost = torch.stack([term(rollout, actions, problems) for term in self.terms]).sum(0)
+        broken = [rule(rollout, actions) for rule in self.constraints]
+        violation = torch.stack(broken, dim=-1) if broken else cost.new_zeros(*cost.shape, 0)
+        return Evaluation(cost, violation, tuple(rule.name for rule in self.constraints))

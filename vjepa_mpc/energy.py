@@ -1,0 +1,196 @@
+"""The energy landscape: what the planner's cost says of a slice of action space.
+
+After V-JEPA 2-AC (Assran et al. 2025, arXiv 2506.09985, section on the energy landscape): the cost over
+two Cartesian actions, with the rest kept, shows whether the world model points to the goal and how
+smoothly. A flat or jagged landscape explains a failing planner better than any loss curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError, NotFiniteError
+from vjepa_mpc.core.files import atomic_path
+from vjepa_mpc.planners.base import Bounds, CostFunction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class EnergyLandscape:
+    """The cost over one or two actions.
+
+    `values`: for each axis the action's values, ascending, in its unit, bounds included. `energy`: the
+    cost at them, [points] or [points, points] with the first axis first; `+inf` = rejected. `chosen`: the
+    plan's own values on the axes, and `chosen_energy` its cost under the same replacement. `hold` says
+    that one action was repeated over all steps, otherwise only step `step` was replaced.
+    """
+
+    values: tuple[Float[np.ndarray, " points"], ...]
+    energy: Float[np.ndarray, "*grid"]
+    chosen: tuple[float, ...]
+    chosen_energy: float
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    step: int
+    hold: bool
+
+    def lowest(self) -> tuple[float, ...] | None:
+        """Where on the grid the energy is lowest; None when every action is rejected."""
+        if not np.isfinite(self.energy).any():
+            return None
+        index = np.unravel_index(np.argmin(self.energy), self.energy.shape)
+        return tuple(float(values[i]) for values, i in zip(self.values, index, strict=True))
+
+
+def energy_slice(
+    cost_fn: CostFunction,
+    plan_actions: Float[Tensor, "h a"],
+    bounds: Bounds,
+    *,
+    axes: Sequence[int] | None = None,
+    step: int = 0,
+    points: int = 21,
+    hold: bool = False,
+    problem: int = 0,
+    names: Sequence[str] | None = None,
+    units: Sequence[str] | None = None,
+) -> EnergyLandscape:
+    """Evaluate the cost over a slice of action space through a plan.
+
+    Actions `axes` (default: the first two, or the only one) of step `step` run over their bounds, `points`
+    values each; all else stays as in the plan. With `hold` the action of `step`, so changed, is repeated
+    over the whole horizon: more telling for small steps, whose single effect hardly shows. `names` and
+    `units` are those of all `a` actions (a robot's spec has them). Uses points^2 + 1 evaluations, in one
+    call under `no_grad`.
+
+    Raises `InputError` for axes that do not exist or are fixed by the bounds, `NotFiniteError` on NaN.
+    """
+    horizon, size = plan_actions.shape
+    axes = tuple(axes) if axes is not None else tuple(range(min(2, size)))
+    _check(axes, step, points, horizon, bounds, size)
+    grid = [torch.linspace(float(bounds.low[axis]), float(bounds.high[axis]), points) for axis in axes]
+    chosen = plan_actions[step, list(axes)]
+    mesh = torch.stack(torch.meshgrid(*grid, indexing="ij"), dim=-1).reshape(-1, len(axes)).to(plan_actions)
+    tried = torch.cat([mesh, chosen[None]])  # the plan itself comes last, measured by the same rule
+    candidates = plan_actions.detach().expand(len(tried), horizon, size).clone()
+    if hold:
+        candidates[:] = candidates[:, step : step + 1].clone()
+        candidates[:, :, list(axes)] = tried[:, None]
+    else:
+        candidates[:, step, list(axes)] = tried
+    with torch.no_grad():
+        problems = torch.tensor([problem], device=plan_actions.device)
+        cost = cost_fn(candidates[None], problems).cost[0].double().cpu()
+    if bool(torch.isnan(cost).any()):
+        raise NotFiniteError("The cost of some actions of the energy landscape is NaN.", (candidates, cost))
+    return EnergyLandscape(
+        values=tuple(values.double().numpy() for values in grid),
+        energy=cost[:-1].reshape([points] * len(axes)).numpy(),
+        chosen=tuple(chosen.tolist()),
+        chosen_energy=float(cost[-1]),
+        names=tuple(names[axis] if names is not None else f"action {axis}" for axis in axes),
+        units=tuple(units[axis] if units is not None else "" for axis in axes),
+        step=step,
+        hold=hold,
+    )
+
+
+def _check(axes: tuple[int, ...], step: int, points: int, horizon: int, bounds: Bounds, size: int) -> None:
+    if not 1 <= len(axes) <= 2 or len(set(axes)) != len(axes) or not all(0 <= axis < size for axis in axes):
+        raise InputError(
+            f"An energy slice needs one or two different actions of 0 to {size - 1}, got {list(axes)}."
+        )
+    fixed = [axis for axis in axes if float(bounds.low[axis]) == float(bounds.high[axis])]
+    if fixed:
+        raise InputError(
+            f"Action {fixed[0]} is fixed by its bounds; choose another axis for the energy slice."
+        )
+    if not 0 <= step < horizon:
+        raise InputError(f"Step {step} is not in a plan of {horizon} steps; choose 0 to {horizon - 1}.")
+    if points < 2:
+        raise InputError(f"An energy slice needs at least 2 points an axis, got {points}.")
+
+
+def plot_energy(landscape: EnergyLandscape, path: Path | str) -> None:
+    """Draw a landscape as PNG: the chosen action a star, the lowest of the grid a dot, rejected ones grey.
+
+    Raises `InputError` when `path` cannot be written; what was there is then kept.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: no global state, and no display is ever looked for
+    axes = figure.add_subplot()
+    if landscape.energy.ndim == 2:
+        _draw_surface(figure, axes, landscape)
+    else:
+        _draw_curve(axes, landscape)
+    which = (
+        "one action held over the plan"
+        if landscape.hold
+        else f"action of step {landscape.step}, the rest kept"
+    )
+    axes.set_title(f"Energy landscape: {which}", fontsize=10)
+    axes.set_xlabel(_label(landscape, 0))
+    lowest = landscape.lowest()
+    if lowest is None:
+        axes.text(0.5, 0.5, "every action is rejected", transform=axes.transAxes, ha="center")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _label(landscape: EnergyLandscape, axis: int) -> str:
+    unit = landscape.units[axis]
+    return f"{landscape.names[axis]} [{unit}]" if unit else landscape.names[axis]
+
+
+def _draw_surface(figure: Figure, axes: Axes, landscape: EnergyLandscape) -> None:
+    first, second = landscape.values
+    energy = np.ma.masked_invalid(landscape.energy.T)  # rows of a drawing are its vertical axis
+    axes.set_facecolor("lightgrey")
+    axes.set_ylabel(_label(landscape, 1))
+    lowest = landscape.lowest()
+    if lowest is not None:
+        surface = axes.pcolormesh(first, second, energy, shading="nearest", cmap="viridis")
+        figure.colorbar(surface, ax=axes, label="latent cost")
+        if energy.max() > energy.min():
+            axes.contour(first, second, energy, levels=8, colors="white", linewidths=0.5, alpha=0.6)
+        axes.plot(
+            *lowest, "o", color="white", markeredgecolor="black", markersize=7, label="lowest of the grid"
+        )
+    star: dict[str, Any] = {"color": "red", "markeredgecolor": "white", "markersize": 15, "clip_on": False}
+    axes.plot(*landscape.chosen, "*", label="chosen action", **star)
+    if landscape.units[0] == landscape.units[1]:
+        axes.set_aspect("equal")
+
+
+def _draw_curve(axes: Axes, landscape: EnergyLandscape) -> None:
+    values, energy = landscape.values[0], np.ma.masked_invalid(landscape.energy)
+    axes.set_ylabel("latent cost")
+    axes.plot(values, energy, color="tab:blue")
+    lowest = landscape.lowest()
+    if lowest is not None:
+        axes.plot(
+            *lowest,
+            float(energy.min()),
+            "o",
+            color="white",
+            markeredgecolor="black",
+            label="lowest of the grid",
+        )
+    if np.isfinite(landscape.chosen_energy):
+        star: dict[str, Any] = {"color": "red", "markeredgecolor": "white", "markersize": 15}
+        axes.plot(*landscape.chosen, landscape.chosen_energy, "*", label="chosen action", **star)

@@ -1,0 +1,269 @@
+"""Closed-loop success on a frozen manifest, with its floors, ceiling and intervals.
+
+An episode always uses its whole step budget: the simulator's truth judges it afterwards and never stops it.
+Its result is a function of (pair, seed, policy) alone, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.executor import Executor
+from vjepa_mpc.planners.base import Planner
+from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
+from vjepa_mpc.robots.tasks import Manifest, Pair, ReachTask
+from vjepa_mpc.world_model import WorldModel
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927), 95 % by default."""
+    if n < 1:
+        raise InputError("An interval needs at least one episode.")
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class Policy(Protocol):
+    """Chooses actions towards a goal. Told the goal's state only for privileged ceilings."""
+
+    name: str
+
+    def begin(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None: ...
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]: ...
+
+    def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
+        """Told the action truly applied; answers with figures of the step."""
+        ...
+
+
+class PlannedPolicy:
+    """A world model and a planner in closed loop."""
+
+    def __init__(self, model: WorldModel, planner: Planner, settings: ControlSettings, name: str = "planner") -> None:
+        self.model, self.planner, self.settings, self.name = model, planner, settings, name
+        self._state = ControllerState()
+        self._figures: dict[str, float] = {}
+
+    def begin(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        self._controller = Controller(self.model, self.planner, goal, self.settings, generator)
+        self._state = ControllerState()
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        decision, self._state = self._controller.step(observation, self._state)
+        self._figures = {
+            "latent_cost": decision.latent_cost,
+            "evaluations": decision.plan.evaluations,
+            "reached": float(decision.reached),
+        }
+        return decision.action
+
+    def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
+        self._state = self._controller.applied(applied, self._state)
+        return self._figures
+
+
+class RandomPolicy:
+    """Uniform actions inside the bounds: a floor."""
+
+    name = "random"
+
+    def __init__(self, spec: RobotSpec) -> None:
+        self.spec = spec
+
+    def begin(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        return self._rng.uniform(self.spec.action_low, self.spec.action_high)
+
+    def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
+        return {}
+
+
+class NoOpPolicy(RandomPolicy):
+    """Never moves: a floor."""
+
+    name = "no-op"
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        return np.zeros(len(self.spec.action_names))
+
+
+class ScriptedPolicy(RandomPolicy):
+    """Knows the goal's state: the ceiling."""
+
+    name = "scripted"
+
+    def __init__(self, task: ReachTask) -> None:
+        super().__init__(task.spec)
+        self.task = task
+
+    def begin(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        self._goal = goal_state
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        return self.task.scripted_action(observation.proprioception.astype(np.float64), self._goal)
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode. `distances` [m] after each step; `milliseconds` of each decision; `model_reached`: after
+    how many steps the model itself first judged the goal reached and held (None: never)."""
+
+    index: int
+    start_distance: float
+    distances: tuple[float, ...]
+    hit: bool
+    held: bool
+    model_reached: int | None
+    latent_costs: tuple[float, ...]
+    milliseconds: tuple[float, ...]
+    evaluations: int
+
+
+class Arena:
+    """A worker's state: a robot, a task and a policy, built once."""
+
+    def __init__(self, robot: SimulatedRobot, task: ReachTask, policy: Policy, seed: int) -> None:
+        self.robot, self.task, self.policy, self.seed = robot, task, policy, seed
+
+    def close(self) -> None:
+        self.robot.close()
+
+
+@dataclass(frozen=True)
+class ArenaSetup:
+    """Builds an `Arena` in a worker. `robot` and `policy` are called there, once."""
+
+    robot: Callable[[], SimulatedRobot]
+    policy: Callable[[], Policy]
+    task: ReachTask
+    seed: int
+
+    def __call__(self) -> Arena:
+        return Arena(self.robot(), self.task, self.policy(), self.seed)
+
+
+def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
+    """Play one start/goal pair to the end of the step budget."""
+    index, pair = item
+    robot, task, policy = arena.robot, arena.task, arena.policy
+    goal_state = np.asarray(pair.goal)
+    robot.set_appearance(pair.appearance)
+    camera = next(iter(robot.spec.cameras))
+    goal_image = robot.place(goal_state).images[camera]
+    target = robot.end_effector()
+    observation = robot.place(np.asarray(pair.start))
+    start_distance = float(np.linalg.norm(robot.end_effector() - target))
+    policy.begin(goal_image, goal_state, int(np.random.SeedSequence((arena.seed, index)).generate_state(1)[0]))
+    distances, costs, times, evaluations, reached = [], [], [], 0, None
+    for step in range(task.step_budget):
+        started = time.perf_counter()
+        action = policy.act(observation)
+        times.append(round(1e3 * (time.perf_counter() - started), 2))
+        figures = policy.note(robot.apply(action))
+        observation = robot.observe()
+        distances.append(round(float(np.linalg.norm(robot.end_effector() - target)), 5))
+        evaluations += int(figures.get("evaluations", 0))
+        if "latent_cost" in figures:
+            costs.append(round(figures["latent_cost"], 5))
+        if reached is None and figures.get("reached"):
+            reached = step
+    robot.stop()
+    return EpisodeResult(
+        index, round(start_distance, 5), tuple(distances), task.hit(distances), task.held(distances),
+        reached, tuple(costs), tuple(times), evaluations,
+    )  # fmt: skip
+
+
+def evaluate(
+    manifest: Manifest,
+    setup: ArenaSetup,
+    executor: Executor,
+    *,
+    pairs: int | None = None,
+    log: Path | None = None,
+    on_result: Callable[[EpisodeResult], object] | None = None,
+) -> list[EpisodeResult]:
+    """Play the first `pairs` of a manifest (None = all). Episodes already in `log` (JSON lines) are not played
+    again; finished ones are appended to it as they come."""
+    items = list(enumerate(manifest.pairs))[:pairs]
+    done = _read_log(log)
+    left = [item for item in items if item[0] not in done]
+
+    def keep(result: EpisodeResult) -> None:
+        done[result.index] = result
+        if log is not None:
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(result)) + "\n")
+        if on_result is not None:
+            on_result(result)
+
+    if left:
+        with executor.open(setup) as pool:
+            pool.map(run_pair, left, on_result=keep)
+    return [done[index] for index, _ in items]
+
+
+def _read_log(log: Path | None) -> dict[int, EpisodeResult]:
+    """Episodes of an earlier run; a last line cut short by a crash is dropped."""
+    done: dict[int, EpisodeResult] = {}
+    if log is None or not log.is_file():
+        return done
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        result = EpisodeResult(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+        done[result.index] = result
+    return done
+
+
+def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Success at first hit and held with Wilson intervals, final distance, latency, evaluations a step."""
+    n = len(results)
+    times = sorted(value for result in results for value in result.milliseconds)
+    steps = sum(len(result.distances) for result in results)
+    summary: dict[str, Any] = {"episodes": n}
+    for name in ("hit", "held"):
+        count = sum(getattr(result, name) for result in results)
+        low, high = wilson_interval(count, n)
+        summary[name] = {"count": count, "rate": count / n, "wilson_low": low, "wilson_high": high}
+    judged = [result for result in results if result.model_reached is not None]
+    summary |= {
+        "final_distance_median_m": statistics.median(result.distances[-1] for result in results),
+        "milliseconds_median": statistics.median(times),
+        "milliseconds_p95": times[min(len(times) - 1, int(0.95 * len(times)))],
+        "evaluations_per_step": sum(result.evaluations for result in results) / steps,
+        "model_says_reached": {
+            "count": len(judged),
+            "of_which_held": sum(result.held for result in judged),
+        },
+    }
+    return summary

@@ -1,0 +1,398 @@
+"""The same work here, in several processes, or on Ray: same results, same order, same exceptions.
+
+    with LocalExecutor(workers=2).open(setup) as pool:
+        results = pool.map(fn, items)
+
+`setup()` builds a worker's state (a model, a robot) once in each worker; `fn(state, item)` is then called
+for every item. What `fn` returns must depend on its item alone, not on which worker had which items before.
+Work travels by cloudpickle, so functions of a script work too; on a cluster of several machines the
+modules they come from must be installed on each. Threads are pinned alike everywhere, because a matrix
+product's last bit depends on their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import cloudpickle
+
+from vjepa_mpc.core.errors import InputError
+
+State = TypeVar("State")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# A worker that dies is started again, and its item retried, this often in a pool's life.
+MAX_RESTARTS = 3
+# Items handed out or finished but not yet yielded, per worker: what bounds the memory of a stream.
+_AHEAD = 4
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class WorkerDiedError(RuntimeError):
+    """Workers kept dying (killed, often for lack of memory) without raising an exception."""
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Workers that hold their state. One stream at a time."""
+
+    def stream(self, fn: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield `fn(state, item)` for each item, in the order of `items`, a bounded number ahead.
+
+        The first item, in order, whose `fn` raised ends the stream with that same exception.
+        """
+        ...
+
+    def map(
+        self,
+        fn: Callable[[Any, Item], Result],
+        items: Iterable[Item],
+        on_result: Callable[[Result], object] | None = None,
+    ) -> list[Result]:
+        """The list of what `stream` yields; `on_result` is called here with each result, in order."""
+        ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Where work is done."""
+
+    def open(self, setup: Callable[[], Any]) -> AbstractContextManager[Pool]:
+        """Start the workers; leaving the block stops them, at once if by an exception (Ctrl-C too).
+
+        A state that has a `close()` is closed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Work on this machine: in this process for one worker, else in `workers` processes of `threads` each."""
+
+    workers: int = 1
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _check_counts(self.workers, self.threads)
+
+    @contextlib.contextmanager
+    def open(self, setup: Callable[[], Any]) -> Iterator[Pool]:
+        """See `Executor.open`."""
+        if self.workers == 1:
+            pool = _HerePool(setup, self.threads)
+            try:
+                yield pool
+            finally:
+                pool.close()
+            return
+        processes = _Processes(self.workers, cloudpickle.dumps(setup), self.threads)
+        with _stopping(processes):
+            yield _WorkersPool(processes)
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Work on Ray: on a Ray started for the time being on this machine, or on the cluster at `address`.
+
+    `address` is "host:port", "ray://host:port" or "auto". Each of the `workers` actors reserves `num_cpus`
+    and `num_gpus`, and runs `threads` threads. The setup (the weights) is put into the object store once.
+    Raises `InputError` when the cluster does not answer within 20 s or is too small.
+    """
+
+    workers: int = 1
+    address: str | None = None
+    num_cpus: float = 1
+    num_gpus: float = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _check_counts(self.workers, self.threads)
+
+    @contextlib.contextmanager
+    def open(self, setup: Callable[[], Any]) -> Iterator[Pool]:
+        """See `Executor.open`."""
+        from vjepa_mpc import ray_workers
+
+        with ray_workers.session(self.workers, self.address, self.num_cpus, self.num_gpus):
+            actors = ray_workers.Actors(
+                self.workers, cloudpickle.dumps(setup), self.threads, self.num_cpus, self.num_gpus
+            )
+            with _stopping(actors):
+                yield _WorkersPool(actors)
+
+
+def _check_counts(workers: int, threads: int) -> None:
+    if workers < 1 or threads < 1:
+        raise InputError(f"Workers and threads must be at least 1, got {workers} and {threads}.")
+
+
+class Worker:
+    """What lives in a worker process or actor: answers pickled items with pickled results or exceptions.
+
+    The state is built at the first item, so that what `setup` raises comes back as an item's exception.
+    """
+
+    def __init__(self, setup: bytes, threads: int) -> None:
+        for name in _THREAD_VARIABLES:
+            os.environ[name] = str(threads)  # read by libraries that are imported from now on
+        self._setup = setup
+        self._threads = threads
+        self._state: Any = None
+        self._ready = False
+        self._work: tuple[bytes, Callable[[Any, Any], Any]] | None = None
+
+    def call(self, work: bytes, item: bytes) -> bytes:
+        """Pickled (True, result) or (False, exception, its traceback as text)."""
+        try:
+            if not self._ready:
+                setup = cloudpickle.loads(self._setup)
+                _pin_torch(self._threads)
+                self._state = setup()
+                _pin_torch(self._threads)
+                self._ready = True
+            if self._work is None or self._work[0] != work:
+                self._work = (work, cloudpickle.loads(work))
+            return cloudpickle.dumps((True, self._work[1](self._state, cloudpickle.loads(item))))
+        except BaseException as error:
+            return _pack(error)
+
+    def close(self) -> None:
+        """Close the state, if it was built and can be closed."""
+        _close(self._state)
+
+
+def _pack(error: BaseException) -> bytes:
+    """The exception as it is, or, where it cannot travel, a RuntimeError that quotes it."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        packed = cloudpickle.dumps((False, error, text))
+        if type(cloudpickle.loads(packed)[1]).__name__ == type(error).__name__:
+            return packed
+    except Exception:  # whatever its pickling raises, the sentence below still tells
+        pass
+    return cloudpickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), text))
+
+
+def _unpack(answer: bytes) -> Any:
+    ok, value, *trace = cloudpickle.loads(answer)
+    if ok:
+        return value
+    value.add_note("Raised in a worker:\n" + trace[0])
+    raise value
+
+
+def _close(state: object) -> None:
+    close = getattr(state, "close", None)
+    if callable(close):
+        close()
+
+
+def _pin_torch(threads: int) -> None:
+    """Pin torch's threads, where torch is in use at all (importing it takes seconds)."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+class _MapByStream:
+    """`Pool.map` in terms of `Pool.stream`."""
+
+    def stream(self, fn: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        raise NotImplementedError
+
+    def map(
+        self,
+        fn: Callable[[Any, Item], Result],
+        items: Iterable[Item],
+        on_result: Callable[[Result], object] | None = None,
+    ) -> list[Result]:
+        results = []
+        for result in self.stream(fn, items):
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+        return results
+
+
+class _HerePool(_MapByStream):
+    """One worker, in this process. What it pins of torch's threads, it puts back."""
+
+    def __init__(self, setup: Callable[[], Any], threads: int) -> None:
+        self._setup: Callable[[], Any] | None = setup
+        self._state: Any = None
+        self._threads = threads
+        self._threads_before: int | None = None
+        self._pin()
+
+    def _pin(self) -> None:
+        if "torch" in sys.modules and self._threads_before is None:
+            self._threads_before = sys.modules["torch"].get_num_threads()
+            _pin_torch(self._threads)
+
+    def stream(self, fn: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        for item in items:
+            if self._setup is not None:
+                self._state = self._setup()
+                self._setup = None
+            self._pin()  # setup may have been what imported torch
+            yield fn(self._state, item)
+
+    def close(self) -> None:
+        if self._threads_before is not None:
+            _pin_torch(self._threads_before)
+        _close(self._state)
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Processes or actors, each with at most one item in hand."""
+
+    count: int
+
+    def send(self, worker: int, work: bytes, item: bytes) -> None: ...
+
+    def receive(self) -> tuple[int, bytes]:
+        """Wait for any answer: which worker, and what `Worker.call` returned. A dead worker is replaced."""
+        ...
+
+    def stop(self, at_once: bool) -> None: ...
+
+
+@contextlib.contextmanager
+def _stopping(workers: Workers) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        workers.stop(at_once=True)
+        raise
+    workers.stop(at_once=False)
+
+
+class _WorkersPool(_MapByStream):
+    """Hands items to workers as they become free and gives results back in order."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._busy: dict[int, int] = {}
+        self._streaming = False
+
+    def stream(self, fn: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        if self._streaming:
+            raise RuntimeError("This pool is in the middle of a stream; finish it or open a second pool.")
+        self._streaming = True
+        try:
+            while self._busy:  # what a stream that was broken off has left behind
+                del self._busy[self._workers.receive()[0]]
+            yield from self._run(cloudpickle.dumps(fn), enumerate(items))
+        finally:
+            self._streaming = False
+
+    def _run(self, work: bytes, todo: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+        free = list(range(self._workers.count))
+        done: dict[int, bytes] = {}
+        wanted = 0
+        while True:
+            while free and len(done) + len(self._busy) < _AHEAD * self._workers.count:
+                index, item = next(todo, (-1, None))
+                if index < 0:
+                    break
+                worker = free.pop()
+                self._workers.send(worker, work, cloudpickle.dumps(item))
+                self._busy[worker] = index
+            if wanted in done:
+                yield _unpack(done.pop(wanted))
+                wanted += 1
+            elif self._busy:
+                worker, answer = self._workers.receive()
+                done[self._busy.pop(worker)] = answer
+                free.append(worker)
+            else:
+                return
+
+
+class _Processes:
+    """Worker processes, each at the other end of a pipe; one that sees its pipe closed ends by itself."""
+
+    def __init__(self, count: int, setup: bytes, threads: int) -> None:
+        self.count = count
+        self._setup, self._threads = setup, threads
+        self._deaths = 0
+        self._running = [self._start() for _ in range(count)]
+        self._sent: list[tuple[bytes, bytes] | None] = [None] * count
+
+    def _start(self) -> tuple[Any, connection.Connection]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._setup, self._threads), daemon=True)
+        # Children inherit a blocked SIGINT: Ctrl-C is answered here alone, without their tracebacks.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        return process, ours
+
+    def send(self, worker: int, work: bytes, item: bytes) -> None:
+        self._sent[worker] = (work, item)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `receive` notices and resends
+            self._running[worker][1].send((work, item))
+
+    def receive(self) -> tuple[int, bytes]:
+        while True:
+            waiting = {self._running[w][1]: w for w in range(self.count) if self._sent[w] is not None}
+            for ready in connection.wait(list(waiting)):
+                worker = waiting[ready]  # type: ignore[index]
+                try:
+                    answer = ready.recv_bytes()  # type: ignore[union-attr]
+                except (EOFError, ConnectionResetError):
+                    self._replace(worker)
+                    continue
+                self._sent[worker] = None
+                return worker, answer
+
+    def _replace(self, worker: int) -> None:
+        self._deaths += 1
+        process, pipe = self._running[worker]
+        pipe.close()
+        process.join()
+        if self._deaths > MAX_RESTARTS:
+            raise WorkerDiedError(
+                f"Worker processes died {self._deaths} times (the last with exit code {process.exitcode}), "
+                "often for lack of memory; use fewer workers."
+            )
+        self._running[worker] = self._start()
+        sent = self._sent[worker]
+        assert sent is not None
+        self.send(worker, *sent)
+
+    def stop(self, at_once: bool) -> None:
+        for process, pipe in self._running:
+            pipe.close()
+            if at_once:
+                process.terminate()
+        for process, _ in self._running:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _serve(pipe: connection.Connection, setup: bytes, threads: int) -> None:
+    """The main function of a worker process."""
+    worker = Worker(setup, threads)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            work, item = pipe.recv()
+            pipe.send_bytes(worker.call(work, item))
+    worker.close()

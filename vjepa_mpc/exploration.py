@@ -1,0 +1,185 @@
+"""How a robot moves while data is collected, and one whole episode of it.
+
+An episode is a function of (settings, index) alone. It starts in a pose drawn uniformly over the state's
+bounds and runs through segments of random length, each of one behaviour drawn by `MIXTURE`:
+
+- `smooth`: temporally correlated random actions, a first-order autoregressive process;
+- `reach`: towards a random goal pose at a random speed, with noise; a new goal when it is reached;
+- `full_speed`: every component at its limit, up or down, or still;
+- `hold`: no action at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vjepa_mpc.core.errors import InputError, unknown_name
+from vjepa_mpc.datasets.episode import Episode
+from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
+
+MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
+SEGMENT_STEPS = {"smooth": (6, 30), "reach": (8, 30), "full_speed": (2, 8), "hold": (1, 4)}
+APPEARANCE_SEEDS = 1_000_000  # collected looks have seeds below this; benchmark manifests use those above
+APPEARANCES = ("varied", "plain")
+
+Act = Callable[[Float[np.ndarray, "s"]], Float[np.ndarray, "a"]]
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """What the content of an episode depends on, besides its index.
+
+    `frames` observations each. `appearance` "varied": with probability `appearance_fraction` an episode
+    draws an appearance seed below `APPEARANCE_SEEDS`, shown at `appearance_level` in [0, 1]; the others, and
+    all of "plain", look plain. `camera_size`: square pictures of so many pixels (None = the robot's own).
+    """
+
+    robot: str = "reacher"
+    frames: int = 41
+    seed: int = 0
+    appearance: str = "varied"
+    appearance_level: float = 1.0
+    appearance_fraction: float = 0.8
+    camera_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.appearance not in APPEARANCES:
+            raise unknown_name("appearance", self.appearance, APPEARANCES)
+        if self.frames < 2:
+            raise InputError(f"An episode needs at least 2 frames to hold an action, got {self.frames}.")
+        if self.seed < 0:
+            raise InputError(f"The seed must not be negative, got {self.seed}.")
+        for name in ("appearance_level", "appearance_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name):g}.")
+        if self.camera_size is not None and not 8 <= self.camera_size <= 1024:
+            raise InputError(f"The camera size must lie in [8, 1024] pixels, got {self.camera_size}.")
+
+
+def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: int) -> Episode:
+    """Episode `index`: place the robot, act by the mixture, record. The robot's own seed is not used."""
+    spec, generator = robot.spec, np.random.default_rng([settings.seed, index])
+    varied = settings.appearance == "varied" and generator.random() < settings.appearance_fraction
+    appearance = int(generator.integers(APPEARANCE_SEEDS)) if varied else None
+    start = generator.uniform(spec.state_low, spec.state_high)
+    robot.set_appearance(appearance, settings.appearance_level)
+    observation = robot.place(start)
+    steps = settings.frames
+    images = {name: np.empty((steps, c.height, c.width, 3), np.uint8) for name, c in spec.cameras.items()}
+    states = np.empty((steps, len(spec.state_names)), np.float32)
+    actions = np.empty((steps - 1, len(spec.action_names)), np.float32)
+    times = np.empty(steps, np.float64)
+    segments: list[tuple[int, str]] = []
+    act, until = _draw_segment(spec, generator, 0, segments)
+    for step in range(steps):
+        for name, frames in images.items():
+            frames[step] = observation.images[name]
+        states[step], times[step] = observation.proprioception, observation.time_s
+        if step == steps - 1:
+            break
+        if step == until:
+            act, until = _draw_segment(spec, generator, step, segments)
+        actions[step] = robot.apply(act(states[step].astype(np.float64)))
+        observation = robot.observe()
+    metadata: dict[str, Any] = {
+        "index": index,
+        "seed": settings.seed,
+        "appearance_seed": appearance,
+        "appearance_level": settings.appearance_level if varied else 0.0,
+        "behaviours": [list(segment) for segment in segments],
+    }
+    return Episode(images, states, actions, times - times[0], metadata)
+
+
+def _draw_segment(
+    spec: RobotSpec, generator: np.random.Generator, step: int, segments: list[tuple[int, str]]
+) -> tuple[Act, int]:
+    """A behaviour and the step it lasts until; noted in `segments` as (first step, behaviour)."""
+    kind = str(generator.choice(list(MIXTURE), p=list(MIXTURE.values())))
+    low, high = SEGMENT_STEPS[kind]
+    segments.append((step, kind))
+    until = step + int(generator.integers(low, high + 1))
+    makers: dict[str, Callable[[RobotSpec, np.random.Generator], Act]]
+    makers = {"smooth": _Smooth, "reach": _Reach, "full_speed": _full_speed, "hold": _hold}
+    return makers[kind](spec, generator), until
+
+
+class _Smooth:
+    """a' = r a + sqrt(1 - r^2) noise, with r and the noise's size drawn once a segment."""
+
+    def __init__(self, spec: RobotSpec, generator: np.random.Generator) -> None:
+        self._spec, self._generator = spec, generator
+        self._centre, half = _box(spec)
+        self._correlation = generator.uniform(0.5, 0.95)
+        self._size = generator.uniform(0.2, 1.0) * half
+        self._value = self._noise()
+
+    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+        r = self._correlation
+        self._value = r * self._value + np.sqrt(1.0 - r**2) * self._noise()
+        return _clip(self._spec, self._centre + self._value)
+
+    def _noise(self) -> Float[np.ndarray, "a"]:
+        return self._generator.normal(size=self._size.shape) * self._size
+
+
+class _Reach:
+    """Towards goals uniform over the state's bounds, on the short way round for periodic components."""
+
+    def __init__(self, spec: RobotSpec, generator: np.random.Generator) -> None:
+        if spec.state_model != "joints":
+            raise InputError(
+                f"Goal-reaching data needs the state model 'joints', {spec.name} has {spec.state_model!r}."
+            )
+        self._spec, self._generator = spec, generator
+        _, self._half = _box(spec)
+        self._low, self._high = np.array(spec.state_low), np.array(spec.state_high)
+        self._period = np.where(spec.state_periodic, self._high - self._low, np.inf)
+        self._speed, self._noise = generator.uniform(0.3, 1.0), generator.uniform(0.0, 0.3)
+        self._goal = generator.uniform(self._low, self._high)
+
+    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+        if (np.abs(_difference(self._goal, state, self._period)) < 0.5 * self._half).all():
+            self._goal = self._generator.uniform(self._low, self._high)
+        largest = self._speed * self._half
+        wanted = np.clip(_difference(self._goal, state, self._period), -largest, largest)
+        noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
+        return _clip(self._spec, wanted + noise)
+
+
+def _difference(
+    goal: Float[np.ndarray, "s"], state: Float[np.ndarray, "s"], period: Float[np.ndarray, "s"]
+) -> Float[np.ndarray, "s"]:
+    """goal - state, wrapped to half a period either way where `period` is finite."""
+    difference = goal - state
+    turns = np.where(np.isfinite(period), np.round(difference / period), 0.0)
+    return difference - turns * np.where(np.isfinite(period), period, 0.0)
+
+
+def _full_speed(spec: RobotSpec, generator: np.random.Generator) -> Act:
+    choice = generator.integers(-1, 2, size=len(spec.action_names))
+    action = np.where(choice < 0, spec.action_low, np.where(choice > 0, spec.action_high, _still(spec)))
+    return lambda _: action
+
+
+def _hold(spec: RobotSpec, generator: np.random.Generator) -> Act:
+    return lambda _: _still(spec)
+
+
+def _still(spec: RobotSpec) -> Float[np.ndarray, "a"]:
+    """Actions are displacements: zero holds."""
+    return np.zeros(len(spec.action_names))
+
+
+def _clip(spec: RobotSpec, action: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+    return np.clip(action, spec.action_low, spec.action_high)
+
+
+def _box(spec: RobotSpec) -> tuple[Float[np.ndarray, "a"], Float[np.ndarray, "a"]]:
+    low, high = np.array(spec.action_low), np.array(spec.action_high)
+    return (low + high) / 2, (high - low) / 2

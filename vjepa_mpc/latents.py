@@ -1,0 +1,79 @@
+"""The latent space that predictor and cost live in: encoder tokens, normalised, pooled, standardised.
+
+It belongs to the world model, not to the encoder: the same encoder serves full grids for V-JEPA 2-AC
+and compact ones for planning on a laptop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.encoder import LAYER_NORM_EPS
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """`encoder_grid` patches a side, average-pooled to `grid` a side; `dim` channels. `standardise`: per
+    position and channel, with statistics of the training frames that are stored with the weights."""
+
+    encoder_grid: int
+    grid: int
+    dim: int
+    standardise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.grid < 1 or self.encoder_grid % self.grid:
+            raise InputError(
+                f"The encoder's {self.encoder_grid}x{self.encoder_grid} patches cannot be pooled to "
+                f"{self.grid}x{self.grid}; choose a divisor of {self.encoder_grid}."
+            )
+
+    @property
+    def positions(self) -> int:
+        return self.grid * self.grid
+
+
+class LatentSpace(nn.Module):
+    """Maps encoder tokens [n, patches, d] to latents [n, p, d] and predictions back onto the space."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: LatentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.positions, config.dim))
+        self.register_buffer("std", torch.ones(config.positions, config.dim))
+
+    def pool(self, tokens: Float[Tensor, "n patches d"]) -> Float[Tensor, "n p d"]:
+        """Parameter-free layer norm, then average pooling to the planning grid."""
+        config = self.config
+        tokens = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=LAYER_NORM_EPS)
+        if config.grid == config.encoder_grid:
+            return tokens
+        factor = config.encoder_grid // config.grid
+        maps = tokens.unflatten(1, (config.grid, factor, config.grid, factor))
+        return maps.mean(dim=(2, 4)).flatten(1, 2)
+
+    def forward(self, tokens: Float[Tensor, "n patches d"]) -> Float[Tensor, "n p d"]:
+        latents = self.pool(tokens)
+        return (latents - self.mean) / self.std if self.config.standardise else latents
+
+    def renormalise(self, prediction: Float[Tensor, "*batch p d"]) -> Float[Tensor, "*batch p d"]:
+        """Put a prediction back on the space: layer norm as V-JEPA 2-AC does, nothing once standardised."""
+        if self.config.standardise:
+            return prediction
+        return F.layer_norm(prediction, prediction.shape[-1:], eps=LAYER_NORM_EPS)
+
+    def fit(self, pooled: Float[Tensor, "n p d"]) -> None:
+        """Set the statistics from pooled latents of training frames; channels that never vary keep std 1
+        (divided by their own tiny deviation they would be noise)."""
+        mean, std = pooled.float().mean(0), pooled.float().std(0)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-3 * std.mean(), std, torch.ones_like(std)))

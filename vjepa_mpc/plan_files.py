@@ -1,0 +1,203 @@
+"""What a plan leaves behind: plan.json, episode.mp4 and energy.png, each whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vjepa_mpc.controller import Controller, Decision, StepRecord
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.files import write_json
+from vjepa_mpc.core.settings import provenance
+from vjepa_mpc.energy import energy_slice, plot_energy
+from vjepa_mpc.planning import Goal, Outcome
+from vjepa_mpc.world_model import WEIGHTS, WorldModel
+
+SCHEMA = "vjepa-mpc-plan-1"
+RECORD, VIDEO, ENERGY = "plan.json", "episode.mp4", "energy.png"
+ENERGY_POINTS = 25
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse an output folder that nothing can be written to, before any work; leaves no trace."""
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"Cannot write to {folder}: {existing} is not a folder; choose another --out.")
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"0")
+            probe.flush()
+    except OSError as error:
+        raise InputError(
+            f"Cannot write to {folder} ({error.strerror or error}); choose another --out, or mend its folder."
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as `sha256sum` prints it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was planned with, for the record. `options` are the command line's; `model` names the weights."""
+
+    goal: Goal
+    goal_warning: str | None
+    goal_state: Sequence[float] | None
+    controller: Controller
+    model: str
+    folder: Path
+    seed: int
+    options: Mapping[str, Any]
+    notes: Sequence[str]
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    """The part of plan.json that a closed loop and a single plan share."""
+    controller, config = setting.controller, setting.controller.model.config
+    calibration = config.calibration
+    assert calibration is not None, "an untrained model was let through"
+    robot = config.robot
+    return {
+        "goal": {
+            "file": str(setting.goal.path),
+            "sha256": setting.goal.sha256,
+            "score": controller.goal_score,
+            "score_limit": calibration.goal_score,
+            "state": None if setting.goal_state is None else [float(value) for value in setting.goal_state],
+        },
+        "goal_warning": setting.goal_warning,
+        "notes": list(setting.notes),
+        "model": {
+            "source": setting.model,
+            "folder": str(setting.folder),
+            "weights_sha256": file_sha256(setting.folder / WEIGHTS),
+            "reached_cost": calibration.reached_cost,
+            "renderer": config.renderer,
+        },
+        "robot": {
+            "name": robot.name,
+            "action_names": list(robot.action_names),
+            "action_units": list(robot.action_units),
+            "state_names": list(robot.state_names),
+            "state_units": list(robot.state_units),
+            "control_period_s": robot.control_period_s,
+        },
+        "settings": {
+            "planner": type(controller.planner).__name__,
+            "planner_settings": _plain(getattr(controller.planner, "settings", None)),
+            "control": _plain(controller.settings),
+            "seed": setting.seed,
+            **setting.options,
+        },
+        "provenance": provenance(),
+        "files": [],
+    }
+
+
+def episode_record(setting: Setting, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
+    """plan.json of a closed loop: every step with actions in the robot's units, costs by term and times."""
+    times = [record.milliseconds for record in outcome.records]
+    rows = [_step(record, sent=index < outcome.actions) for index, record in enumerate(outcome.records)]
+    return {
+        "schema": SCHEMA,
+        "kind": "closed loop",
+        "reached": outcome.ended == "reached",
+        "exit_reason": outcome.ended,
+        "error": None if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}",
+        "actions": outcome.actions,
+        "steps": rows,
+        "timing": {
+            **{name: round(value, 3) for name, value in timing.items()},
+            "step_ms_median": round(statistics.median(times), 2) if times else None,
+            "step_ms_max": round(max(times), 2) if times else None,
+        },
+        **describe(setting),
+    }
+
+
+def _step(record: StepRecord, *, sent: bool) -> dict[str, Any]:
+    return {
+        "step": record.step,
+        "proprioception": [float(value) for value in record.proprioception],
+        "wanted": record.wanted.tolist(),
+        "applied": record.action.tolist() if sent else None,
+        "latent_cost": record.latent_cost,
+        "planned_cost": _finite(record.planned_cost),
+        "costs": {name: _finite(value) for name, value in record.terms.items()},
+        "distance_m": record.distance,
+        "milliseconds": round(record.milliseconds, 2),
+        "evaluations": record.evaluations,
+        "reached": record.reached,
+    }
+
+
+def single_record(
+    setting: Setting, observation: Goal, state: Sequence[float], decision: Decision, timing: Mapping[str, float]
+) -> dict[str, Any]:
+    """plan.json of one plan from two pictures: the actions of the whole horizon, and what they cost."""
+    return {
+        "schema": SCHEMA,
+        "kind": "one plan",
+        "observation": {
+            "file": str(observation.path), "sha256": observation.sha256, "state": [float(value) for value in state],
+        },
+        "latent_cost": decision.latent_cost,
+        "looks_reached": decision.latent_cost <= trained_cost(setting.controller.model),
+        "actions": decision.plan.actions[0].double().cpu().tolist(),
+        "planned_cost": _finite(float(decision.plan.cost[0])),
+        "costs": {name: _finite(value) for name, value in decision.terms.items()},
+        "evaluations": decision.plan.evaluations,
+        "stopped": decision.plan.stopped,
+        "timing": {**{name: round(value, 3) for name, value in timing.items()}, "plan_s": round(decision.plan.seconds, 3)},
+        **describe(setting),
+    }  # fmt: skip
+
+
+def trained_cost(model: WorldModel) -> float:
+    """The latent distance below which a view counts as at the goal."""
+    assert model.config.calibration is not None, "an untrained model was let through"
+    return model.config.calibration.reached_cost
+
+
+def save_record(record: dict[str, Any], folder: Path, files: Sequence[str]) -> None:
+    """Write plan.json, which names the files that belong to it."""
+    record["files"] = [RECORD, *files]
+    write_json(folder / RECORD, record)
+
+
+def save_energy(controller: Controller, decision: Decision, folder: Path) -> None:
+    """Draw the cost of one action held over the plan's horizon, as `decision` saw it, into energy.png.
+
+    The axes are the first two actions that the planner's bounds leave free.
+    """
+    robot, bounds = controller.model.config.robot, controller.planner.bounds
+    free = [axis for axis in range(len(robot.action_names)) if float(bounds.low[axis]) < float(bounds.high[axis])]
+    with torch.autocast(controller.model.device.type, torch.bfloat16, enabled=controller.settings.bf16):
+        landscape = energy_slice(
+            decision.cost, decision.plan.actions[0], bounds, axes=free[:2], points=ENERGY_POINTS, hold=True,
+            names=robot.action_names, units=robot.action_units,
+        )  # fmt: skip
+    plot_energy(landscape, folder / ENERGY)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: a rejected plan's cost is null."""
+    return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else None

@@ -1,0 +1,255 @@
+"""Planning to a goal picture: the job of `vjepa-mpc plan`, usable from Python.
+
+`load_goal` reads the picture, `doubt` says whether it is like those of the training, `reach` drives a robot
+in closed loop, `plan_once` plans from two pictures without any robot. `vjepa_mpc.plan_files` writes the results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, Decision, StepRecord, Watcher, run_episode
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.costs import latent_distance
+from vjepa_mpc.images import load_image
+from vjepa_mpc.planners.base import Planner
+from vjepa_mpc.robots.base import Observation, Robot, RobotSpec, SimulatedRobot
+from vjepa_mpc.world_model import Calibration, WorldModel
+
+START_TRIES = 50
+CLEARLY_AWAY = 2.0
+"""A drawn start is preferably this many times `reached_cost` from the goal, or more."""
+
+End = Literal["reached", "max_steps", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal picture and the file it came from; `sha256` is of the file's bytes."""
+
+    path: Path
+    image: UInt8[np.ndarray, "height width 3"]
+    sha256: str
+
+
+def load_goal(path: Path | str) -> Goal:
+    """Read a goal picture. `InputError` for one that is missing, damaged or too large (see `load_image`)."""
+    path = Path(path)
+    image = load_image(path)
+    return Goal(path, image, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def known_goal_state(picture: Path, spec: RobotSpec) -> tuple[Float[np.ndarray, "s"] | None, str | None]:
+    """The goal's state from `{"state": [...]}` in `<picture>.json` beside it (goal.png: goal.json), and a note.
+
+    It is for reporting distances; a plan never sees it. (None, None) without such a file, (None, why) for
+    one that cannot be used.
+    """
+    sidecar = picture.with_suffix(".json")
+    if sidecar == picture or not sidecar.is_file():
+        return None, None
+    try:
+        content = json.loads(sidecar.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "state" not in content:
+            return None, None
+        return spec.check_state(content["state"]), None
+    except (OSError, ValueError, TypeError) as error:  # InputError is a ValueError
+        return None, f"{sidecar} is not used for distances: {error}"
+
+
+def trained(model: WorldModel, name: str) -> Calibration:
+    """The model's calibration; `InputError` when it has none, for then it was never trained to the end."""
+    calibration = model.config.calibration
+    if calibration is None:
+        raise InputError(
+            f"{name} has no calibration: its training was never finished, and untrained weights are not planned "
+            "with; finish it with `vjepa-mpc train`."
+        )
+    return calibration
+
+
+def doubt(picture: str, score: float, calibration: Calibration) -> str | None:
+    """A warning when a picture's `WorldModel.outlier_score` is above that of training pictures, else None."""
+    limit = calibration.goal_score
+    if score <= limit:
+        return None
+    if score <= 2 * limit:
+        return (
+            f"{picture} is unlike the pictures the model was trained on (score {score:.3g}, 99.9 % of those are "
+            f"below {limit:.3g}): the plan may be poor."
+        )
+    return (
+        f"{picture} lies far from anything the model was trained on (score {score:.3g}, more than twice the "
+        f"{limit:.3g} that 99.9 % of training pictures stay below): the plan means little; take the goal picture "
+        "with the robot's own camera."
+    )
+
+
+class GoalController(Controller):
+    """A controller that keeps its first decision (whose cost is drawn as the energy landscape), and refuses
+    a state that is not a number before anything is planned from it."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        planner: Planner,
+        goal: UInt8[np.ndarray, "height width 3"],
+        settings: ControlSettings,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(model, planner, goal, settings, generator)
+        self.first: Decision | None = None
+
+    def step(self, observation: Observation, state: ControllerState) -> tuple[Decision, ControllerState]:
+        if not np.isfinite(observation.proprioception).all():
+            raise InputError(
+                f"{self.model.config.robot.name} reports the state {observation.proprioception.tolist()}, which is "
+                "not finite; check its sensors."
+            )
+        decision, state = super().step(observation, state)
+        if self.first is None:
+            self.first = decision
+        return decision, state
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a closed loop came to: its records, how it ended, and the error if it failed.
+
+    The last record of an `ended` "reached" or "max_steps" is of the final view: its action was not sent.
+    """
+
+    records: tuple[StepRecord, ...]
+    ended: End
+    error: Exception | None = None
+
+    @property
+    def actions(self) -> int:
+        """How many actions the robot was sent."""
+        return len(self.records) - (self.ended in ("reached", "max_steps"))
+
+
+class _Log:
+    """Keeps the records and hands them on; a Ctrl-C waits until every watcher has the whole record."""
+
+    def __init__(self, watchers: Sequence[Watcher]) -> None:
+        self.records: list[StepRecord] = []
+        self.watchers = watchers
+
+    def step(self, record: StepRecord) -> None:
+        with interrupt_held():
+            self.records.append(record)
+            for watcher in self.watchers:
+                watcher.step(record)
+
+
+def reach(
+    controller: GoalController,
+    robot: Robot,
+    *,
+    max_steps: int,
+    watchers: Sequence[Watcher] = (),
+    distance: Callable[[], float] | None = None,
+) -> Outcome:
+    """Drive `robot` until the model judges the goal reached and held, for `max_steps` actions, or to Ctrl-C.
+
+    The robot is stopped in any case. An error ends the loop like Ctrl-C does, so that what was recorded can
+    be saved; it is in the outcome, to be raised after that. `distance` (m to the goal) is for the records only.
+    """
+    log = _Log(watchers)
+    ended: End = "failed"
+    error: Exception | None = None
+    try:
+        run_episode(controller, robot, max_steps=max_steps, watchers=[log], distance=distance)
+        ended = "reached" if log.records[-1].reached else "max_steps"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    except Exception as caught:
+        error = caught
+    return Outcome(tuple(log.records), ended, error)
+
+
+def plan_once(
+    controller: GoalController, image: UInt8[np.ndarray, "height width 3"], state: Float[np.ndarray, "s"]
+) -> Decision:
+    """One plan from a picture of now and the state in it (the robot's units); nothing is moved."""
+    camera = controller.model.config.camera
+    observation = Observation({camera: image}, np.asarray(state, dtype=np.float32), 0.0)
+    return controller.step(observation, ControllerState())[0]
+
+
+def place_start(
+    robot: Robot, controller: Controller, calibration: Calibration, start: Sequence[float] | None, seed: int
+) -> None:
+    """Put a simulated robot at `start` (its units), or at a pose drawn from `seed` that is not at the goal.
+
+    The model itself judges that, by the latent distance of the view. A robot that cannot be placed is reset.
+    """
+    if not isinstance(robot, SimulatedRobot):
+        if start is not None:
+            raise InputError(f"{robot.spec.name} is no simulated robot and cannot be put at a start; leave it out.")
+        robot.reset(seed)
+        return
+    if start is not None:
+        robot.place(robot.spec.check_state(start))
+        return
+    model, generator = controller.model, np.random.default_rng(seed)
+    farthest, away = np.zeros(0), calibration.reached_cost
+    for _ in range(START_TRIES):
+        state = generator.uniform(robot.spec.state_low, robot.spec.state_high)
+        view = model.encode(robot.place(state).images[model.config.camera][None])
+        distance = float(latent_distance(view, controller.goal))
+        if distance > CLEARLY_AWAY * calibration.reached_cost:
+            return
+        if distance > away:
+            farthest, away = state, distance
+    if not farthest.size:
+        raise InputError(
+            f"To this model none of {START_TRIES} drawn starts looks different from the goal; choose one with --start."
+        )
+    robot.place(farthest)
+
+
+def distance_to(robot: Robot, goal_state: Float[np.ndarray, "s"] | None) -> Callable[[], float] | None:
+    """A function that gives the end effector's distance [m] to where it is in `goal_state`; simulation only.
+
+    Moves the robot there for a moment: call it before the start is placed.
+    """
+    if goal_state is None or not isinstance(robot, SimulatedRobot):
+        return None
+    robot.place(goal_state)
+    target, simulated = robot.end_effector(), robot
+    return lambda: float(np.linalg.norm(simulated.end_effector() - target))
+
+
+@contextlib.contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Inside the block Ctrl-C waits; it is raised at the end. Nothing changes outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        waiting.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting and callable(before):
+        before(signal.SIGINT, None)

@@ -1,0 +1,303 @@
+"""The action-conditioned predictor of V-JEPA 2-AC (arXiv 2506.09985): patch latents one frame ahead.
+
+A frame's tokens are [action, state, (extrinsics), patches]; frame t's patch outputs are the prediction of
+frame t + 1. Attention is block-causal: a token sees its own frame and every earlier one, whole. Parameter
+names are those of Meta's published checkpoints, which load strictly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.rotary import rotary_tables, rotate
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Shape of a predictor. Everything it takes to build the module that a checkpoint fits into.
+
+    `grid_height` x `grid_width` patches a frame; rotary positions are scaled to `train_grid` (height,
+    width), by default the own grid. `max_frames` bounds history + horizon. `activation` is the MLP's:
+    "gelu" (exact, V-JEPA 2-AC's) or "gelu_tanh".
+    """
+
+    grid_height: int
+    grid_width: int
+    latent_dim: int
+    width: int
+    depth: int
+    heads: int
+    max_frames: int
+    mlp_ratio: float = 4.0
+    action_dim: int = 7
+    state_dim: int = 7
+    extrinsics_dim: int = 6
+    use_extrinsics: bool = False
+    train_grid: tuple[int, int] | None = None
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.train_grid is not None:
+            object.__setattr__(self, "train_grid", tuple(self.train_grid))  # JSON gives a list
+        if self.width % self.heads:
+            raise InputError(
+                f"A width of {self.width} does not divide into {self.heads} heads; change one of them."
+            )
+        if self.activation not in ("gelu", "gelu_tanh"):
+            raise InputError(f"There is no activation {self.activation!r}; use 'gelu' or 'gelu_tanh'.")
+
+    @property
+    def patches(self) -> int:
+        """Patches of a frame."""
+        return self.grid_height * self.grid_width
+
+    @property
+    def conditions(self) -> int:
+        """Conditioning tokens of a frame: action, state and, if used, extrinsics."""
+        return 3 if self.use_extrinsics else 2
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of a frame."""
+        return self.conditions + self.patches
+
+
+class KeyValues:
+    """One attention layer's rotated keys and values of the frames seen so far, [b, tokens, heads, head_dim].
+
+    With a `capacity` in tokens they are written into buffers of that length; without, each `extend`
+    concatenates: autograd must find what it saved unchanged.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self._capacity = capacity
+        self._length = 0
+        self._stored: tuple[Tensor, Tensor] | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append tokens; return the keys and values of all tokens so far."""
+        start, self._length = self._length, self._length + keys.shape[1]
+        if self._capacity is None:
+            if self._stored is not None:
+                keys, values = torch.cat((self._stored[0], keys), 1), torch.cat((self._stored[1], values), 1)
+            self._stored = keys, values
+            return keys, values
+        if self._stored is None:
+            shape = (keys.shape[0], self._capacity, *keys.shape[2:])
+            self._stored = keys.new_empty(shape), values.new_empty(shape)
+        for buffer, new in zip(self._stored, (keys, values), strict=True):
+            buffer[:, start : self._length] = new
+        return self._stored[0][:, : self._length], self._stored[1][:, : self._length]
+
+    def repeated(self, problems: slice, copies: int, capacity: int | None) -> KeyValues:
+        """A cache of `capacity` that starts with these tokens of `problems`, `copies` times each."""
+        cache = KeyValues(capacity)
+        if self._stored is not None:
+            keys, values = (part[problems, : self._length] for part in self._stored)
+            cache.extend(keys.repeat_interleave(copies, 0), values.repeat_interleave(copies, 0))
+        return cache
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention over [b, tokens, heads, head_dim]; `mask` is added to the scores."""
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if not slow:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    # The fused kernel's bfloat16 backward on CPUs took 2 to 6 times as long at our sizes (torch 2.13).
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    if mask is not None:
+        scores = scores + mask
+    return (scores.float().softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None
+    ) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
+        query, key = rotate(qkv[:, :, : 2 * self.heads], cos, sin).chunk(2, dim=2)
+        value = qkv[:, :, 2 * self.heads :]
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        return self.proj(_attend(query, key, value, mask).flatten(2))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
+
+
+class _Block(nn.Module):
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
+        self.attn = _Attention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
+        self.mlp = _Mlp(config.width, int(config.width * config.mlp_ratio), config.activation)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None
+    ) -> Tensor:
+        x = x + self.attn(self.norm1(x), cos, sin, mask, cache)
+        return x + self.mlp(self.norm2(x))
+
+
+class ActionConditionedPredictor(nn.Module):
+    """Predicts the next frame's patch latents from the frames, actions and states so far.
+
+    Runs in the type of its parameters (`predictor.to(torch.bfloat16)` is the fast form on CPUs with
+    bfloat16 products); takes and returns the latents' own type. Action and state tokens are made in
+    float32 at least: a bfloat16 metre has steps of millimetres.
+    """
+
+    _cos: Tensor
+    _sin: Tensor
+
+    def __init__(self, config: PredictorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.predictor_embed = nn.Linear(config.latent_dim, config.width)
+        self.action_encoder = nn.Linear(config.action_dim, config.width)
+        self.state_encoder = nn.Linear(config.state_dim, config.width)
+        self.extrinsics_encoder = nn.Linear(config.extrinsics_dim, config.width)
+        self.predictor_blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
+        self.predictor_norm = nn.LayerNorm(config.width, eps=config.eps)
+        self.predictor_proj = nn.Linear(config.width, config.latent_dim)
+        grid = (config.grid_height, config.grid_width)
+        cos, sin = rotary_tables(
+            frames=config.max_frames,
+            grid=grid,
+            train_grid=config.train_grid or grid,
+            conditions=config.conditions,
+            head_dim=config.width // config.heads,
+        )
+        self.register_buffer("_cos", cos.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("_sin", sin.to(torch.get_default_dtype()), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights: normals of std 0.02, those into the residual stream smaller with depth."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                nn.init.zeros_(module.bias)
+        blocks = (module for module in self.modules() if isinstance(module, _Block))
+        with torch.no_grad():
+            for index, block in enumerate(blocks, start=1):
+                block.attn.proj.weight.div_((2.0 * index) ** 0.5)
+                block.mlp.fc2.weight.div_((2.0 * index) ** 0.5)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b t p d"],
+        actions: Float[Tensor, "b t a"],
+        states: Float[Tensor, "b t s"],
+        extrinsics: Float[Tensor, "b t e"] | None = None,
+    ) -> Float[Tensor, "b t p d"]:
+        """Predictions of frames 1..t from frames 0..t-1; entry i has seen frames 0..i and their actions.
+
+        Raises `InputError` when the shapes do not fit the config or t exceeds its `max_frames`.
+        """
+        tokens = self.embed(latents, actions, states, extrinsics)
+        return self.predict(self.advance(tokens)).to(latents.dtype)
+
+    def embed(
+        self,
+        latents: Float[Tensor, "b t p d"],
+        actions: Float[Tensor, "b t a"],
+        states: Float[Tensor, "b t s"],
+        extrinsics: Float[Tensor, "b t e"] | None = None,
+    ) -> Float[Tensor, "b t k w"]:
+        """The input tokens of each frame, [action, state, (extrinsics), patches]."""
+        self._check(latents, actions, states, extrinsics)
+        dtype = self.predictor_embed.weight.dtype
+        conditions = [_project(self.action_encoder, actions), _project(self.state_encoder, states)]
+        if extrinsics is not None:
+            conditions.append(_project(self.extrinsics_encoder, extrinsics))
+        return torch.cat((torch.stack(conditions, dim=2), self.predictor_embed(latents.to(dtype))), dim=2)
+
+    def advance(
+        self, tokens: Float[Tensor, "b t k w"], start: int = 0, caches: list[KeyValues] | None = None
+    ) -> Float[Tensor, "b t k w"]:
+        """Run the blocks over frames start..start+t-1; `caches` (one a block) hold the frames before `start`.
+
+        One frame at a time needs no mask: it sees everything in the cache. Several frames need the block mask
+        and must come first (start = 0).
+        """
+        frames, size = tokens.shape[1], tokens.shape[2]
+        assert frames == 1 or start == 0, "several frames at once must be the first ones"
+        cos, sin = (self._angles(table, start, frames) for table in (self._cos, self._sin))
+        mask = None
+        if frames > 1:
+            frame = torch.arange(frames, device=tokens.device).repeat_interleave(size)
+            mask = torch.zeros(len(frame), len(frame), dtype=tokens.dtype, device=tokens.device)
+            mask.masked_fill_(frame[:, None] < frame[None], float("-inf"))
+        x = tokens.flatten(1, 2)
+        for index, block in enumerate(self.predictor_blocks):
+            x = block(x, cos, sin, mask, None if caches is None else caches[index])
+        return x.unflatten(1, (frames, size))
+
+    def _angles(self, table: Tensor, start: int, frames: int) -> Tensor:
+        """Rows of a rotary table for every head's queries and keys, contiguous: [tokens, 2 heads, head_dim]."""
+        return table[start : start + frames].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
+
+    def predict(self, tokens: Float[Tensor, "b t k w"]) -> Float[Tensor, "b t p d"]:
+        """The next frame's latents from the blocks' output."""
+        return self.predictor_proj(self.predictor_norm(tokens[:, :, self.config.conditions :]))
+
+    def _check(self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> None:
+        config = self.config
+        if latents.shape[1] > config.max_frames:
+            raise InputError(
+                f"{latents.shape[1]} frames were given to a predictor built for {config.max_frames}; "
+                "pass fewer."
+            )
+        if (extrinsics is not None) != config.use_extrinsics:
+            given, remedy = ("not given", "pass") if extrinsics is None else ("given", "drop")
+            raise InputError(
+                f"This predictor has use_extrinsics={config.use_extrinsics}, and extrinsics were {given}; "
+                f"{remedy} them."
+            )
+        rows = (
+            ("latent patches", latents.shape[2], config.patches),
+            ("latent values", latents.shape[3], config.latent_dim),
+            ("action values", actions.shape[2], config.action_dim),
+            ("state values", states.shape[2], config.state_dim),
+            (
+                "extrinsic values",
+                config.extrinsics_dim if extrinsics is None else extrinsics.shape[2],
+                config.extrinsics_dim,
+            ),
+        )
+        for name, size, built in rows:
+            if size != built:
+                raise InputError(
+                    f"The predictor was built for {built} {name}, got {size}; give it its own kind."
+                )
+
+
+def _project(layer: nn.Linear, values: Tensor) -> Tensor:
+    """`layer(values)` computed in float32 at least, returned in the layer's type."""
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+    return F.linear(values.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)).to(layer.weight.dtype)

@@ -1,0 +1,147 @@
+"""Workers that are Ray actors. Imported only when Ray is used."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.executor import MAX_RESTARTS, Worker, WorkerDiedError
+
+ANSWER_TIMEOUT_S = 8.0
+# RFC 9113, 3.4: a client opens with this line and a SETTINGS frame (here empty), a server with its own frame.
+_HTTP2_SETTINGS = 4
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0])
+# No usage reports; and ten tries, of a second each, for an address that answers but is not Ray.
+_WHILE_CONNECTING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_port_wait_time_s": "10"}
+
+
+@contextlib.contextmanager
+def session(workers: int, address: str | None, num_cpus: float, num_gpus: float) -> Iterator[None]:
+    """Have Ray running, with room for the workers; stop it afterwards if it was started here."""
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address, workers * num_cpus)
+    try:
+        _check_room(workers, num_cpus, num_gpus, address)
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str | None, cpus: float) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options.update(address="local", num_cpus=max(1, round(cpus)), include_dashboard=False)
+    else:
+        _check_answers(address)
+        options.update(address=address)
+    added = {name: value for name, value in _WHILE_CONNECTING.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        where = "on this machine" if address is None else f"at {address}"
+        raise InputError(f"Ray {where} could not be reached ({_first_line(error)}); {_remedy(address)}.") from error
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _remedy(address: str | None) -> str:
+    return "use --workers without Ray" if address is None else "start it with `ray start --head` or check the address"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _check_answers(address: str) -> None:
+    """See that a gRPC server (Ray speaks gRPC) greets us: `ray.init` waits minutes for a deaf one, and then
+    ends the process."""
+    if address == "auto" or os.environ.get("RAY_USE_TLS") == "1":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"{address!r} is no Ray address; give host:port, ray://host:port or auto.")
+    try:
+        with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as stream:
+            stream.settimeout(ANSWER_TIMEOUT_S)
+            stream.sendall(_HTTP2_GREETING)
+            answer = stream.recv(4)
+    except OSError as error:
+        raise InputError(f"Nothing answers at {address} ({error.strerror or error}); {_remedy(address)}.") from error
+    if len(answer) < 4 or answer[3] != _HTTP2_SETTINGS:
+        raise InputError(f"What answers at {address} is not Ray; {_remedy(address)}.")
+
+
+def _check_room(workers: int, num_cpus: float, num_gpus: float, address: str | None) -> None:
+    """Actors that do not fit would wait for ever, without a word."""
+    have = ray.cluster_resources()
+    for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)):
+        if workers * each > have.get(kind, 0) + 1e-6:
+            raise InputError(
+                f"{workers} workers of {each:g} {kind} need {workers * each:g} {kind}s, and Ray has "
+                f"{have.get(kind, 0):g}; ask for fewer workers."
+            )
+
+
+class _Actor:
+    """A `Worker` that fetches its setup when it first needs it, so also after a restart."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._worker: Worker | None = None
+
+    def call(self, setup: list[Any], work: bytes, item: bytes) -> bytes:
+        if self._worker is None:
+            self._worker = Worker(ray.get(setup[0]), self._threads)
+        return self._worker.call(work, item)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
+class Actors:
+    """`vjepa_mpc.executor.Workers` on Ray. Ray restarts an actor that died and retries its item."""
+
+    def __init__(self, count: int, setup: bytes, threads: int, num_cpus: float, num_gpus: float) -> None:
+        self.count = count
+        actor = ray.remote(_Actor).options(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
+        )
+        self._actors = [actor.remote(threads) for _ in range(count)]
+        self._setup = [ray.put(setup)]  # in a list Ray hands over the reference; by itself, a copy every call
+        self._work: tuple[bytes, Any] | None = None
+        self._answers: dict[Any, int] = {}
+
+    def send(self, worker: int, work: bytes, item: bytes) -> None:
+        if self._work is None or self._work[0] is not work:
+            self._work = (work, ray.put(work))
+        self._answers[self._actors[worker].call.remote(self._setup, self._work[1], item)] = worker
+
+    def receive(self) -> tuple[int, bytes]:
+        (ready, *_), _ = ray.wait(list(self._answers), num_returns=1)
+        worker = self._answers.pop(ready)
+        try:
+            return worker, ray.get(ready)
+        except ray.exceptions.RayError as error:
+            raise WorkerDiedError(
+                f"A Ray worker could not be kept alive ({_first_line(error)}), often for lack of memory; "
+                "use fewer workers."
+            ) from error
+
+    def stop(self, at_once: bool) -> None:
+        if not at_once:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get([actor.close.remote() for actor in self._actors], timeout=5)
+        for actor in self._actors:
+            ray.kill(actor)

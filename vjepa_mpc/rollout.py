@@ -1,0 +1,181 @@
+"""Imagine candidate action sequences with the predictor, without computing any frame twice.
+
+Attention is block-causal, so the keys and values of past frames never change: caching them is exact. The
+history's are computed once a problem and shared by all its candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.predictor import ActionConditionedPredictor, KeyValues
+
+
+@dataclass(frozen=True)
+class Context:
+    """What has been seen: the last k frames of b problems.
+
+    `latents` [b, k, p, d] as the predictor takes them, `states` [b, k, s] in physical units, and the
+    `actions` [b, k - 1, a] in physical units that led from each frame to the next.
+    """
+
+    latents: Float[Tensor, "b k p d"]
+    states: Float[Tensor, "b k s"]
+    actions: Float[Tensor, "b j a"]
+
+    def __post_init__(self) -> None:
+        shape, frames = self.latents.shape, self.latents.shape[1]
+        if self.states.shape[:2] != shape[:2] or self.actions.shape[:2] != (shape[0], frames - 1):
+            raise InputError(
+                f"A context of {frames} frames takes {frames} states and {frames - 1} actions a problem, got "
+                f"latents {tuple(shape)}, states {tuple(self.states.shape)}, actions {tuple(self.actions.shape)}."
+            )
+
+    def select(self, problems: Int[Tensor, "c"]) -> Context:
+        """The contexts of the problems whose indices are given."""
+        return Context(self.latents[problems], self.states[problems], self.actions[problems])
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What is imagined: for b problems and n candidates the h frames after the context's last one.
+
+    `latents` [b, n, h, p, d], renormalised; `states` [b, n, h, s] in physical units, integrated from the
+    actions and never predicted.
+    """
+
+    latents: Float[Tensor, "b n h p d"]
+    states: Float[Tensor, "b n h s"]
+
+
+@dataclass(frozen=True)
+class _Dynamics:
+    """The predictor with the maps around it; see `rollout`."""
+
+    predictor: ActionConditionedPredictor
+    integrate: Callable[[Tensor, Tensor], Tensor]
+    state_features: Callable[[Tensor], Tensor]
+    action_features: Callable[[Tensor], Tensor]
+    renormalise: Callable[[Tensor], Tensor]
+
+    def embed(self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> Tensor:
+        features = self.action_features(actions), self.state_features(states)
+        return self.predictor.embed(latents, *features, extrinsics)
+
+
+def rollout(
+    predictor: ActionConditionedPredictor,
+    context: Context,
+    actions: Float[Tensor, "b n h a"],
+    *,
+    integrate: Callable[[Tensor, Tensor], Tensor],
+    state_features: Callable[[Tensor], Tensor],
+    action_features: Callable[[Tensor], Tensor],
+    renormalise: Callable[[Tensor], Tensor],
+    chunk: int,
+    extrinsics: Float[Tensor, "b f e"] | None = None,
+) -> Rollout:
+    """Roll n candidate action sequences (physical units) of each problem forward from its context.
+
+    `integrate(state [m, s], action [m, a])` gives the next state; `state_features` and `action_features`
+    map physical [..., s] and [..., a] to what the predictor was trained on (identity for V-JEPA 2-AC);
+    `renormalise` is applied to each prediction [m, p, d] (parameter-free layer norm for V-JEPA 2-AC, identity
+    for standardised latents). `extrinsics` cover the f = k - 1 + h frames fed in. At most `chunk` candidates
+    are rolled at once. Differentiable with respect to `actions` and the predictor's weights; the history is
+    detached. Raises `InputError` when k - 1 + h exceeds the predictor's `max_frames`.
+    """
+    _check(predictor, context, actions, extrinsics, chunk)
+    problems, candidates, horizon = actions.shape[:3]
+    past = context.latents.shape[1] - 1
+    dynamics = _Dynamics(predictor, integrate, state_features, action_features, renormalise)
+    history = _history(dynamics, context, extrinsics)
+    latents = context.latents.new_empty(problems, candidates, horizon, *context.latents.shape[2:])
+    states = context.states.new_empty(problems, candidates, horizon, context.states.shape[2])
+    frames = past + horizon
+    buffered = frames > 1 and not torch.is_grad_enabled()
+    capacity = frames * predictor.config.tokens if buffered else None
+    together = max(1, chunk // candidates)
+    for first in range(0, problems, together):
+        rows = slice(first, min(first + together, problems))
+        for start in range(0, candidates, chunk):
+            columns = slice(start, min(start + chunk, candidates))
+            copies = columns.stop - columns.start
+            caches = [cache.repeated(rows, copies, capacity) for cache in history]
+            steps = _imagine(dynamics, context, actions[rows, columns], rows, caches, extrinsics)
+            for step, (imagined, state) in enumerate(steps):
+                latents[rows, columns, step] = imagined.unflatten(0, (-1, copies))
+                states[rows, columns, step] = state.unflatten(0, (-1, copies))
+    return Rollout(latents, states)
+
+
+def _history(dynamics: _Dynamics, context: Context, extrinsics: Tensor | None) -> list[KeyValues]:
+    """The keys and values, by block, of all context frames but the last (whose action is the candidate's)."""
+    caches = [KeyValues() for _ in dynamics.predictor.predictor_blocks]
+    past = context.latents.shape[1] - 1
+    if past:
+        with torch.no_grad():
+            seen = None if extrinsics is None else extrinsics[:, :past]
+            tokens = dynamics.embed(
+                context.latents[:, :past], context.actions, context.states[:, :past], seen
+            )
+            dynamics.predictor.advance(tokens, 0, caches)
+    return caches
+
+
+def _imagine(
+    dynamics: _Dynamics,
+    context: Context,
+    actions: Float[Tensor, "r c h a"],
+    rows: slice,
+    caches: list[KeyValues],
+    extrinsics: Tensor | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each step's renormalised latents [r*c, p, d] and states [r*c, s] of the problems in `rows`."""
+    copies, past = actions.shape[1], context.latents.shape[1] - 1
+    latents = context.latents[rows, past].detach().repeat_interleave(copies, 0)
+    states = context.states[rows, past].detach().repeat_interleave(copies, 0)
+    for step, action in enumerate(actions.flatten(0, 1).unbind(1)):
+        seen = None
+        if extrinsics is not None:
+            seen = extrinsics[rows, past + step].repeat_interleave(copies, 0)[:, None]
+        tokens = dynamics.embed(latents[:, None], action[:, None], states[:, None], seen)
+        output = dynamics.predictor.advance(tokens, past + step, caches)
+        latents = dynamics.renormalise(dynamics.predictor.predict(output)[:, 0].to(context.latents.dtype))
+        states = dynamics.integrate(states, action)
+        yield latents, states
+
+
+def _check(
+    predictor: ActionConditionedPredictor,
+    context: Context,
+    actions: Tensor,
+    extrinsics: Tensor | None,
+    chunk: int,
+) -> None:
+    problems, candidates, horizon = actions.shape[:3]
+    seen, limit = context.latents.shape[1], predictor.config.max_frames
+    if context.latents.shape[0] != problems:
+        raise InputError(
+            f"There are contexts of {context.latents.shape[0]} problems and actions of {problems}."
+        )
+    if min(problems, candidates, horizon, chunk) < 1:
+        raise InputError(
+            f"A rollout needs at least one problem, candidate, step and a chunk of 1, got chunk {chunk} "
+            f"and actions {tuple(actions.shape)}."
+        )
+    if seen - 1 + horizon > limit:
+        raise InputError(
+            f"A history of {seen} frames and a horizon of {horizon} make {seen - 1 + horizon} frames, more than "
+            f"the {limit} the predictor was built for; shorten one of them."
+        )
+    if extrinsics is not None and extrinsics.shape[:2] != (problems, seen - 1 + horizon):
+        raise InputError(
+            f"Extrinsics must cover {problems} problems and {seen - 1 + horizon} frames, "
+            f"got {tuple(extrinsics.shape)}."
+        )

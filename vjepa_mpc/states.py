@@ -1,0 +1,115 @@
+"""Robot states and actions as the predictor sees them, and how a state follows from an action."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.poses import integrate_pose
+from vjepa_mpc.robots.base import RobotSpec
+
+
+class JointStates(nn.Module):
+    """Joint positions under joint displacements.
+
+    A state follows by addition. The predictor is fed cosine and sine of periodic joints (no seam at
+    +-pi), range-scaled values of the others, and actions in units of their limits.
+    """
+
+    low: Tensor
+    high: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: RobotSpec) -> None:
+        super().__init__()
+        self.periodic = [i for i, flag in enumerate(spec.state_periodic) if flag]
+        self.limited = [i for i, flag in enumerate(spec.state_periodic) if not flag]
+        if len(spec.action_names) != len(spec.state_names):
+            raise InputError(
+                f"{spec.name} has {len(spec.action_names)} actions and {len(spec.state_names)} state values; "
+                "joint displacements need one action a joint."
+            )
+        self.register_buffer("low", torch.tensor(spec.state_low), persistent=False)
+        self.register_buffer("high", torch.tensor(spec.state_high), persistent=False)
+        scale = torch.tensor(spec.action_high).abs().maximum(torch.tensor(spec.action_low).abs())
+        self.register_buffer("scale", scale, persistent=False)
+
+    @property
+    def state_dim(self) -> int:
+        return 2 * len(self.periodic) + len(self.limited)
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.scale)
+
+    def integrate(self, state: Float[Tensor, "*n s"], action: Float[Tensor, "*n a"]) -> Float[Tensor, "*n s"]:
+        """The state after `action` (rad). Not clipped: a guardrail must be able to see an excess."""
+        return state + action
+
+    def state_features(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n f"]:
+        turning, limited = state[..., self.periodic], state[..., self.limited]
+        low, high = self.low[self.limited], self.high[self.limited]
+        scaled = (2 * (limited - low) / (high - low) - 1).clamp(-1, 1)
+        return torch.cat([turning.cos(), turning.sin(), scaled], dim=-1)
+
+    def action_features(self, action: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
+        return action / self.scale
+
+    def excess(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n"]:
+        """How far a state is outside the joint limits, summed over joints (rad); periodic ones have none."""
+        over = (state - self.high).clamp(min=0) + (self.low - state).clamp(min=0)
+        return over[..., self.limited].sum(-1)
+
+    def difference(self, a: Float[Tensor, "*n s"], b: Float[Tensor, "*n s"]) -> Float[Tensor, "*n s"]:
+        """b - a, the short way round for periodic joints (rad)."""
+        delta = b - a
+        for i in self.periodic:
+            delta[..., i] = (delta[..., i] + math.pi) % (2 * math.pi) - math.pi
+        return delta
+
+
+class PoseStates(nn.Module):
+    """V-JEPA 2-AC's 7-D end-effector pose: fed to the predictor as it is, integrated as a rigid motion."""
+
+    def __init__(self, spec: RobotSpec) -> None:
+        super().__init__()
+        if len(spec.action_names) != 7 or len(spec.state_names) != 7:
+            raise InputError(f"{spec.name}: a pose state has 7 values (xyz, Euler, gripper) and 7 displacements.")
+        self.register_buffer("low", torch.tensor(spec.state_low), persistent=False)
+        self.register_buffer("high", torch.tensor(spec.state_high), persistent=False)
+
+    state_dim = 7
+    action_dim = 7
+
+    def integrate(self, state: Float[Tensor, "*n s"], action: Float[Tensor, "*n a"]) -> Float[Tensor, "*n s"]:
+        return integrate_pose(state, action)
+
+    def state_features(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n s"]:
+        return state
+
+    def action_features(self, action: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
+        return action
+
+    def excess(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n"]:
+        """How far xyz is outside the workspace box, summed over axes (m)."""
+        over = (state - self.high).clamp(min=0) + (self.low - state).clamp(min=0)
+        return over[..., :3].sum(-1)
+
+    def difference(self, a: Float[Tensor, "*n s"], b: Float[Tensor, "*n s"]) -> Float[Tensor, "*n s"]:
+        return b - a
+
+
+StateSpace = JointStates | PoseStates
+
+
+def state_space(spec: RobotSpec) -> StateSpace:
+    """The state space that `spec.state_model` names."""
+    if spec.state_model == "joints":
+        return JointStates(spec)
+    if spec.state_model == "pose":
+        return PoseStates(spec)
+    raise InputError(f"The state model {spec.state_model!r} is unknown: use 'joints' or 'pose'.")

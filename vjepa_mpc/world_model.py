@@ -1,0 +1,236 @@
+"""The world model: a frozen encoder, a latent space and an action-conditioned predictor, as one folder.
+
+A saved folder holds `config.json`, `model.safetensors` and a model card: everything that planning needs to
+be the same elsewhere. What does not fit the robot at hand is refused with both values in the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.files import atomic_folder, read_json, write_json, write_text
+from vjepa_mpc.core.settings import from_plain, to_plain
+from vjepa_mpc.encoder import FrameEncoder, frame_encoder
+from vjepa_mpc.images import ImagePreparation
+from vjepa_mpc.latents import LatentConfig, LatentSpace
+from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
+from vjepa_mpc.robots.base import RobotSpec
+from vjepa_mpc.rollout import Context, Rollout, rollout
+from vjepa_mpc.states import state_space
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What "near" means in this model's latent space, measured on held-out episodes at training time.
+
+    `reached_cost`: a view whose latent distance to the goal is below it counts as there. `goal_score`: the
+    score (`WorldModel.outlier_score`) below which 99.9 % of held-out frames lie; above twice that a picture
+    is unlike anything seen.
+    """
+
+    reached_cost: float
+    goal_score: float
+    state_radius: float
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """All of a world model but its weights. `encoder` is the Hugging Face configuration as plain values."""
+
+    robot: RobotSpec
+    camera: str
+    preparation: ImagePreparation
+    encoder: dict[str, Any]
+    latent: LatentConfig
+    predictor: PredictorConfig
+    history: int
+    calibration: Calibration | None = None
+    renderer: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+class WorldModel(nn.Module):
+    """Encodes pictures and imagines futures. `encoder` stays frozen; the predictor is what training changes."""
+
+    def __init__(self, config: WorldModelConfig, encoder: FrameEncoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.latent_space = LatentSpace(config.latent)
+        self.states = state_space(config.robot)
+        self.predictor = ActionConditionedPredictor(config.predictor)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.latent_space.mean.device
+
+    def pooled(self, images: UInt8[np.ndarray | Tensor, "n height width 3"]) -> Float[Tensor, "n p d"]:
+        """Encoder tokens of pictures, layer-normed and pooled, before standardising (what caches hold)."""
+        if isinstance(images, Tensor):
+            images = images.to(self.device)
+        pixels = self.config.preparation.prepare(images).to(self.device)
+        return self.latent_space.pool(self.encoder(pixels))
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[np.ndarray | Tensor, "n height width 3"]) -> Float[Tensor, "n p d"]:
+        """Latents of pictures, each on its own, in float32."""
+        return self.standardise(self.pooled(images))
+
+    def standardise(self, pooled: Float[Tensor, "n p d"]) -> Float[Tensor, "n p d"]:
+        """Pooled latents onto the space that predictor and cost use."""
+        space = self.latent_space
+        return (pooled - space.mean) / space.std if space.config.standardise else pooled
+
+    def rollout(
+        self, context: Context, actions: Float[Tensor, "b n h a"], *, chunk: int = 256
+    ) -> Rollout:
+        """The futures of `actions` (physical units), each from its problem's context."""
+        return rollout(
+            self.predictor,
+            context,
+            actions,
+            integrate=self.states.integrate,
+            state_features=self.states.state_features,
+            action_features=self.states.action_features,
+            renormalise=self.latent_space.renormalise,
+            chunk=chunk,
+        )
+
+    def outlier_score(self, latents: Float[Tensor, "n p d"]) -> Float[Tensor, "n"]:
+        """How unusual a picture's latents are: root mean square over positions and channels of the
+        standardised values (a diagonal Mahalanobis distance; 1 on average over training frames)."""
+        return latents.square().mean(dim=(-2, -1)).sqrt()
+
+    def check_fits(self, spec: RobotSpec) -> None:
+        """Refuse a robot that this model was not trained for; the message holds both values."""
+        own = self.config.robot
+        for name in (
+            "name", "action_names", "action_units", "action_low", "action_high",
+            "state_names", "state_units", "state_low", "state_high", "control_period_s", "state_model",
+        ):  # fmt: skip
+            mine, theirs = getattr(own, name), getattr(spec, name)
+            if not _equal(mine, theirs):
+                raise InputError(
+                    f"This model was trained for {own.name} with {name} = {mine}, but the robot has {theirs}; "
+                    "use the robot it was trained for, or train a model for this one."
+                )
+        if self.config.camera not in spec.cameras:
+            raise InputError(
+                f"This model looks through camera {self.config.camera!r}; {spec.name} has {', '.join(spec.cameras)}."
+            )
+
+    def save_pretrained(self, folder: Path | str, *, card: str = "", half: bool = True) -> None:
+        """Write the folder, atomically. `half`: weights as float16 (statistics stay float32)."""
+        from safetensors.torch import save_file
+
+        tensors = {}
+        for name, tensor in self.state_dict().items():
+            kept = tensor.detach().cpu().contiguous()
+            tensors[name] = kept.half() if half and not name.startswith("latent_space.") else kept
+        with atomic_folder(folder) as temporary:
+            save_file(tensors, temporary / WEIGHTS)
+            write_json(temporary / "config.json", to_plain(self.config))
+            write_text(temporary / "README.md", card or default_card(self.config))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: torch.device | str = "cpu") -> WorldModel:
+        """Load a folder in float32. Every tensor must be there and fit; weights are never made up.
+
+        Raises `InputError` for a missing, truncated or foreign file, or another format version.
+        """
+        folder = Path(folder)
+        values = read_json(folder / "config.json")
+        if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+            raise InputError(
+                f"{folder} is not a world model of format {FORMAT_VERSION}; give a folder that "
+                "`vjepa-mpc train` wrote."
+            )
+        config = from_plain(WorldModelConfig, values, folder / "config.json")
+        model = build_world_model(config)
+        tensors = read_weights(folder / WEIGHTS)
+        expected = model.state_dict()
+        for name, tensor in expected.items():
+            if name not in tensors:
+                raise InputError(f"{folder / WEIGHTS} lacks {name}; restore the file or train again.")
+            if tensors[name].shape != tensor.shape:
+                raise InputError(
+                    f"{folder / WEIGHTS}: {name} has shape {list(tensors[name].shape)}, config.json "
+                    f"needs {list(tensor.shape)}; they are not of one model."
+                )
+            if not bool(torch.isfinite(tensors[name]).all()):
+                raise InputError(f"{folder / WEIGHTS}: {name} holds NaN or infinity; restore the file.")
+        left_over = sorted(set(tensors) - set(expected))
+        if left_over:
+            raise InputError(f"{folder / WEIGHTS} holds {left_over[0]}, which config.json knows nothing of.")
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        return model.to(device).eval()
+
+    def calibrated(self, calibration: Calibration) -> WorldModel:
+        """This model with `calibration` in its configuration (the same object)."""
+        self.config = replace(self.config, calibration=calibration)
+        return self
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple) and a and isinstance(a[0], float):
+        return len(a) == len(b) and bool(np.allclose(a, b, atol=1e-6))
+    return a == b
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; nothing else is opened (a pickle could run code)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"There are no weights at {path}; restore the file or train again.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); restore it or train again.") from error
+
+
+def build_world_model(config: WorldModelConfig) -> WorldModel:
+    """The modules of `config` with fresh weights, which must be loaded or trained before planning."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return WorldModel(config, frame_encoder(config.encoder))
+
+
+def default_card(config: WorldModelConfig) -> str:
+    """A model card: what the model is, for which robot, from which data."""
+    robot, latent, predictor = config.robot, config.latent, config.predictor
+    rows = [
+        f"# World model for {robot.name}",
+        "",
+        "A frozen V-JEPA encoder and an action-conditioned predictor, written by `vjepa-mpc train`.",
+        "",
+        f"- robot: {robot.name}; actions {', '.join(robot.action_names)} in {', '.join(robot.action_units)}; "
+        f"control period {robot.control_period_s} s",
+        f"- camera: {config.camera}, {config.preparation.size} x {config.preparation.size} pixels; "
+        f"rendered by {config.renderer or 'unknown'}",
+        f"- latents: {latent.grid} x {latent.grid} x {latent.dim}, predictor {predictor.depth} layers x "
+        f"{predictor.width}, history {config.history}, at most {predictor.max_frames} frames",
+        f"- training: {config.training}",
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def describe(config: WorldModelConfig) -> dict[str, Any]:
+    """The configuration without the encoder's long form, for records."""
+    return {key: value for key, value in asdict(config).items() if key != "encoder"}
