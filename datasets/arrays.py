@@ -51,16 +51,12 @@ def open_arrays(path: Path, spec: StoreSpec, read_only: bool) -> dict[str, Any]:
     for name, (shape, dtype) in columns(spec).items():
         try:
             store = LocalStore(path / name, read_only=read_only)
-            with zarr.config.set(
-                {"array.write_empty_chunks": True}
-            ):  # open_array(config=...) ignores it in 3.1
+            with zarr.config.set({"array.write_empty_chunks": True}):  # open_array(config=...) ignores it in 3.1
                 array = zarr.open_array(store, mode="r" if read_only else "r+")
         except DAMAGED as error:
             raise InputError(f"{path} is damaged: array {name} cannot be opened ({error}).") from error
         if array.shape[1:] != shape or str(array.dtype) != dtype or array.chunks[0] != spec.chunk_frames:
-            raise InputError(
-                f"{path} is damaged: array {name} is {array.dtype} {array.shape}, not as described."
-            )
+            raise InputError(f"{path} is damaged: array {name} is {array.dtype} {array.shape}, not as described.")
         arrays[name] = array
     return arrays
 
@@ -70,20 +66,12 @@ def read_spec(path: Path) -> StoreSpec:
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path, or make it with `vjepa-mpc collect`.")
     if not path.is_dir() or not (path / "zarr.json").exists():
-        what = (
-            "is a file"
-            if not path.is_dir()
-            else "is empty"
-            if not any(path.iterdir())
-            else "has no zarr.json"
-        )
+        what = "is a file" if not path.is_dir() else "is empty" if not any(path.iterdir()) else "has no zarr.json"
         raise InputError(f"{path} is not a trajectory store (it {what}); make one with `vjepa-mpc collect`.")
     value = read_json(path / "zarr.json")
     attributes = value.get("attributes", {}) if isinstance(value, dict) else {}
     if attributes.get("format") != layout.FORMAT:
-        raise InputError(
-            f"{path} is a Zarr store of another schema, not {layout.FORMAT!r}; see docs/data.md."
-        )
+        raise InputError(f"{path} is a Zarr store of another schema, not {layout.FORMAT!r}; see docs/data.md.")
     if attributes.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
             f"{path} has schema version {attributes.get('schema_version')}, this program reads "

@@ -38,9 +38,7 @@ class _MappedRows:
         try:
             self.rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"The cache {path} is damaged ({error}); delete it, it is made again."
-            ) from error
+            raise InputError(f"The cache {path} is damaged ({error}); delete it, it is made again.") from error
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -138,9 +136,7 @@ def only_camera(store: ZarrStore, camera: str | None) -> str:
     return camera
 
 
-def _encode_all(
-    frames: FrameCache, encode: Encode, partial: Path, batch: int, progress: Progress | None
-) -> None:
+def _encode_all(frames: FrameCache, encode: Encode, partial: Path, batch: int, progress: Progress | None) -> None:
     """Fill `partial` with latents, going on from its side file `*.json` when there is one."""
     note = partial.with_suffix(".json")
     done, total, rows = _resume(partial, note, len(frames), batch)
@@ -150,13 +146,9 @@ def _encode_all(
             latents = encode(torch.from_numpy(np.array(frames.rows[start:stop])))
         values = np.asarray(torch.as_tensor(latents).detach().to("cpu", torch.float16))
         if not np.isfinite(values).all():
-            raise NotFiniteError(
-                f"The encoder gave NaN, or more than float16 holds, in frames {start} to {stop}."
-            )
+            raise NotFiniteError(f"The encoder gave NaN, or more than float16 holds, in frames {start} to {stop}.")
         if values.ndim != 3 or len(values) != stop - start:
-            raise InputError(
-                f"encode must return [n, p, d] for {stop - start} frames, got {list(values.shape)}."
-            )
+            raise InputError(f"encode must return [n, p, d] for {stop - start} frames, got {list(values.shape)}.")
         if rows is None:
             shape = (total, *values.shape[1:])
             rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape)
@@ -186,7 +178,9 @@ def _resume(partial: Path, note: Path, total: int, batch: int) -> tuple[int, int
 def _building(target: Path, resumable: bool = False) -> Iterator[Path | None]:
     """Yield the partial file to fill, or None when `target` is there; put it in place afterwards.
 
-    An unfinished file is removed, unless it is `resumable` and was not stopped by the disk. The lock makes a second builder wait; the kernel frees it when the first one dies.
+    An unfinished file is removed, unless it is `resumable` and was not stopped by the disk. The lock
+    makes a second builder wait; the kernel frees it when the first one dies. Its file goes only once the cache
+    is there: removed earlier, it would let in a third while the second builds.
     """
     if target.exists():
         yield None
@@ -204,7 +198,6 @@ def _building(target: Path, resumable: bool = False) -> Iterator[Path | None]:
             except BaseException as error:
                 if not resumable or isinstance(error, OSError):
                     partial.unlink(missing_ok=True)
-                    Path(lock.name).unlink(missing_ok=True)
                 raise
             with partial.open("rb") as stream:
                 os.fsync(stream.fileno())

@@ -65,9 +65,7 @@ class ClipDataset(Dataset[Clip]):
         self.length, self.stride = length, stride
         self._frames: FrameSource = FrameCache.build(store, camera) if frames is None else frames
         if self._frames.store_hash != store.content_hash():
-            raise InputError(
-                f"The frames were cached from another state of {store.path}; build the cache again."
-            )
+            raise InputError(f"The frames were cached from another state of {store.path}; build the cache again.")
         self._states, self._actions = store.states_and_actions()
         self._starts = _starts(store, (length - 1) * stride + 1, episodes)
         if not len(self._starts):
@@ -111,9 +109,7 @@ class ClipDataset(Dataset[Clip]):
         return torch.from_numpy(states), torch.from_numpy(actions)
 
 
-def sample_batches(
-    n_clips: int, batch: int, seed: int, start_step: int = 0
-) -> Iterator[Int64[np.ndarray, "b"]]:
+def sample_batches(n_clips: int, batch: int, seed: int, start_step: int = 0) -> Iterator[Int64[np.ndarray, "b"]]:
     """An endless stream of batches of clip indices, drawn with replacement. Batch i depends on `seed` and i
     only, so that training resumed at `start_step` sees what it would have seen."""
     if n_clips < 1 or batch < 1:

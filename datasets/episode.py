@@ -47,15 +47,11 @@ class Episode:
         for name, frames in self.images.items():
             _check(frames, np.uint8, 4, f"images of camera {name!r}")
             if frames.shape[-1] != 3:
-                raise InputError(
-                    f"Camera {name!r} has {frames.shape[-1]} channels; give RGB frames [t, h, w, 3]."
-                )
+                raise InputError(f"Camera {name!r} has {frames.shape[-1]} channels; give RGB frames [t, h, w, 3].")
             if len(frames) != steps:
                 raise InputError(f"Camera {name!r} has {len(frames)} frames but there are {steps} states.")
         if len(self.actions) != steps - 1:
-            raise InputError(
-                f"{steps} states need {steps - 1} actions between them, got {len(self.actions)}."
-            )
+            raise InputError(f"{steps} states need {steps - 1} actions between them, got {len(self.actions)}.")
         if len(self.times) != steps:
             raise InputError(f"{steps} states need {steps} times, got {len(self.times)}.")
         if (np.diff(self.times) <= 0).any():
@@ -153,15 +149,11 @@ class StoreSpec:
         """The inverse of `to_json`; `InputError` when fields are missing or malformed."""
         known = {item.name for item in fields(cls)}
         try:
-            plain: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known
-            }
+            plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known}
             plain["cameras"] = {name: (int(h), int(w)) for name, (h, w) in value["cameras"].items()}
             return cls(**plain)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"The store's description is not of schema {SCHEMA_VERSION} ({error})."
-            ) from error
+            raise InputError(f"The store's description is not of schema {SCHEMA_VERSION} ({error}).") from error
 
     def check(self, episode: Episode) -> None:
         """Refuse an episode whose cameras, sizes or vector widths are not this store's."""
@@ -173,6 +165,4 @@ class StoreSpec:
             ("action", episode.actions.shape[1], self.action_names),
         ):
             if width != len(names):
-                raise InputError(
-                    f"The store's {what}s have {len(names)} values ({', '.join(names)}), got {width}."
-                )
+                raise InputError(f"The store's {what}s have {len(names)} values ({', '.join(names)}), got {width}.")

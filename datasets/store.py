@@ -87,9 +87,7 @@ class ZarrStore:
         end = int(self._table[-1, 1]) if len(self._table) else 0
         for name, array in self._arrays.items():
             if array.shape[0] < end:
-                raise InputError(
-                    f"{self.path}: {name} has {array.shape[0]} rows of {end} published; it was cut."
-                )
+                raise InputError(f"{self.path}: {name} has {array.shape[0]} rows of {end} published; it was cut.")
 
     def __len__(self) -> int:
         return len(self._table)
@@ -109,9 +107,7 @@ class ZarrStore:
         first, end = self._rows(index)
         stop = end - first if stop is None else stop
         if not 0 <= start < stop <= end - first:
-            raise InputError(
-                f"Episode {index} has {end - first} observations; [{start}, {stop}) is not in it."
-            )
+            raise InputError(f"Episode {index} has {end - first} observations; [{start}, {stop}) is not in it.")
         rows = slice(first + start, first + stop)
         return Episode(
             images={camera: self._slice(f"images/{camera}", rows) for camera in self.spec.cameras},
@@ -163,9 +159,7 @@ class ZarrStore:
                 data = stream.read(int(self._table[-1, 2]) - start)
                 self._lines += [json.loads(line) for line in data.splitlines()]
             if len(self._lines) <= index:
-                raise InputError(
-                    f"{self.path / layout.EPISODES} is damaged or cut short; restore it from a copy."
-                )
+                raise InputError(f"{self.path / layout.EPISODES} is damaged or cut short; restore it from a copy.")
         return self._lines[index]
 
     def _slice(self, name: str, rows: slice) -> np.ndarray:
@@ -179,9 +173,7 @@ class ZarrStore:
             return np.asarray(array[rows])
         except DAMAGED as error:
             where = self._damaged_chunk(name, rows)
-            raise InputError(
-                f"{self.path} is damaged: chunk {where} is short or broken ({error})."
-            ) from error
+            raise InputError(f"{self.path} is damaged: chunk {where} is short or broken ({error}).") from error
 
     def _chunks(self, rows: slice) -> range:
         """The numbers of the chunks that hold `rows`. Episodes leave no chunk between them unused."""
@@ -249,9 +241,7 @@ class ZarrWriter(ZarrStore):
     def close(self) -> None:
         """Give the arrays their exact length and let other writers in."""
         if not self._lock.closed:
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk leaves arrays longer than need be, which is harmless
+            with contextlib.suppress(OSError):  # a full disk leaves arrays longer than need be, which is harmless
                 self._trim()
             layout.release_lock(self._lock)
 
@@ -263,9 +253,7 @@ class ZarrWriter(ZarrStore):
     ) -> None:
         self.close()
 
-    def _extended_table(
-        self, episodes: Sequence[Episode], lines: Sequence[bytes]
-    ) -> Int64[np.ndarray, "n 3"]:
+    def _extended_table(self, episodes: Sequence[Episode], lines: Sequence[bytes]) -> Int64[np.ndarray, "n 3"]:
         """The published table once `episodes` are in: each starts on a chunk of its own."""
         chunk = self.spec.chunk_frames
         rows = [tuple(int(v) for v in row) for row in self._table[-1:]] or [(0, 0, 0)]
@@ -293,9 +281,7 @@ class ZarrWriter(ZarrStore):
 
     def _trim(self) -> None:
         """Remove everything unpublished and give the arrays their exact length."""
-        self._table = layout.read_published(
-            self.path
-        )  # the truth, also when interrupted just after publishing
+        self._table = layout.read_published(self.path)  # the truth, also when interrupted just after publishing
         end = int(self._table[-1, 1]) if len(self) else 0
         layout.remove_leftovers(
             self.path, [self.path / name for name in self._arrays], -(-end // self.spec.chunk_frames)

@@ -21,9 +21,7 @@ def summarise(store: ZarrStore) -> dict[str, Any]:
     states, actions = store.states_and_actions()
     last = np.cumsum(lengths) - 1  # an episode's last row holds no action
     size = _size(store.path)
-    raw = frames * (
-        sum(3 * h * w for h, w in spec.cameras.values()) + 8 + 4 * (states.shape[1] + actions.shape[1])
-    )
+    raw = frames * (sum(3 * h * w for h, w in spec.cameras.values()) + 8 + 4 * (states.shape[1] + actions.shape[1]))
     return {
         "path": str(store.path),
         "schema_version": SCHEMA_VERSION,

@@ -49,9 +49,7 @@ class CEMSettings:
 
     def __post_init__(self) -> None:
         if self.elites < 1 or self.iterations < 1:
-            raise InputError(
-                f"CEM needs elites and iterations >= 1; got {self.elites} and {self.iterations}."
-            )
+            raise InputError(f"CEM needs elites and iterations >= 1; got {self.elites} and {self.iterations}.")
         if self.samples < self.elites:
             raise InputError(
                 f"CEM cannot pick {self.elites} elites from {self.samples} samples; "
@@ -96,9 +94,7 @@ class CEMProposal:
         if self.settings.std is not None:
             std = torch.tensor(self.settings.std).to(init_actions)
             if std.shape != bounds.low.shape:
-                raise InputError(
-                    f"CEM's std has {std.numel()} values for {bounds.low.numel()} actions; give one each."
-                )
+                raise InputError(f"CEM's std has {std.numel()} values for {bounds.low.numel()} actions; give one each.")
         return CEMState(
             init_actions,
             std.expand_as(init_actions),
@@ -107,9 +103,7 @@ class CEMProposal:
             None,
         )
 
-    def sample(
-        self, state: CEMState, n: int, generators: Sequence[torch.Generator]
-    ) -> Float[Tensor, "b n h a"]:
+    def sample(self, state: CEMState, n: int, generators: Sequence[torch.Generator]) -> Float[Tensor, "b n h a"]:
         """Gaussian candidates; after the first update one of them is the mean (before, that is the start)."""
         with_mean = self.settings.mean_candidate and state.kept is not None and n > 1
         noise = draw(n - with_mean, state.mean, generators, self.settings.noise_exponent)

@@ -40,9 +40,7 @@ def bounds_like(bounds: Bounds, actions: Float[Tensor, "*batch a"]) -> Bounds:
     if bounds.low.dtype != actions.dtype or bounds.high.dtype != actions.dtype:
         up, down = torch.full_like(low, torch.inf), torch.full_like(high, -torch.inf)
         inner_low = torch.where(low.double() < bounds.low.to(low.device).double(), low.nextafter(up), low)
-        inner_high = torch.where(
-            high.double() > bounds.high.to(high.device).double(), high.nextafter(down), high
-        )
+        inner_high = torch.where(high.double() > bounds.high.to(high.device).double(), high.nextafter(down), high)
         fits = inner_low <= inner_high
         low, high = torch.where(fits, inner_low, low), torch.where(fits, inner_high, high)
     return Bounds(low, high)
@@ -53,9 +51,7 @@ def check_task(
 ) -> Bounds:
     """Refuse with `InputError` what no planner can start from; return the bounds in the type of `init`."""
     if init.ndim != 3 or 0 in init.shape:
-        raise InputError(
-            f"A plan starts from actions [problem, horizon, action], all >= 1; got {tuple(init.shape)}."
-        )
+        raise InputError(f"A plan starts from actions [problem, horizon, action], all >= 1; got {tuple(init.shape)}.")
     if init.shape[-1] != bounds.low.numel():
         raise InputError(
             f"The starting plan has {init.shape[-1]} values an action, the bounds {bounds.low.numel()}; "
@@ -63,19 +59,13 @@ def check_task(
         )
     if init.dtype not in (torch.float32, torch.float64):
         # Half precision cannot hold a small std or Adam's epsilon; the cost function may round as it likes.
-        raise InputError(
-            f"Plans are made in float32 or float64, got {init.dtype}; convert the starting plan."
-        )
+        raise InputError(f"Plans are made in float32 or float64, got {init.dtype}; convert the starting plan.")
     if not bool(torch.isfinite(init).all()):
         raise InputError("The starting plan holds NaN or infinity; start from hold actions instead.")
     if len(generators) != init.shape[0]:
-        raise InputError(
-            f"{init.shape[0]} problems need as many generators, got {len(generators)}; give one each."
-        )
+        raise InputError(f"{init.shape[0]} problems need as many generators, got {len(generators)}; give one each.")
     if budget.max_evaluations is not None and budget.max_evaluations < 1:
-        raise InputError(
-            f"A budget of {budget.max_evaluations} evaluations cannot judge the start; give at least 1."
-        )
+        raise InputError(f"A budget of {budget.max_evaluations} evaluations cannot judge the start; give at least 1.")
     if budget.deadline_s is not None and not budget.deadline_s >= 0:
         raise InputError(f"A deadline of {budget.deadline_s} s is not a time; give seconds >= 0, or None.")
     return bounds_like(bounds, init)
@@ -95,8 +85,7 @@ def check_evaluation(evaluation: Evaluation, actions: Float[Tensor, "b n h a"]) 
         )
     if len(evaluation.names) != violation.shape[2]:
         raise InputError(
-            f"The cost function names {len(evaluation.names)} constraints and returns {violation.shape[2]}; "
-            "name each."
+            f"The cost function names {len(evaluation.names)} constraints and returns {violation.shape[2]}; name each."
         )
     bad = ~(cost > -torch.inf)
     if violation.shape[2]:
@@ -106,9 +95,7 @@ def check_evaluation(evaluation: Evaluation, actions: Float[Tensor, "b n h a"]) 
     problem = int(bad.any(dim=1).nonzero()[0])
     found = bad[problem]
     if bool((violation[problem, found] < 0).any()):
-        raise InputError(
-            "A constraint violation is negative; return how far it is broken, and 0 where it is kept."
-        )
+        raise InputError("A constraint violation is negative; return how far it is broken, and 0 where it is kept.")
     raise NotFiniteError(
         f"The cost function returned NaN or -inf for {int(found.sum())} of {found.numel()} candidates of "
         f"problem {problem}; the error's evidence holds their actions.",

@@ -45,14 +45,10 @@ class GradientSettings:
 
     def __post_init__(self) -> None:
         if self.starts < 1 or self.steps < 1:
-            raise InputError(
-                f"Gradient planning needs starts and steps >= 1; got {self.starts} and {self.steps}."
-            )
+            raise InputError(f"Gradient planning needs starts and steps >= 1; got {self.starts} and {self.steps}.")
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
-                raise InputError(
-                    f"The gradient planner's {name} is {getattr(self, name)}; it must be positive."
-                )
+                raise InputError(f"The gradient planner's {name} is {getattr(self, name)}; it must be positive.")
         for name in ("perturbation", "action_noise", "penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"The gradient planner's {name} is {getattr(self, name)}; it must be >= 0.")
@@ -90,6 +86,8 @@ class GradientPlanner:
     def __init__(self, bounds: Bounds, settings: GradientSettings | None = None) -> None:
         self.bounds = bounds
         self.settings = settings or GradientSettings()
+        # torch imports its compiler, for seconds, when the first optimiser is made: here, not in a control step.
+        torch.optim.Adam([torch.zeros(1)])
 
     def plan(
         self,
@@ -105,9 +103,7 @@ class GradientPlanner:
         `NotFiniteError`, with the candidates that led there, for NaN in a cost or a gradient.
         """
         if torch.is_inference_mode_enabled():
-            raise InputError(
-                "Gradients cannot be taken under torch.inference_mode(); use torch.no_grad() instead."
-            )
+            raise InputError("Gradients cannot be taken under torch.inference_mode(); use torch.no_grad() instead.")
         bounds = check_task(init, self.bounds, budget, generators)
         with torch.no_grad():
             return self._descend(cost_fn, bounds.clip(init), _Box.of(bounds), budget, generators)

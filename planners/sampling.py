@@ -73,9 +73,7 @@ class SamplingPlanner(Generic[State]):
         chunk: int | None = None,
     ) -> None:
         if samples < 1 or iterations < 1 or (chunk is not None and chunk < 1):
-            raise InputError(
-                f"Samples, iterations and chunk must be >= 1; got {samples}, {iterations}, {chunk}."
-            )
+            raise InputError(f"Samples, iterations and chunk must be >= 1; got {samples}, {iterations}, {chunk}.")
         self.bounds = bounds
         self.proposal = proposal
         self.samples = samples

@@ -25,13 +25,16 @@ from vjepa_mpc.world_model import WorldModel
 @dataclass(frozen=True)
 class PredictorSettings:
     """`frames` per clip; `history` frames begin a rollout of `rollout_steps` predictions; its loss counts
-    `rollout_weight`. `l2`: squared instead of absolute error. `grid`: latents pooled to grid x grid."""
+    `rollout_weight`. `l2`: squared instead of absolute error. `grid`: latents pooled to grid x grid.
+    `stride`: control steps a model step spans; its action is their sum. A few long steps see as far ahead
+    as many short ones, at a fraction of the cost."""
 
     grid: int = 4
-    width: int = 192
+    width: int = 128
     depth: int = 4
-    heads: int = 3
-    frames: int = 8
+    heads: int = 2
+    stride: int = 4
+    frames: int = 4
     history: int = 1
     rollout_steps: int = 3
     rollout_weight: float = 1.0
@@ -39,7 +42,9 @@ class PredictorSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.history < self.frames:
-            raise InputError(f"The history ({self.history}) must be at least 1 and below the clip's {self.frames} frames.")
+            raise InputError(f"The history ({self.history}) must be at least 1 and below the clip's {self.frames}.")
+        if min(self.stride, self.rollout_steps, self.grid, self.width, self.depth, self.heads) < 1:
+            raise InputError("Grid, width, depth, heads, stride and rollout steps must each be at least 1.")
         if self.history + self.rollout_steps > self.frames:
             raise InputError(
                 f"A rollout of {self.rollout_steps} steps after {self.history} frames needs clips of "

@@ -77,10 +77,11 @@ def picture_size(store: ZarrStore, camera: str | None) -> int:
 
 
 def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
-    """Write `settings.json` of a new run; for a run that is there already, refuse other settings."""
+    """Write `settings.json` of a new run; for a run that is there already, refuse other settings. One that
+    was refused before its first step (it has no log) leaves nothing to protect."""
     path = folder / "settings.json"
     record = json.loads(json.dumps({"kind": kind, "settings": settings}))
-    if path.is_file():
+    if path.is_file() and any(folder.glob("*.jsonl")):
         before = read_json(path)
         if {key: before.get(key) for key in record} != record:
             changed = _differences(before.get("settings", {}), record["settings"])
@@ -118,7 +119,7 @@ def pretrain_encoder(
     camera = only_camera(store, source.camera)
     begin(out, "pretrain", {"objective": asdict(settings), "training": asdict(training), "data": store.content_hash()})
     frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
-    preparation = ImagePreparation(size=settings.size.picture)
+    preparation = ImagePreparation(size=settings.size.picture, contrast=settings.contrast)
     clips = ClipDataset(
         store, settings.frames, settings.stride, camera, episodes=split_episodes(len(store))[0], frames=frames
     )
@@ -146,20 +147,23 @@ def pretrain_encoder(
     return result
 
 
-def open_encoder(source: str, preparation_size: int, seed: int) -> tuple[FrameEncoder, ImagePreparation, dict[str, Any]]:
+def open_encoder(
+    source: str, preparation_size: int, seed: int
+) -> tuple[FrameEncoder, ImagePreparation, dict[str, Any]]:
     """The encoder that `--encoder` names, its image preparation and what is known of its training.
 
     A `VJEPA2Model` folder, a run folder of `pretrain`, a Hugging Face id; or a baseline: "untrained" (the
     default shape with random weights) or "pixels" (patches as they are).
     """
     if source == PIXELS:
-        return PixelPatches(preparation_size, preparation_size // 4), ImagePreparation(size=preparation_size), {}
+        preparation = ImagePreparation(size=preparation_size, contrast=VJepaSettings().contrast)
+        return PixelPatches(preparation_size, preparation_size // 4), preparation, {}
     if source == UNTRAINED:
         settings = VJepaSettings()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = freeze(build_encoder(settings.size.config(settings.frames)))
-        return VJepaFrames(model), ImagePreparation(size=settings.size.picture), {}
+        return VJepaFrames(model), ImagePreparation(size=settings.size.picture, contrast=settings.contrast), {}
     folder = Path(source)
     if (folder / ENCODER_FOLDER / "config.json").is_file():
         folder = folder / ENCODER_FOLDER
@@ -199,6 +203,7 @@ def new_world_model(
             state_dim=len(robot.state_names) + (0 if pose else periodic),
         ),
         history=settings.history,
+        stride=settings.stride,
         renderer=store.spec.renderer,
     )
     with torch.random.fork_rng(devices=[]):
@@ -237,13 +242,16 @@ def train_world_model(
     latents = _cache_latents(source, store, camera, model, encoder_hash, caching)
     train_episodes, held_out = split_episodes(len(store))
     _fit_latent_space(model.latent_space, latents, store, train_episodes)
-    clips = ClipDataset(store, settings.frames, camera=camera, episodes=train_episodes, frames=latents)
+    calibration = calibrate(model, held_out_episodes(model, store, latents, held_out))  # fails early if at all
+    clips = ClipDataset(
+        store, settings.frames, settings.stride, camera, episodes=train_episodes, frames=latents
+    )
     learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
     result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
     if weights_hash(model.encoder) != encoder_hash:
         raise AssertionError("the frozen encoder's weights changed during training")
     if result.finished:
-        model.calibrated(calibrate(model, held_out_episodes(model, store, latents, held_out)))
+        model.calibrated(calibration)
         model.config = replace(
             model.config,
             training={

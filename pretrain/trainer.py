@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vjepa_mpc.core.errors import InputError, NotFiniteError
+from vjepa_mpc.core.errors import InputError, NotFiniteError, first_line
 from vjepa_mpc.core.files import atomic_path
 
 CHECKPOINT = "checkpoint.pt"
@@ -31,7 +31,8 @@ LOG = "log.jsonl"
 class Learner(Protocol):
     """What is trained. `modules` holds every weight that a checkpoint must keep (frozen ones may be left out)."""
 
-    modules: nn.Module
+    @property
+    def modules(self) -> nn.Module: ...
 
     def batch(self, step: int) -> Any:
         """The data of step `step`, on the CPU; called ahead of time from another thread."""
@@ -79,6 +80,10 @@ class TrainSettings:
             raise InputError("Training needs at least one step, or more than 0 minutes.")
         if self.batch < 1:
             raise InputError("The batch must hold at least one clip.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"The learning rate must be positive, got {self.lr}.")
+        if self.checkpoint_every < 1 or self.log_every < 1:
+            raise InputError("Checkpoints and log rows come every so many steps: give at least 1.")
 
 
 @dataclass(frozen=True)
@@ -152,15 +157,18 @@ class Trainer:
         self.step = 0
         self.total = settings.steps
         self.figures: dict[str, float] = {}
+        self.seconds = 0.0  # of all runs so far, up to their last checkpoint
+        self._latest: Tensor | None = None  # the last step's loss plus gradient norm
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).is_file():
             self._load()
+        _forget_rows_after(folder / LOG, self.step)
 
     def run(self, progress: Progress | None = None, *, stop_at: int | None = None) -> TrainResult:
         """Train until the last step, a stop request, or step `stop_at` (a rehearsal of being interrupted)."""
         from torch.utils.tensorboard import SummaryWriter
 
-        started = time.perf_counter()
+        started = time.perf_counter() - self.seconds
         curves = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
         ends = [end for end in (stop_at,) if end is not None]
         clock = _StepClock(self.step)
@@ -174,9 +182,12 @@ class Trainer:
                 batch = upcoming.result()
                 upcoming = ahead.submit(self.learner.batch, self.step + 1)
                 self._optimise(batch, log, curves)
+                self.seconds = time.perf_counter() - started
                 clock.tick(self.step)
                 if self.total is None and self.settings.minutes is not None:
                     self.total = clock.total_steps(60 * self.settings.minutes)
+                    if self.total is not None:
+                        self.save()  # whatever happens now, the run keeps its length
                 if progress is not None:
                     progress(self.step, self.total, self.figures)
                 if asked() or self.step in ends:
@@ -186,8 +197,7 @@ class Trainer:
         curves.close()
         self.save()
         finished = self.total is not None and self.step >= self.total
-        seconds = time.perf_counter() - started
-        return TrainResult(self.step, self.total or self.step, finished, seconds, dict(self.figures))
+        return TrainResult(self.step, self.total or self.step, finished, self.seconds, dict(self.figures))
 
     def _optimise(self, batch: Any, log: Any, curves: Any) -> None:
         settings = self.settings
@@ -201,11 +211,9 @@ class Trainer:
         trained = [p for p in self.learner.modules.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, settings.clip)
         logging = self.step % settings.log_every == 0 or self.step + 1 == self.total
-        if logging and not math.isfinite(norm.item() + loss.item()):
-            raise NotFiniteError(
-                f"The loss became {loss.item()} (gradient norm {norm.item()}) at step {self.step}; the last "
-                f"checkpoint in {self.folder} is whole: lower --lr and resume from it."
-            )
+        self._latest = loss.detach() + norm
+        if logging:
+            self._check_finite()
         self.optimiser.step()
         self.learner.after_step(self.step)
         if logging:
@@ -218,13 +226,25 @@ class Trainer:
             self.learner.check(self.figures)
         self.step += 1
 
+    def _check_finite(self) -> None:
+        """Looked at when a number is needed anyway (a row, a checkpoint): asking at every step would make a GPU
+        wait, and NaN in the weights stays."""
+        if self._latest is not None and not math.isfinite(self._latest.item()):
+            raise NotFiniteError(
+                f"The loss or its gradient became {self._latest.item()} by step {self.step}; begin anew with a lower "
+                f"--lr and another --out (the last checkpoint in {self.folder} is from before that)."
+            )
+
     def save(self) -> None:
-        """Write the checkpoint, atomically: weights, optimiser, step, and the step count once fixed."""
+        """Write the checkpoint, atomically: weights, optimiser, step, and the step count once fixed.
+        `NotFiniteError` instead when the loss is no longer finite: a good checkpoint is never replaced by that."""
+        self._check_finite()
         with atomic_path(self.folder / CHECKPOINT) as temporary:
             torch.save(
                 {
                     "step": self.step,
                     "total": self.total,
+                    "seconds": self.seconds,
                     "modules": self.learner.modules.state_dict(),
                     "optimiser": self.optimiser.state_dict(),
                 },
@@ -237,11 +257,10 @@ class Trainer:
             saved = torch.load(path, map_location=self.device, weights_only=True)
             self.learner.modules.load_state_dict(saved["modules"])
             self.optimiser.load_state_dict(saved["optimiser"])
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
+            self.step, self.total, self.seconds = saved["step"], saved["total"], saved.get("seconds", 0.0)
+        except Exception as error:  # torch raises a dozen kinds for files that cannot be read
+            reason = first_line(error)
             raise InputError(f"{path} does not fit this run ({reason}); choose another --out to begin anew.") from error
-        self.step, self.total = saved["step"], saved["total"] if self.settings.steps is None else self.settings.steps
-        _forget_rows_after(self.folder / LOG, self.step)
 
 
 class _StepClock:
@@ -269,9 +288,15 @@ class _StepClock:
 
 
 def _forget_rows_after(log: Path, step: int) -> None:
-    """Drop log rows that a resumed run will write again."""
+    """Drop log rows that a resumed run will write again, and one that a crash cut short."""
     if not log.is_file():
         return
-    rows = [line for line in log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] < step]
+    rows = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                rows.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
     with atomic_path(log) as temporary:
         temporary.write_text("".join(row + "\n" for row in rows), encoding="utf-8")

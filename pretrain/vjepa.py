@@ -37,14 +37,16 @@ class EncoderSize:
     picture: int = 64
     patch: int = 8
     tubelet: int = 2
-    width: int = 192
-    depth: int = 8
-    heads: int = 3
+    width: int = 128
+    depth: int = 6
+    heads: int = 2
 
     def config(self, frames: int) -> VJEPA2Config:
         """As Hugging Face's configuration, without the mask predictor (it does not ship)."""
         from transformers import VJEPA2Config
 
+        if min(self.picture, self.patch, self.width, self.depth, self.heads) < 1:
+            raise InputError(f"Every part of the encoder's size must be at least 1, got {self}.")
         if self.picture % self.patch or self.width % self.heads:
             raise InputError(
                 f"The picture ({self.picture}) must be a multiple of the patch ({self.patch}) and the width "
@@ -69,14 +71,16 @@ class EncoderSize:
 
 @dataclass(frozen=True)
 class VJepaSettings:
-    """The objective. `still`: share of steps whose clips are single frames doubled, as planning encodes them."""
+    """The objective. `contrast`: see `ImagePreparation`. `still`: share of steps whose clips are single frames
+    doubled, as planning encodes them."""
 
     size: EncoderSize = EncoderSize()
-    frames: int = 8
-    stride: int = 1
+    frames: int = 4
+    stride: int = 2
+    contrast: str = "picture"
     still: float = 0.5
-    ema: float = 0.998
-    sigreg_weight: float = 1.0
+    ema: float = 0.996
+    sigreg_weight: float = 0.3
     sigreg_slices: int = 128
     predictor_width: int = 96
     predictor_depth: int = 4
@@ -84,8 +88,13 @@ class VJepaSettings:
     masks: tuple[BlockMask, ...] = (SHORT_RANGE, LONG_RANGE)
 
     def __post_init__(self) -> None:
-        if self.frames % self.size.tubelet:
+        if self.size.tubelet < 1 or self.frames < 1 or self.frames % self.size.tubelet:
             raise InputError(f"Clips of {self.frames} frames do not divide into tubelets of {self.size.tubelet}.")
+        if not (0 <= self.still <= 1 and 0 <= self.ema <= 1 and self.sigreg_weight >= 0):
+            raise InputError(
+                f"still ({self.still}) and ema ({self.ema}) lie in [0, 1], and SIGReg's weight "
+                f"({self.sigreg_weight}) is not negative."
+            )
 
 
 class MaskPredictor(nn.Module):
@@ -152,6 +161,8 @@ class VJepaLearner:
         device: torch.device,
         seed: int,
     ) -> None:
+        if data.size < 2:
+            raise InputError("Pretraining needs at least 2 clips a step: a collapse is seen in their spread.")
         self.settings, self.data, self.preparation, self.device, self.seed = settings, data, preparation, device, seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -206,7 +217,8 @@ class VJepaLearner:
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         momentum = self.settings.ema
-        targets, online = [t for t, _ in self._pairs], [o for _, o in self._pairs]
+        targets: list[Tensor] = [target for target, _ in self._pairs]
+        online: list[Tensor] = [weights for _, weights in self._pairs]
         torch._foreach_lerp_(targets, online, 1 - momentum)
 
     def check(self, figures: Mapping[str, float]) -> None:

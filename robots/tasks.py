@@ -168,7 +168,7 @@ def load_manifest(path_or_name: str | Path, task: ReachTask | None = None) -> Ma
     else:
         full = name if name.startswith(f"{task.robot}-") else f"{task.robot}-{name}"
         if full not in manifest_names():
-            raise unknown_name("manifest", name, manifest_names())
+            raise unknown_name("manifest", full, manifest_names())
         content = json.loads(resources.files("vjepa_mpc").joinpath("manifests", f"{full}.json").read_text())
     manifest = _parse(name, content)
     _check_fit(name, manifest, task)

@@ -56,7 +56,7 @@ def _leave(*arguments: str) -> object:
     ("command", "code", "words"),
     [
         ("input", 2, "Error: goal.png is empty; give a picture.\n"),
-        ("unknown", 2, "Error: There is no planner named 'cme': did you mean 'cem'? The valid names are cem, gradient.\n"),
+        ("unknown", 2, "Error: " + str(ERRORS["unknown"]) + "\n"),
         ("full", 2, "Error: out/plan.json: the disk is full; free some space or choose another output path.\n"),
         ("denied", 2, "Error: out: permission denied; choose a path you may use.\n"),
         ("memory", 2, "Error: Not enough memory; ask for fewer samples, a smaller batch or fewer workers.\n"),
@@ -87,8 +87,8 @@ def test_our_own_defects_keep_their_traceback() -> None:
     [
         (["input", "--stpes", "3"], "Did you mean --steps?"),
         (["inptu"], "Did you mean 'input'?"),
-        (["input", "--steps", "0"], "0 is not in the range x>=1"),
-        (["input", "--steps", "many"], "'many' is not a valid int"),
+        (["input", "--steps", "0"], "Invalid value for '--steps': Input should be greater than or equal to 1"),
+        (["input", "--steps", "many"], "Invalid value for '--steps': Input should be a valid integer"),
         (["input", "--steps"], "requires an argument"),
         (["input", "extra"], "unexpected extra argument"),
         (["--nothing"], "No such option: --nothing."),

@@ -22,9 +22,8 @@ def _by_name(findings: object) -> dict[str, doctor.Finding]:
 def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A pretended installation: package -> version."""
     pretended = {"mujoco": "3.17.0", "torch": "2.13.0+cpu", "ray": "2.60.0"}
-    monkeypatch.setattr(
-        importlib.metadata, "requires", lambda _: ["mujoco<4,>=3.17", "torch>=2.6", "ray>=2.50", "pytest; extra == 'test'"]
-    )
+    needed = ["mujoco<4,>=3.17", "torch>=2.6", "ray>=2.50", "pytest; extra == 'test'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: needed)
 
     def version(name: str) -> str:
         if name not in pretended:

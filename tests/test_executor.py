@@ -239,6 +239,13 @@ def test_an_address_where_nothing_or_something_else_answers_fails_in_seconds() -
         pass
 
 
+def test_ctrl_c_is_answered_by_this_process_alone() -> None:
+    with LocalExecutor(2).open(dict) as pool:
+        (blocked,) = pool.map(lambda _, __: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()), [0])
+    assert blocked
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def test_ctrl_c_stops_the_workers_at_once(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -247,7 +254,7 @@ def test_ctrl_c_stops_the_workers_at_once(tmp_path: Path) -> None:
         from vjepa_mpc.executor import LocalExecutor
 
         def work(_, item):
-            print(os.getpid(), flush=True)
+            os.write(1, f"{os.getpid()}\\n".encode())  # in one piece
             time.sleep(60)
 
         if __name__ == "__main__":

@@ -19,14 +19,14 @@ MEMBERS = {"core", "planners", "robots", "datasets"}
 REST = {*MEMBERS, "rest"}
 # Folder -> the folders of ours it may import from, besides itself. "rest" is what lies in vjepa_mpc/ itself.
 ARROWS = {
-    "core": set(),
+    "core": set[str](),
     "planners": BASE,
     "robots": BASE,
     "datasets": BASE,
     "rest": MEMBERS,
     "pretrain": REST,
     "cli": {*REST, "pretrain"},
-}  # fmt: skip
+}
 HEAVY = ("ray", "transformers", "matplotlib", "dm_control", "mujoco", "av", "tensorboard")
 
 
@@ -100,7 +100,8 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 
 def _answer(script: str) -> dict[str, object]:
     """What a fresh interpreter prints as JSON, in the repository root."""
-    done = subprocess.run([sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout)
     return answer
@@ -110,7 +111,7 @@ def test_importing_everything_has_no_effect() -> None:
     names = [name for name in MODULES if name != "vjepa_mpc.ray_workers"]  # imported only when Ray is used
     found = _answer(f"""
 import importlib, json, os, random, signal, sys, threading
-import numpy, torch
+import gymnasium, numpy, torch  # gymnasium sets a variable of its own as it is imported
 def world():
     return {{
         "environment": dict(os.environ), "folder": os.getcwd(), "random": str(random.getstate()),
@@ -132,13 +133,13 @@ print(json.dumps({{
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
-    found = _answer("""
+    heavy = {"torch", "numpy", "zarr", "PIL", "rich.progress", *HEAVY}
+    found = _answer(f"""
 import json, sys
 from vjepa_mpc.cli.main import build_app
 build_app()
-heavy = {"torch", "numpy", "zarr", "PIL", "rich.progress", *%r}
-print(json.dumps({"heavy": sorted(heavy & set(sys.modules))}))
-""" % (HEAVY,))
+print(json.dumps({{"heavy": sorted({heavy!r} & set(sys.modules))}}))
+""")
     assert found == {"heavy": []}
 
 

@@ -32,11 +32,7 @@ def angle_between(a: Tensor, b: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["ac_tiny", "ac_tiny_extrinsics"])
 def test_golden_poses(name: str) -> None:
-    z = {
-        key: torch.from_numpy(value)
-        for key, value in np.load(GOLDEN / f"{name}.npz").items()
-        if "pose" in key
-    }
+    z = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / f"{name}.npz").items() if "pose" in key}
     start = z["pose_start"]
     torch.testing.assert_close(integrate_pose(start, z["pose_delta"]), z["pose_end"], rtol=0, atol=2e-6)
     found = pose_difference(start.double(), start.roll(-1, 0).double())

@@ -58,9 +58,7 @@ def test_golden_predictions(name: str) -> None:
     for frames in range(1, latents.shape[1] + 1):
         extrinsics = z["extrinsics"][:, :frames] if predictor.config.use_extrinsics else None
         with torch.no_grad():
-            found = predictor(
-                latents[:, :frames], z["actions"][:, :frames], z["states"][:, :frames], extrinsics
-            )
+            found = predictor(latents[:, :frames], z["actions"][:, :frames], z["states"][:, :frames], extrinsics)
         torch.testing.assert_close(found.flatten(1, 2), z[f"predictor_out_T{frames}"], rtol=0, atol=1e-5)
 
 
@@ -124,9 +122,7 @@ def test_bfloat16_trains_like_float32() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         predictor = make(config).to(dtype)
         predictor(*given).square().mean().backward()
-        slopes.append(
-            torch.cat([p.grad.float().flatten() for p in predictor.parameters() if p.grad is not None])
-        )
+        slopes.append(torch.cat([p.grad.float().flatten() for p in predictor.parameters() if p.grad is not None]))
     assert torch.nn.functional.cosine_similarity(*slopes, dim=0) > 0.97  # a lost mask gives far less
 
 

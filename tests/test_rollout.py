@@ -111,9 +111,7 @@ def test_cached_equals_uncached_in_float32() -> None:
             rollout(predictor, context, actions, chunk=4, **MAPS),
             uncached(predictor, context, actions),
         )
-    torch.testing.assert_close(
-        found.latents, wanted.latents, rtol=0, atol=1e-4
-    )  # large weights amplify rounding
+    torch.testing.assert_close(found.latents, wanted.latents, rtol=0, atol=1e-4)  # large weights amplify rounding
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -122,9 +120,7 @@ def test_horizon_one_without_history(grad: bool) -> None:
     context, actions = problem(0, horizon=1)
     with torch.set_grad_enabled(grad):
         found = rollout(predictor, context, actions, chunk=4, **MAPS)
-    torch.testing.assert_close(
-        found.latents, uncached(predictor, context, actions).latents, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(found.latents, uncached(predictor, context, actions).latents, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("past", [0, 2])
@@ -135,9 +131,7 @@ def test_action_gradients_equal_the_uncached_ones_and_finite_differences(past: i
 
     def value(actions: Tensor, cached: bool) -> Tensor:
         found = (
-            rollout(predictor, context, actions, chunk=3, **MAPS)
-            if cached
-            else uncached(predictor, context, actions)
+            rollout(predictor, context, actions, chunk=3, **MAPS) if cached else uncached(predictor, context, actions)
         )
         return (found.latents * weights).sum() + found.states.square().sum()
 
@@ -211,9 +205,7 @@ def test_golden_rollout(name: str, past: int) -> None:
     context = Context(latents, states[:, : past + 1], z["actions"][:, :past])
     extrinsics = z["extrinsics"] if predictor.config.use_extrinsics else None
     with torch.no_grad():
-        found = rollout(
-            predictor, context, z["actions"][:, None, past:], chunk=1, extrinsics=extrinsics, **REFERENCE
-        )
+        found = rollout(predictor, context, z["actions"][:, None, past:], chunk=1, extrinsics=extrinsics, **REFERENCE)
     assert found.latents.shape[2] == horizon
     torch.testing.assert_close(found.latents[:, 0], wanted[:, past:], rtol=0, atol=1e-4)
     torch.testing.assert_close(found.states[:, 0], states[:, past + 1 :], rtol=0, atol=1e-5)
@@ -225,9 +217,7 @@ def test_golden_energy_landscape(name: str) -> None:
     context = Context(z["latents"][None, :1], z["states"][:1, :1], z["actions"][:1, :0])
     extrinsics = z["extrinsics"][:1, :1] if predictor.config.use_extrinsics else None
     with torch.no_grad():
-        found = rollout(
-            predictor, context, z["landscape_actions"][None], chunk=50, extrinsics=extrinsics, **REFERENCE
-        )
+        found = rollout(predictor, context, z["landscape_actions"][None], chunk=50, extrinsics=extrinsics, **REFERENCE)
     energy = (found.latents[0, :, -1] - z["latents"][-1]).abs().mean(dim=(-1, -2))
     torch.testing.assert_close(energy, z["landscape_energy"], rtol=0, atol=1e-4)
     assert energy.argmin() == z["landscape_energy"].argmin()

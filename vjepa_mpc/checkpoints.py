@@ -44,8 +44,7 @@ def read_meta_checkpoint(path: Path | str) -> dict[str, dict[str, Tensor]]:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
-            f"{path} is not a whole PyTorch checkpoint ({str(error).partition(chr(10))[0]}); "
-            "download or save it again."
+            f"{path} is not a whole PyTorch checkpoint ({str(error).partition(chr(10))[0]}); download or save it again."
         ) from error
     parts = {name: content[name] for name in _PARTS if name in content} if isinstance(content, dict) else {}
     if not parts:
@@ -86,9 +85,7 @@ def predictor_from_checkpoint(
         train_grid=train_grid,
         activation=activation,
     )
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the weights drawn here are replaced: leave no trace of drawing them
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced: leave no trace of drawing them
         predictor = ActionConditionedPredictor(config)
     _load(predictor, tensors, f"the predictor in {path}")
     return predictor
@@ -113,9 +110,7 @@ def encoder_from_checkpoint(
     tensors = _part(path, key)
     width, channels, tubelet, patch, _ = _shape(path, tensors, "patch_embed.proj.weight", 5)
     if width % heads:
-        raise InputError(
-            f"The {key} in {path} is {width} wide, which {heads} heads do not divide; give its own heads."
-        )
+        raise InputError(f"The {key} in {path} is {width} wide, which {heads} heads do not divide; give its own heads.")
     config = VJEPA2Config(
         patch_size=patch,
         crop_size=image_size,
@@ -165,9 +160,7 @@ def _part(path: Path | str, key: str) -> dict[str, Tensor]:
 
 def _tensors(path: Path, name: str, part: object) -> dict[str, Tensor]:
     if not isinstance(part, Mapping) or not all(isinstance(value, Tensor) for value in part.values()):
-        raise InputError(
-            f"The {name!r} in {path} is not a dict of tensors; give a checkpoint in V-JEPA 2's layout."
-        )
+        raise InputError(f"The {name!r} in {path} is not a dict of tensors; give a checkpoint in V-JEPA 2's layout.")
     tensors: dict[str, Tensor] = {}
     for key, value in part.items():
         short = str(key)
@@ -177,9 +170,7 @@ def _tensors(path: Path, name: str, part: object) -> dict[str, Tensor]:
     return tensors
 
 
-def _shape(
-    path: Path | str, tensors: Mapping[str, Tensor], name: str, dimensions: int = 2
-) -> tuple[int, ...]:
+def _shape(path: Path | str, tensors: Mapping[str, Tensor], name: str, dimensions: int = 2) -> tuple[int, ...]:
     if name not in tensors or tensors[name].dim() != dimensions:
         raise InputError(f"{path} has no {name} of {dimensions} dimensions; it is not of the kind asked for.")
     return tuple(tensors[name].shape)
@@ -202,9 +193,7 @@ def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> 
     wanted = module.state_dict()
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
-        raise InputError(
-            f"The tensors of {what} do not fit: missing {missing or 'none'}, left over {extra or 'none'}."
-        )
+        raise InputError(f"The tensors of {what} do not fit: missing {missing or 'none'}, left over {extra or 'none'}.")
     for name, tensor in wanted.items():
         if tensor.shape != tensors[name].shape:
             raise InputError(

@@ -46,9 +46,7 @@ class CollectSettings:
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.workers < 1:
-            raise InputError(
-                f"episodes and workers must be at least 1, got {self.episodes} and {self.workers}."
-            )
+            raise InputError(f"episodes and workers must be at least 1, got {self.episodes} and {self.workers}.")
 
     def recipe(self) -> dict[str, Any]:
         """What the store's content depends on, besides the program version, as plain JSON values."""

@@ -52,9 +52,7 @@ def _robot() -> SimulatedRobot:
         sizes = {} if size is None else {"camera_size": size}
         robot = make_robot(worker.settings.robot, **sizes)
         if not isinstance(robot, SimulatedRobot):
-            raise InputError(
-                f"{worker.settings.robot} is no simulated robot: it cannot be placed and repainted."
-            )
+            raise InputError(f"{worker.settings.robot} is no simulated robot: it cannot be placed and repainted.")
         worker.robot = robot
     return worker.robot
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.costs import ActionRate, Constraint, CostTerm, GoalDistance, PlanningCost, StateBox, latent_distance
+from vjepa_mpc.costs import (
+    ActionRate,
+    Constraint,
+    CostTerm,
+    GoalDistance,
+    PlanningCost,
+    StateBox,
+    latent_distance,
+)
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
 from vjepa_mpc.planners.warm_start import shift_plan
 from vjepa_mpc.robots.base import Observation, Robot
@@ -27,34 +35,35 @@ from vjepa_mpc.world_model import WorldModel
 
 @dataclass(frozen=True)
 class ControlSettings:
-    """`horizon` control steps are planned, the first is executed. `running`: weight of imagined frames before
-    the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as there. `budget` bounds
-    a plan. `action_rate` > 0 adds that guardrail; `state_box` keeps predictions inside the joint limits."""
+    """`horizon` model steps are planned, the first control step of which is executed. `running`: weight of
+    imagined frames before the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as
+    there. `budget` bounds a plan. `action_rate` > 0 adds that guardrail; `state_box` keeps predictions
+    inside the joint limits."""
 
-    horizon: int = 5
+    horizon: int = 3
     running: float = 1.0
     hold_steps: int = 3
     action_rate: float = 0.0
     state_box: bool = True
     chunk: int = 256
-    bf16: bool = True
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
-            raise InputError(f"The horizon must be at least 1 control step, got {self.horizon}.")
+            raise InputError(f"The horizon must be at least 1 step, got {self.horizon}.")
         if self.hold_steps < 1:
             raise InputError(f"The goal must be held for at least 1 step, got {self.hold_steps}.")
 
 
 @dataclass(frozen=True)
 class ControllerState:
-    """What one step hands to the next: the last k latents, states and actions, the last plan, and for how
-    many views in a row the goal has been judged reached."""
+    """What one step hands to the next: the last k = (history - 1) * stride + 1 latents and states, the k - 1
+    actions between them, what is left of the last plan (in model steps), and for how many views in a row
+    the goal has been judged reached."""
 
     latents: Float[Tensor, "k p d"] | None = None
     states: Float[Tensor, "k s"] | None = None
-    actions: Float[Tensor, "k a"] | None = None
+    actions: Float[Tensor, "past a"] | None = None
     plan: Float[Tensor, "h a"] | None = None
     reached_for: int = 0
 
@@ -101,12 +110,11 @@ class Controller:
         settings: ControlSettings,
         generator: torch.Generator,
     ) -> None:
-        frames = model.config.history + settings.horizon
-        if frames > model.config.predictor.max_frames:
+        longest = model.config.predictor.max_frames - model.config.history
+        if settings.horizon > longest:
             raise InputError(
                 f"A horizon of {settings.horizon} after {model.config.history} past frames is more than the "
-                f"{model.config.predictor.max_frames} frames this model was built for; plan at most "
-                f"{model.config.predictor.max_frames - model.config.history} steps ahead."
+                f"{model.config.predictor.max_frames} frames this model was trained on; plan at most {longest} ahead."
             )
         self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
         self.goal = model.encode(goal[None])
@@ -121,15 +129,17 @@ class Controller:
         context, state = self._remember(latent, pose, state)
         cost = PlanningCost(model, context, self._terms(), self._constraints(), chunk=settings.chunk)
         init = self._init(state)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
-            plan = self.planner.plan(cost, init, budget=settings.budget, generators=[self.generator])
-            with torch.no_grad():
-                parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
+        plan = self.planner.plan(cost, init, budget=settings.budget, generators=[self.generator])
+        with torch.no_grad():
+            parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
         here = float(latent_distance(latent, self.goal))
         threshold = model.config.calibration.reached_cost if model.config.calibration else 0.0
         reached_for = state.reached_for + 1 if here <= threshold else 0
+        robot = model.config.robot
+        first = plan.actions[0, 0].double().cpu().numpy()
         decision = Decision(
-            action=plan.actions[0, 0].double().cpu().numpy(),
+            # A model step may ask for more than one control step can do: as much of it as can be, at once.
+            action=np.clip(first, robot.action_low, robot.action_high),
             plan=plan,
             latent_cost=here,
             terms={name: float(value) for name, value in parts.items()},
@@ -141,26 +151,33 @@ class Controller:
     def applied(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
         """Note the action that the robot truly applied, for the next step's history."""
         row = torch.as_tensor(action, dtype=torch.float32, device=self.model.device)[None]
-        keep = self.model.config.history - 1
+        keep = self._frames_kept - 1
         past = row if state.actions is None else torch.cat([state.actions, row])
-        past = past[len(past) - keep :] if keep else past[:0]
-        return ControllerState(state.latents, state.states, past, state.plan, state.reached_for)
+        plan = state.plan
+        if plan is not None and self.model.config.stride > 1:
+            plan = torch.cat([plan[:1] - row, plan[1:]])  # what is left of the step under way
+        return ControllerState(state.latents, state.states, past[len(past) - keep :], plan, state.reached_for)
+
+    @property
+    def _frames_kept(self) -> int:
+        return (self.model.config.history - 1) * self.model.config.stride + 1
 
     def _remember(
         self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
     ) -> tuple[Context, ControllerState]:
-        """The last `history` frames. At the start the first frame is repeated, with actions that hold still:
-        one picture says nothing of motion."""
-        history = self.model.config.history
+        """The last `history` frames, a stride apart. At the start the first frame is repeated, with actions
+        that hold still: one picture says nothing of motion."""
+        kept, stride = self._frames_kept, self.model.config.stride
         if state.latents is None or state.states is None:
-            latents, states = latent.expand(history, -1, -1), pose.expand(history, -1)
+            latents, states = latent.expand(kept, -1, -1), pose.expand(kept, -1)
         else:
-            latents = torch.cat([state.latents, latent])[-history:]
-            states = torch.cat([state.states, pose])[-history:]
+            latents = torch.cat([state.latents, latent])[-kept:]
+            states = torch.cat([state.states, pose])[-kept:]
         actions = state.actions
         if actions is None:
-            actions = pose.new_zeros(history - 1, len(self.model.config.robot.action_names))
-        context = Context(latents[None], states[None], actions[None])
+            actions = pose.new_zeros(kept - 1, len(self.model.config.robot.action_names))
+        sums = actions.unflatten(0, (-1, stride)).sum(1) if kept > 1 else actions
+        context = Context(latents[::stride][None], states[::stride][None], sums[None])
         return context, ControllerState(latents, states, actions, state.plan, state.reached_for)
 
     def _init(self, state: ControllerState) -> Float[Tensor, "1 h a"]:
@@ -168,19 +185,21 @@ class Controller:
         hold = torch.zeros(size, device=self.model.device)
         if state.plan is None:
             return hold.expand(1, self.settings.horizon, size).clone()
-        return shift_plan(state.plan[None], hold)
+        if self.model.config.stride == 1:
+            return shift_plan(state.plan[None], hold)
+        return state.plan[None]
 
     def _terms(self) -> list[CostTerm]:
         terms: list[CostTerm] = [GoalDistance(self.goal, self.settings.running)]
         if self.settings.action_rate > 0:
-            high = torch.tensor(self.model.config.robot.action_high, device=self.model.device)
-            terms.append(ActionRate(high, self.settings.action_rate))
+            terms.append(ActionRate(self.model.action_bounds.high, self.settings.action_rate))
         return terms
 
     def _constraints(self) -> list[Constraint]:
         return [StateBox(self.model.states)] if self.settings.state_box else []
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """A recorder of the loop (`vjepa_mpc.recorders.Recorder` is one)."""
 

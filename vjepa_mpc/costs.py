@@ -24,7 +24,8 @@ from vjepa_mpc.world_model import WorldModel
 class CostTerm(Protocol):
     """A named cost of a rollout and the actions that made it. `problems` says which rows of the goals are meant."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(
         self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
@@ -35,7 +36,8 @@ class CostTerm(Protocol):
 class Constraint(Protocol):
     """A named hard constraint: how far each candidate breaks it, 0 when kept."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, rollout: Rollout, actions: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n"]: ...
 
@@ -64,11 +66,11 @@ class GoalDistance:
     ) -> Float[Tensor, "b n"]:
         horizon = actions.shape[2]
         goal = self.goal[problems][:, None, None]
-        weights = torch.full((horizon,), self.running, device=actions.device)
-        weights[-1] = 1.0
         if self.running == 0:
             return latent_distance(rollout.latents[:, :, -1], goal[:, :, 0])
-        return latent_distance(rollout.latents, goal) @ (weights / weights.sum())
+        weights = torch.full((horizon,), self.running, device=actions.device)
+        weights[-1] = 1.0
+        return (latent_distance(rollout.latents, goal) * (weights / weights.sum())).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class PlanningCost:
         *,
         chunk: int = 256,
     ) -> None:
-        names = [part.name for part in (*terms, *constraints)]
+        names = [term.name for term in terms] + [rule.name for rule in constraints]
         if len(set(names)) != len(names) or not terms:
             raise InputError(f"Cost terms need distinct names and at least one of them, got {names}.")
         self.model, self.context, self.terms, self.constraints = model, context, terms, constraints

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vjepa_mpc.attention import attend
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.rotary import rotate
 
 if TYPE_CHECKING:
@@ -54,16 +54,22 @@ def load_encoder(source: str | Path) -> VJEPA2Model:
     config_file = Path(source) / "config.json"
     if Path(source).exists() and not config_file.is_file():
         raise InputError(f"{source} has no config.json: give a folder that save_pretrained wrote, or train one.")
+    here = Path(source).parent
+    if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "~")) or here.exists()):
+        raise InputError(f"{source} does not exist; give an encoder's folder or a Hugging Face id (owner/name).")
     try:
-        model, report = VJEPA2Model.from_pretrained(
+        loaded: Any = VJEPA2Model.from_pretrained(
             source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
     except Exception as error:  # transformers raises a dozen kinds for files that cannot be read
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"No encoder could be loaded from {source!r}: {reason}") from error
+        raise InputError(f"No encoder could be loaded from {source!r}: {first_line(error)}") from error
+    model, report = loaded
     missing = [key for key in report["missing_keys"] if not key.startswith("predictor.")]
     if missing:
         raise InputError(f"{source!r} lacks encoder weights ({missing[0]} and {len(missing) - 1} more).")
+    with torch.no_grad():
+        for key in report["missing_keys"]:  # of the mask predictor, not used here: fixed, for the hash is a key
+            model.get_parameter(key).zero_()
     return freeze(model)
 
 
@@ -111,8 +117,9 @@ def run_layers(
     attention: Any = layers[0].attention
     heads, head_dim = attention.num_attention_heads, attention.attention_head_size
     tables: tuple[Tensor, Tensor] | None = None
+    layer: Any
     for layer in layers:
-        block: Any = layer.attention
+        block = layer.attention
         parts = (block.query, block.key, block.value)
         weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
         qkv = F.linear(layer.norm1(tokens), weight, bias).unflatten(-1, (3 * heads, head_dim))
@@ -236,5 +243,6 @@ def frame_encoder(values: Mapping[str, Any]) -> FrameEncoder:
     try:
         config = VJEPA2Config(**values)
     except Exception as error:  # Hugging Face's own validation, in several kinds
-        raise InputError(f"The encoder's configuration cannot be used ({error}); restore config.json.") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"The encoder's configuration cannot be used ({reason}); restore config.json.") from error
     return VJepaFrames(freeze(VJEPA2Model(config)))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.files import write_text
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
@@ -38,6 +39,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Chooses actions towards a goal. Told the goal's state only for privileged ceilings."""
 
@@ -231,17 +233,24 @@ def evaluate(
 
 
 def _read_log(log: Path | None) -> dict[int, EpisodeResult]:
-    """Episodes of an earlier run; a last line cut short by a crash is dropped."""
+    """Episodes of an earlier run. Lines that a crash cut short are removed from the file, lest the next one
+    be written onto them."""
     done: dict[int, EpisodeResult] = {}
     if log is None or not log.is_file():
         return done
-    for line in log.read_text(encoding="utf-8").splitlines():
+    text = log.read_text(encoding="utf-8", errors="replace")
+    whole = []
+    for line in text.splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        result = EpisodeResult(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+            frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+            result = EpisodeResult(**frozen)
+        except (ValueError, TypeError, AttributeError):
+            continue
         done[result.index] = result
+        whole.append(line + "\n")
+    if "".join(whole) != text:
+        write_text(log, "".join(whole))
     return done
 
 

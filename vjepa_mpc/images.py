@@ -28,6 +28,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 64 * 1024 * 1024
 RESAMPLE = ("area", "bilinear")
+CONTRAST = ("dataset", "picture")
+FLAT = 4 / 255  # added to a picture's own deviation, so that an even one is not blown up into noise
 # Pillow recognises formats by content, not by suffix. Left out: EPS (would start Ghostscript), TGA (takes
 # any bytes for a picture), and rarities with fragile readers that no goal picture comes in.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -134,7 +136,8 @@ class ImagePreparation:
     crop, which is then squashed to `size` x `size`; None keeps the whole picture (V-JEPA 2-AC: 1.35 at
     size 256; square simulators: 1.0). `mean`, `std`: per channel (red, green, blue), of pixels in [0, 1].
     `resample`: "bilinear" (with an antialiasing filter when shrinking) or "area" (the mean over each
-    target pixel's footprint).
+    target pixel's footprint). `contrast`: "dataset" normalises by `mean` and `std`; "picture" by the
+    picture's own mean (per channel) and deviation (over all), so that light and overall colour matter less.
     """
 
     size: int
@@ -142,6 +145,7 @@ class ImagePreparation:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     resample: str = "bilinear"
+    contrast: str = "dataset"
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -155,6 +159,8 @@ class ImagePreparation:
             )
         if self.resample not in RESAMPLE:
             raise unknown_name("image resampling", self.resample, RESAMPLE)
+        if self.contrast not in CONTRAST:
+            raise unknown_name("contrast", self.contrast, CONTRAST)
 
     def prepare(
         self,
@@ -173,14 +179,21 @@ class ImagePreparation:
         pixels = cropped.contiguous().to(torch.float32)  # channels first while a pixel is still one byte
         if (height, width) != (self.size, self.size):
             pixels = self._resize(pixels)
+        if self.contrast == "picture":
+            pixels = pixels.div_(255)
+            deviation = pixels.std(dim=(1, 2, 3), keepdim=True, correction=0)
+            return (pixels - pixels.mean(dim=(2, 3), keepdim=True)) / (deviation + FLAT)
         scale, offset = self._affine(pixels.device)
         return pixels.mul_(scale).add_(offset)  # `pixels` is ours: `to(float32)` copied the bytes
 
     def unprepare(self, prepared: Float32[Tensor, "n 3 height width"]) -> UInt8[Tensor, "n height width 3"]:
         """Undo the normalisation: the bytes the model sees, for showing. Exact for unresampled pictures.
 
-        Values beyond black or white are clipped; NaN raises `NotFiniteError`.
+        Values beyond black or white are clipped; NaN raises `NotFiniteError`, and a preparation by the
+        picture's own contrast, which forgets the original, `InputError`.
         """
+        if self.contrast == "picture":
+            raise InputError("A picture prepared by its own contrast cannot be undone; show the original.")
         if not bool(torch.isfinite(prepared).all()):
             raise NotFiniteError("A prepared picture holds NaN or infinity.", prepared)
         scale, offset = self._affine(prepared.device)
@@ -247,7 +260,7 @@ class ImagePreparation:
             raise InputError(
                 f"Image preparation is not readable ({error}); restore the model's config.json."
             ) from error
-        return cls(int(size), aspect, mean, std, str(values["resample"]))
+        return cls(int(size), aspect, mean, std, str(values["resample"]), str(values["contrast"]))
 
 
 def _triple(values: Any) -> tuple[float, float, float]:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from jaxtyping import Float
 
 from vjepa_mpc.controller import Controller, Decision, StepRecord
 from vjepa_mpc.core.errors import InputError
@@ -56,7 +57,7 @@ class Setting:
 
     goal: Goal
     goal_warning: str | None
-    goal_state: Sequence[float] | None
+    goal_state: Float[np.ndarray, "s"] | None
     controller: Controller
     model: str
     folder: Path
@@ -77,7 +78,7 @@ def describe(setting: Setting) -> dict[str, Any]:
             "sha256": setting.goal.sha256,
             "score": controller.goal_score,
             "score_limit": calibration.goal_score,
-            "state": None if setting.goal_state is None else [float(value) for value in setting.goal_state],
+            "state": None if setting.goal_state is None else setting.goal_state.tolist(),
         },
         "goal_warning": setting.goal_warning,
         "notes": list(setting.notes),
@@ -162,7 +163,7 @@ def single_record(
         "costs": {name: _finite(value) for name, value in decision.terms.items()},
         "evaluations": decision.plan.evaluations,
         "stopped": decision.plan.stopped,
-        "timing": {**{name: round(value, 3) for name, value in timing.items()}, "plan_s": round(decision.plan.seconds, 3)},
+        "timing": {name: round(value, 3) for name, value in {**timing, "plan_s": decision.plan.seconds}.items()},
         **describe(setting),
     }  # fmt: skip
 
@@ -186,11 +187,10 @@ def save_energy(controller: Controller, decision: Decision, folder: Path) -> Non
     """
     robot, bounds = controller.model.config.robot, controller.planner.bounds
     free = [axis for axis in range(len(robot.action_names)) if float(bounds.low[axis]) < float(bounds.high[axis])]
-    with torch.autocast(controller.model.device.type, torch.bfloat16, enabled=controller.settings.bf16):
-        landscape = energy_slice(
-            decision.cost, decision.plan.actions[0], bounds, axes=free[:2], points=ENERGY_POINTS, hold=True,
-            names=robot.action_names, units=robot.action_units,
-        )  # fmt: skip
+    landscape = energy_slice(  # in float32: the steps of bfloat16 would show
+        decision.cost, decision.plan.actions[0], bounds, axes=free[:2], points=ENERGY_POINTS, hold=True,
+        names=robot.action_names, units=robot.action_units,
+    )  # fmt: skip
     plot_energy(landscape, folder / ENERGY)
 
 

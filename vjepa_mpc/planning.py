@@ -21,7 +21,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, Decision, StepRecord, Watcher, run_episode
+from vjepa_mpc.controller import (
+    Controller,
+    ControllerState,
+    ControlSettings,
+    Decision,
+    StepRecord,
+    Watcher,
+    run_episode,
+)
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.images import load_image

@@ -48,9 +48,7 @@ class PredictorConfig:
         if self.train_grid is not None:
             object.__setattr__(self, "train_grid", tuple(self.train_grid))  # JSON gives a list
         if self.width % self.heads:
-            raise InputError(
-                f"A width of {self.width} does not divide into {self.heads} heads; change one of them."
-            )
+            raise InputError(f"A width of {self.width} does not divide into {self.heads} heads; change one of them.")
         if self.activation not in ("gelu", "gelu_tanh"):
             raise InputError(f"There is no activation {self.activation!r}; use 'gelu' or 'gelu_tanh'.")
 
@@ -126,9 +124,7 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
         query, key = rotate(qkv[:, :, : 2 * self.heads], cos, sin).chunk(2, dim=2)
         value = qkv[:, :, 2 * self.heads :]
@@ -156,9 +152,7 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = _Mlp(config.width, int(config.width * config.mlp_ratio), config.activation)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin, mask, cache)
         return x + self.mlp(self.norm2(x))
 
@@ -259,7 +253,7 @@ class ActionConditionedPredictor(nn.Module):
         return x.unflatten(1, (frames, size))
 
     def _angles(self, table: Tensor, start: int, frames: int) -> Tensor:
-        """Rows of a rotary table for every head's queries and keys, contiguous: [tokens, 2 heads, head_dim]."""
+        """Rows of a rotary table for every head's queries and keys: [tokens, 2 heads, head_dim]."""
         return table[start : start + frames].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
 
     def predict(self, tokens: Float[Tensor, "b t k w"]) -> Float[Tensor, "b t p d"]:
@@ -270,8 +264,7 @@ class ActionConditionedPredictor(nn.Module):
         config = self.config
         if latents.shape[1] > config.max_frames:
             raise InputError(
-                f"{latents.shape[1]} frames were given to a predictor built for {config.max_frames}; "
-                "pass fewer."
+                f"{latents.shape[1]} frames were given to a predictor built for {config.max_frames}; pass fewer."
             )
         if (extrinsics is not None) != config.use_extrinsics:
             given, remedy = ("not given", "pass") if extrinsics is None else ("given", "drop")
@@ -292,9 +285,7 @@ class ActionConditionedPredictor(nn.Module):
         )
         for name, size, built in rows:
             if size != built:
-                raise InputError(
-                    f"The predictor was built for {built} {name}, got {size}; give it its own kind."
-                )
+                raise InputError(f"The predictor was built for {built} {name}, got {size}; give it its own kind.")
 
 
 def _project(layer: nn.Linear, values: Tensor) -> Tensor:

@@ -25,9 +25,13 @@ _WHILE_CONNECTING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_port_wait_t
 @contextlib.contextmanager
 def session(workers: int, address: str | None, num_cpus: float, num_gpus: float) -> Iterator[None]:
     """Have Ray running, with room for the workers; stop it afterwards if it was started here."""
+    if address is not None:
+        _check_answers(address)
     ours = not ray.is_initialized()
     if ours:
         _connect(address, workers * num_cpus)
+    elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
+        raise InputError(f"This process uses another Ray than {address} already; call ray.shutdown() first.")
     try:
         _check_room(workers, num_cpus, num_gpus, address)
         yield
@@ -41,7 +45,6 @@ def _connect(address: str | None, cpus: float) -> None:
     if address is None:
         options.update(address="local", num_cpus=max(1, round(cpus)), include_dashboard=False)
     else:
-        _check_answers(address)
         options.update(address=address)
     added = {name: value for name, value in _WHILE_CONNECTING.items() if name not in os.environ}
     os.environ.update(added)
@@ -115,10 +118,10 @@ class Actors:
 
     def __init__(self, count: int, setup: bytes, threads: int, num_cpus: float, num_gpus: float) -> None:
         self.count = count
-        actor = ray.remote(_Actor).options(
+        actor: Any = ray.remote(_Actor).options(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
         )
-        self._actors = [actor.remote(threads) for _ in range(count)]
+        self._actors: list[Any] = [actor.remote(threads) for _ in range(count)]
         self._setup = [ray.put(setup)]  # in a list Ray hands over the reference; by itself, a copy every call
         self._work: tuple[bytes, Any] | None = None
         self._answers: dict[Any, int] = {}

@@ -33,8 +33,8 @@ class Context:
         shape, frames = self.latents.shape, self.latents.shape[1]
         if self.states.shape[:2] != shape[:2] or self.actions.shape[:2] != (shape[0], frames - 1):
             raise InputError(
-                f"A context of {frames} frames takes {frames} states and {frames - 1} actions a problem, got "
-                f"latents {tuple(shape)}, states {tuple(self.states.shape)}, actions {tuple(self.actions.shape)}."
+                f"A context of {frames} frames takes {frames} states and {frames - 1} actions a problem, got latents "
+                f"{tuple(shape)}, states {tuple(self.states.shape)}, actions {tuple(self.actions.shape)}."
             )
 
     def select(self, problems: Int[Tensor, "c"]) -> Context:
@@ -121,9 +121,7 @@ def _history(dynamics: _Dynamics, context: Context, extrinsics: Tensor | None) -
     if past:
         with torch.no_grad():
             seen = None if extrinsics is None else extrinsics[:, :past]
-            tokens = dynamics.embed(
-                context.latents[:, :past], context.actions, context.states[:, :past], seen
-            )
+            tokens = dynamics.embed(context.latents[:, :past], context.actions, context.states[:, :past], seen)
             dynamics.predictor.advance(tokens, 0, caches)
     return caches
 
@@ -161,9 +159,7 @@ def _check(
     problems, candidates, horizon = actions.shape[:3]
     seen, limit = context.latents.shape[1], predictor.config.max_frames
     if context.latents.shape[0] != problems:
-        raise InputError(
-            f"There are contexts of {context.latents.shape[0]} problems and actions of {problems}."
-        )
+        raise InputError(f"There are contexts of {context.latents.shape[0]} problems and actions of {problems}.")
     if min(problems, candidates, horizon, chunk) < 1:
         raise InputError(
             f"A rollout needs at least one problem, candidate, step and a chunk of 1, got chunk {chunk} "
@@ -171,11 +167,10 @@ def _check(
         )
     if seen - 1 + horizon > limit:
         raise InputError(
-            f"A history of {seen} frames and a horizon of {horizon} make {seen - 1 + horizon} frames, more than "
-            f"the {limit} the predictor was built for; shorten one of them."
+            f"A history of {seen} frames and a horizon of {horizon} make {seen - 1 + horizon} frames, more "
+            f"than the {limit} the predictor was built for; shorten one of them."
         )
     if extrinsics is not None and extrinsics.shape[:2] != (problems, seen - 1 + horizon):
         raise InputError(
-            f"Extrinsics must cover {problems} problems and {seen - 1 + horizon} frames, "
-            f"got {tuple(extrinsics.shape)}."
+            f"Extrinsics must cover {problems} problems and {seen - 1 + horizon} frames, got {tuple(extrinsics.shape)}."
         )

@@ -42,8 +42,8 @@ def rotary_tables(
 
 def rotate(
     x: Float[Tensor, "b tokens heads head_dim"],
-    cos: Float[Tensor, "tokens heads head_dim"],
-    sin: Float[Tensor, "tokens heads head_dim"],
+    cos: Float[Tensor, "... tokens #heads head_dim"],
+    sin: Float[Tensor, "... tokens #heads head_dim"],
 ) -> Float[Tensor, "b tokens heads head_dim"]:
     """Turn the pairs (2i, 2i+1): x cos + (x[2i+1], x[2i]) sin, where `sin` carries the sign.
 

@@ -17,14 +17,15 @@ class JointStates(nn.Module):
     """Joint positions under joint displacements.
 
     A state follows by addition. The predictor is fed cosine and sine of periodic joints (no seam at
-    +-pi), range-scaled values of the others, and actions in units of their limits.
+    +-pi), range-scaled values of the others, and actions in units of their limits. With a `stride` an action
+    is the sum of that many displacements.
     """
 
     low: Tensor
     high: Tensor
     scale: Tensor
 
-    def __init__(self, spec: RobotSpec) -> None:
+    def __init__(self, spec: RobotSpec, stride: int = 1) -> None:
         super().__init__()
         self.periodic = [i for i, flag in enumerate(spec.state_periodic) if flag]
         self.limited = [i for i, flag in enumerate(spec.state_periodic) if not flag]
@@ -35,7 +36,7 @@ class JointStates(nn.Module):
             )
         self.register_buffer("low", torch.tensor(spec.state_low), persistent=False)
         self.register_buffer("high", torch.tensor(spec.state_high), persistent=False)
-        scale = torch.tensor(spec.action_high).abs().maximum(torch.tensor(spec.action_low).abs())
+        scale = stride * torch.tensor(spec.action_high).abs().maximum(torch.tensor(spec.action_low).abs())
         self.register_buffer("scale", scale, persistent=False)
 
     @property
@@ -75,6 +76,9 @@ class JointStates(nn.Module):
 class PoseStates(nn.Module):
     """V-JEPA 2-AC's 7-D end-effector pose: fed to the predictor as it is, integrated as a rigid motion."""
 
+    low: Tensor
+    high: Tensor
+
     def __init__(self, spec: RobotSpec) -> None:
         super().__init__()
         if len(spec.action_names) != 7 or len(spec.state_names) != 7:
@@ -106,10 +110,12 @@ class PoseStates(nn.Module):
 StateSpace = JointStates | PoseStates
 
 
-def state_space(spec: RobotSpec) -> StateSpace:
-    """The state space that `spec.state_model` names."""
+def state_space(spec: RobotSpec, stride: int = 1) -> StateSpace:
+    """The state space that `spec.state_model` names, for models that step `stride` control steps at a time."""
     if spec.state_model == "joints":
-        return JointStates(spec)
+        return JointStates(spec, stride)
     if spec.state_model == "pose":
+        if stride != 1:
+            raise InputError(f"Poses do not add up: a pose model steps 1 control step at a time, not {stride}.")
         return PoseStates(spec)
     raise InputError(f"The state model {spec.state_model!r} is unknown: use 'joints' or 'pose'.")

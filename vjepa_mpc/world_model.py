@@ -21,6 +21,7 @@ from vjepa_mpc.core.settings import from_plain, to_plain
 from vjepa_mpc.encoder import FrameEncoder, frame_encoder
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
+from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 from vjepa_mpc.robots.base import RobotSpec
 from vjepa_mpc.rollout import Context, Rollout, rollout
@@ -46,7 +47,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """All of a world model but its weights. `encoder` is the Hugging Face configuration as plain values."""
+    """All of a world model but its weights. `encoder` is the Hugging Face configuration as plain values.
+
+    One model step spans `stride` control steps: its actions are the sums of that many displacements.
+    `history` frames, that far apart, are seen before the first prediction.
+    """
 
     robot: RobotSpec
     camera: str
@@ -55,6 +60,7 @@ class WorldModelConfig:
     latent: LatentConfig
     predictor: PredictorConfig
     history: int
+    stride: int = 1
     calibration: Calibration | None = None
     renderer: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -69,9 +75,22 @@ class WorldModel(nn.Module):
         self.config = config
         self.encoder = encoder
         self.latent_space = LatentSpace(config.latent)
-        self.states = state_space(config.robot)
+        self.states = state_space(config.robot, config.stride)
         self.predictor = ActionConditionedPredictor(config.predictor)
         self.eval()
+
+    def for_planning(self, *, bf16: bool = True) -> WorldModel:
+        """This model with its predictor's weights in bfloat16: 2 to 3 times faster on CPUs with AMX."""
+        if bf16:
+            self.predictor.to(torch.bfloat16)
+        return self
+
+    @property
+    def action_bounds(self) -> Bounds:
+        """The box of one model step's action: the robot's limits times the stride, in its units."""
+        robot, stride = self.config.robot, self.config.stride
+        low, high = torch.tensor(robot.action_low), torch.tensor(robot.action_high)
+        return Bounds((stride * low).to(self.device), (stride * high).to(self.device))
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +138,8 @@ class WorldModel(nn.Module):
         own = self.config.robot
         for name in (
             "name", "action_names", "action_units", "action_low", "action_high",
-            "state_names", "state_units", "state_low", "state_high", "control_period_s", "state_model",
+            "state_names", "state_units", "state_low", "state_high", "state_periodic",
+            "control_period_s", "state_model",
         ):  # fmt: skip
             mine, theirs = getattr(own, name), getattr(spec, name)
             if not _equal(mine, theirs):
@@ -225,7 +245,8 @@ def default_card(config: WorldModelConfig) -> str:
         f"- camera: {config.camera}, {config.preparation.size} x {config.preparation.size} pixels; "
         f"rendered by {config.renderer or 'unknown'}",
         f"- latents: {latent.grid} x {latent.grid} x {latent.dim}, predictor {predictor.depth} layers x "
-        f"{predictor.width}, history {config.history}, at most {predictor.max_frames} frames",
+        f"{predictor.width}, history {config.history}, at most {predictor.max_frames} frames "
+        f"of {config.stride} control steps",
         f"- training: {config.training}",
     ]
     return "\n".join(rows) + "\n"

@@ -165,9 +165,7 @@ def test_workers_and_interruptions_do_not_change_a_byte(tmp_path: Path) -> None:
 
 @pytest.mark.gl
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_collecting_keeps_finished_episodes_and_leaves_no_process(
-    tmp_path: Path, how: signal.Signals
-) -> None:
+def test_stopped_collecting_keeps_finished_episodes_and_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
     script = (
         "import sys; from pathlib import Path; from vjepa_mpc.cli.collect import collect\n"
         "if __name__ == '__main__':\n"

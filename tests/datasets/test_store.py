@@ -36,9 +36,7 @@ def path(tmp_path: Path) -> Path:
     together=st.integers(1, 3),
     data=st.data(),
 )
-def test_any_slice_reads_as_it_was_appended(
-    lengths: list[int], chunk: int, together: int, data: st.DataObject
-) -> None:
+def test_any_slice_reads_as_it_was_appended(lengths: list[int], chunk: int, together: int, data: st.DataObject) -> None:
     episodes = [toy_episode(100 * i + length, length) for i, length in enumerate(lengths)]
     # Flushing to disk is most of the time here, and tested elsewhere.
     with tempfile.TemporaryDirectory() as folder, mock.patch("os.fsync"):
@@ -217,8 +215,6 @@ def test_a_plain_zarr_reader_finds_the_rows_the_table_names(path: Path) -> None:
     group = zarr.open_group(str(path), mode="r")
     for index, length in enumerate((5, 1, 9)):
         first, end, _ = table[index]
-        np.testing.assert_array_equal(
-            group["images/top"][first:end], toy_episode(index, length).images["top"]
-        )
+        np.testing.assert_array_equal(group["images/top"][first:end], toy_episode(index, length).images["top"])
     lines = (path / "meta" / "episodes.jsonl").read_bytes()
     assert len(lines) == table[-1, 2] and json.loads(lines.splitlines()[2])["metadata"] == {"seed": 2}

@@ -39,8 +39,7 @@ def toy_episode(seed: int, length: int | None = None) -> Episode:
     states = (start + np.concatenate([np.zeros((1, 2)), np.cumsum(actions, axis=0)])).astype(np.float32)
     return Episode(
         images={
-            name: generator.integers(1, 256, size=(length, *size, 3), dtype=np.uint8)
-            for name, size in CAMERAS.items()
+            name: generator.integers(1, 256, size=(length, *size, 3), dtype=np.uint8) for name, size in CAMERAS.items()
         },
         states=states,
         actions=actions,

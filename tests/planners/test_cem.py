@@ -74,7 +74,7 @@ def test_update_moves_to_the_elites_with_momentum() -> None:
 
 
 def test_rejected_candidates_are_no_elites() -> None:
-    """Two usable of four elites give the mean, and half of the old variance stays; one alone leaves it all."""
+    """Two usable of four elites give the mean and half of the variance; one alone leaves it as it was."""
     settings = CEMSettings(samples=4, elites=4, momentum_mean=0, momentum_std=0, std=(4.0,), keep_fraction=0)
     proposal = CEMProposal(settings)
     state = proposal.init(torch.zeros(1, 1, 1), box(1, 10.0))
@@ -89,7 +89,7 @@ def test_rejected_candidates_are_no_elites() -> None:
 
 def test_std_has_a_floor_and_a_start_in_the_units_of_each_action() -> None:
     bounds = Bounds(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 90.0]))
-    proposal = CEMProposal(CEMSettings(samples=2, elites=1, std_fraction=0.5, std_floor=0.1, momentum_std=0))
+    proposal = CEMProposal(CEMSettings(samples=2, elites=2, std_fraction=0.5, std_floor=0.1, momentum_std=0))
     state = proposal.init(torch.zeros(1, 3, 2), bounds)
     assert state.std[0, 0].tolist() == [0.5, 22.5]
     state = proposal.update(state, torch.zeros(1, 2, 3, 2), judged([0.0, 1.0]))

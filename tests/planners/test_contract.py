@@ -24,9 +24,7 @@ from vjepa_mpc.planners.testing import (
 
 PLANNERS: dict[str, PlannerFactory] = {
     "cem": lambda bounds: CEM(bounds, CEMSettings(samples=128, elites=16, iterations=20)),
-    "cem-coloured": lambda bounds: CEM(
-        bounds, CEMSettings(samples=128, elites=16, iterations=25, noise_exponent=1.0)
-    ),
+    "cem-coloured": lambda bounds: CEM(bounds, CEMSettings(samples=128, elites=16, iterations=25, noise_exponent=1.0)),
     "cem-plain-chunked": lambda bounds: CEM(
         bounds,
         CEMSettings(
@@ -40,9 +38,7 @@ PLANNERS: dict[str, PlannerFactory] = {
         ),
     ),
     "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
-    "gradient-noisy": lambda bounds: GradientPlanner(
-        bounds, GradientSettings(starts=2, steps=60, action_noise=0.005)
-    ),
+    "gradient-noisy": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=60, action_noise=0.005)),
 }
 # Promises that not every planner makes.
 GLOBAL = ("cem", "cem-coloured", "cem-plain-chunked")
@@ -82,8 +78,7 @@ def tasks(draw: st.DrawFn) -> tuple[Bounds, torch.Tensor]:
     if bounds_type is torch.float64 and init_type is torch.float32:
         # A point that float32 does not hold has nothing inside; the nearest number is all one can ask.
         low, high = (
-            value.to(torch.float32).to(torch.float64) if (low == high).any() else value
-            for value in (low, high)
+            value.to(torch.float32).to(torch.float64) if (low == high).any() else value for value in (low, high)
         )
     return Bounds(low, high), torch.from_numpy(start).to(init_type)
 

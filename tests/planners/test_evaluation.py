@@ -57,9 +57,7 @@ def test_first_is_as_good_as_the_first_of_the_ranking(judged: tuple[torch.Tensor
 
 
 @hypothesis.given(judged=judgements(), seen=st.integers(0, 6))
-def test_best_so_far_is_the_best_of_all_populations(
-    judged: tuple[torch.Tensor, torch.Tensor], seen: int
-) -> None:
+def test_best_so_far_is_the_best_of_all_populations(judged: tuple[torch.Tensor, torch.Tensor], seen: int) -> None:
     evaluation = evaluation_of(judged)
     b, n, _ = evaluation.violation.shape
     actions = torch.arange(float(b * n)).reshape(b, n, 1, 1)
@@ -113,9 +111,7 @@ def test_ledger_leaves_chunks_out_after_the_deadline() -> None:
 
 
 def test_join_keeps_order_and_names() -> None:
-    parts = [
-        Evaluation(torch.full((1, n), float(n)), torch.full((1, n, 1), float(n)), ("a",)) for n in (1, 2)
-    ]
+    parts = [Evaluation(torch.full((1, n), float(n)), torch.full((1, n, 1), float(n)), ("a",)) for n in (1, 2)]
     whole = join(parts)
     assert whole.cost.tolist() == [[1.0, 2.0, 2.0]] and whole.names == ("a",)
     assert whole.violation.shape == (1, 3, 1)

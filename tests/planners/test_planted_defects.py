@@ -10,7 +10,7 @@ import torch
 
 from vjepa_mpc.planners import evaluation as judging
 from vjepa_mpc.planners import gradient, noise, sampling, testing, warm_start
-from vjepa_mpc.planners.base import Bounds, Evaluation
+from vjepa_mpc.planners.base import ActionPlan, Bounds, Evaluation
 from vjepa_mpc.planners.cem import CEM, CEMProposal, CEMSettings
 from vjepa_mpc.planners.evaluation import Best, Ledger
 from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
@@ -46,9 +46,7 @@ def forgotten_generator(patch: Patch) -> None:
 
 
 def one_generator_for_all(patch: Patch) -> None:
-    def shared(
-        n: int, like: torch.Tensor, generators: list[torch.Generator], exponent: float = 0.0
-    ) -> torch.Tensor:
+    def shared(n: int, like: torch.Tensor, generators: list[torch.Generator], exponent: float = 0.0) -> torch.Tensor:
         return noise.draw(n, like, [generators[0]] * len(generators), exponent)
 
     patch.setattr("vjepa_mpc.planners.cem.draw", shared)
@@ -56,9 +54,7 @@ def one_generator_for_all(patch: Patch) -> None:
 
 
 def fixed_seed(patch: Patch) -> None:
-    def fixed(
-        n: int, like: torch.Tensor, generators: list[torch.Generator], exponent: float = 0.0
-    ) -> torch.Tensor:
+    def fixed(n: int, like: torch.Tensor, generators: list[torch.Generator], exponent: float = 0.0) -> torch.Tensor:
         return noise.draw(n, like, [torch.Generator().manual_seed(0) for _ in generators], exponent)
 
     patch.setattr("vjepa_mpc.planners.cem.draw", fixed)
@@ -68,9 +64,7 @@ def fixed_seed(patch: Patch) -> None:
 def off_by_one_step(patch: Patch) -> None:
     """Candidates are judged one step early: what the planner calls step t is done at step t - 1."""
     original = Ledger.evaluate
-    patch.setattr(
-        Ledger, "evaluate", lambda self, actions, chunk=None: original(self, actions.roll(1, dims=2), chunk)
-    )
+    patch.setattr(Ledger, "evaluate", lambda self, actions, chunk=None: original(self, actions.roll(1, dims=2), chunk))
 
 
 def last_step_is_noise(patch: Patch) -> None:
@@ -118,8 +112,7 @@ def constraints_ignored(patch: Patch) -> None:
 
 
 def names_lost(patch: Patch) -> None:
-    plan = sampling.ActionPlan
-    patch.setattr(sampling, "ActionPlan", lambda *parts: dataclasses.replace(plan(*parts), names=()))
+    patch.setattr(sampling, "ActionPlan", lambda *parts: dataclasses.replace(ActionPlan(*parts), names=()))
 
 
 def budget_off_by_one(patch: Patch) -> None:
@@ -154,9 +147,7 @@ def problems_swapped(patch: Patch) -> None:
 
 def elites_of_the_first_problem(patch: Patch) -> None:
     original = judging.take
-    patch.setattr(
-        "vjepa_mpc.planners.cem.take", lambda values, index: original(values, index[:1].expand_as(index))
-    )
+    patch.setattr("vjepa_mpc.planners.cem.take", lambda values, index: original(values, index[:1].expand_as(index)))
 
 
 def worst_are_elites(patch: Patch) -> None:

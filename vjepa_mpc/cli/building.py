@@ -11,8 +11,7 @@ from vjepa_mpc.core.errors import InputError, unknown_name
 if TYPE_CHECKING:
     import torch
 
-    from vjepa_mpc.planners.base import Planner
-    from vjepa_mpc.robots.base import RobotSpec
+    from vjepa_mpc.planners.base import Bounds, Planner
     from vjepa_mpc.world_model import WorldModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "reacher"
@@ -81,7 +80,7 @@ def load_model(source: str | None, device: torch.device) -> WorldModel:
     """The world model in folder `source` (a run folder of `train` will do), a Hugging Face id, or the shipped one."""
     from vjepa_mpc.world_model import WorldModel
 
-    return WorldModel.from_pretrained(model_folder(source), device)
+    return WorldModel.from_pretrained(model_folder(source), device).for_planning(bf16=device.type == "cpu")
 
 
 def _from_hub(source: str) -> Path:
@@ -98,15 +97,9 @@ def _from_hub(source: str) -> Path:
 
 
 def make_planner(
-    name: str, spec: RobotSpec, device: torch.device, *, samples: int | None, iterations: int | None,
-    elites: int | None = None,
-) -> Planner:  # fmt: skip
-    """The planner called `name` for a robot's action bounds; None leaves a setting at its default."""
-    import torch
-
-    from vjepa_mpc.planners.base import Bounds
-
-    bounds = Bounds(torch.tensor(spec.action_low, device=device), torch.tensor(spec.action_high, device=device))
+    name: str, bounds: Bounds, *, samples: int | None, iterations: int | None, elites: int | None = None
+) -> Planner:
+    """The planner called `name` within action bounds; None leaves a setting at its default."""
     given: dict[str, Any] = {"samples": samples, "iterations": iterations, "elites": elites}
     given = {key: value for key, value in given.items() if value is not None}
     if name == "cem":
@@ -131,7 +124,7 @@ CEM_DEFAULTS: dict[str, Any] = {
 }
 """Chosen on the `dev` manifest: docs/experiments.md."""
 
-DEFAULT_HORIZON = 5
+DEFAULT_HORIZON = 3
 
 
 def control_settings(*, horizon: int, running: float) -> Any:

@@ -11,9 +11,7 @@ import typer
 def collect(
     robot: str = typer.Option("reacher", help="Which robot: a name, or module:Class."),
     episodes: int = typer.Option(1000, help="Episodes the store shall hold in the end."),
-    out: Path = typer.Option(
-        ..., help="The store (a folder, by custom *.zarr); an existing one is continued."
-    ),
+    out: Path = typer.Option(..., help="The store (a folder, by custom *.zarr); an existing one is continued."),
     frames: int = typer.Option(41, help="Observations in an episode; one action fewer."),
     seed: int = typer.Option(0, help="Episode i is a function of this seed and i only."),
     workers: int | None = typer.Option(None, help="Simulating processes; all CPU cores when left out."),

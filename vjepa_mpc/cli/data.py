@@ -42,9 +42,7 @@ def validate(path: Path = typer.Argument(..., help="The store.")) -> None:
         raise InputError(f"{path} holds no episodes yet; add some with `vjepa-mpc collect`.")
     for index in track(range(len(store)), "checking", console=Console(stderr=True)):
         store.verify(index)
-    typer.echo(
-        f"{path}: all {len(store)} episodes ({int(store.lengths().sum())} frames) are what was written."
-    )
+    typer.echo(f"{path}: all {len(store)} episodes ({int(store.lengths().sum())} frames) are what was written.")
 
 
 def _print(summary: dict[str, Any]) -> None:
@@ -58,28 +56,22 @@ def _print(summary: dict[str, Any]) -> None:
     provenance = summary["provenance"]
     rows = {
         "store": f"{summary['path']} (schema version {summary['schema_version']})",
-        "robot": f"{summary['robot']}, state model {summary['state_model']}, "
-        f"{summary['control_period_s']:g} s a step",
+        "robot": f"{summary['robot']}, state model {summary['state_model']}, {summary['control_period_s']:g} s a step",
         "episodes": f"{summary['episodes']} of {lengths['min']} to {lengths['max']} frames",
         "frames": f"{summary['frames']} ({summary['duration_s'] / 60:.1f} minutes)",
         "cameras": ", ".join(f"{name} {w}x{h}" for name, (h, w) in summary["cameras"].items()),
         "renderer": summary["renderer"] or "-",
-        "on disk": f"{summary['bytes_on_disk'] / 1e6:.1f} MB, "
-        f"{summary['compression_ratio']:.1f}x smaller than raw",
+        "on disk": f"{summary['bytes_on_disk'] / 1e6:.1f} MB, {summary['compression_ratio']:.1f}x smaller than raw",
         "made by": f"{provenance.get('command', '-')}, version {provenance.get('version', '-')}, "
         f"commit {provenance.get('commit') or '-'}",
         "recipe": ", ".join(f"{name} {value}" for name, value in provenance.get("recipe", {}).items()) or "-",
-        "being written": f"by process {writer.get('pid')} on {writer.get('host')}"
-        if writer is not None
-        else "no",
+        "being written": f"by process {writer.get('pid')} on {writer.get('host')}" if writer is not None else "no",
     }
     for name, value in rows.items():
         head.add_row(name, value)
     console.print(head)
     for kind in ("states", "actions"):
-        table = Table(
-            "", *(("unit", "low", "high", "least seen", "most seen")), title=kind, title_justify="left"
-        )
+        table = Table("", *(("unit", "low", "high", "least seen", "most seen")), title=kind, title_justify="left")
         for row in summary[kind]:
             seen = [f"{row[key]:.4g}" if row[key] is not None else "-" for key in ("min", "max")]
             table.add_row(row["name"], row["unit"], f"{row['low']:.4g}", f"{row['high']:.4g}", *seen)

@@ -15,13 +15,13 @@ def evaluate(
     manifest: str = typer.Option("dev", help="Shipped manifest (dev, test, dev-varied, test-varied) or a JSON file."),
     model: list[str] = typer.Option([], help="World model folder(s) or Hugging Face id(s); the shipped one if none."),
     planner: str = typer.Option("cem", help="cem or gradient."),
-    horizon: int | None = typer.Option(None, help="Control steps planned ahead."),
+    horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
     samples: int | None = typer.Option(None, help="Candidates an iteration (starts of the gradient planner)."),
     iterations: int | None = typer.Option(None, help="Iterations of a plan."),
     elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem)."),
     running: float = typer.Option(1.0, help="Weight of imagined frames before the last."),
-    pairs: int | None = typer.Option(None, help="Only the first so many pairs."),
-    seed: int = typer.Option(0, help="Seed of planner and floors."),
+    pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
+    seed: int = typer.Option(0, min=0, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
     workers: int = typer.Option(1, help="Processes, or Ray actors with --ray-address."),
     threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
@@ -36,6 +36,7 @@ def evaluate(
     from functools import partial
 
     from vjepa_mpc.cli.building import DEFAULT_HORIZON, choose_device, control_settings, load_model, make_planner
+    from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import ArenaSetup, NoOpPolicy, PlannedPolicy, RandomPolicy, ScriptedPolicy
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
     from vjepa_mpc.robots.factory import make_robot
@@ -44,19 +45,24 @@ def evaluate(
     task = ReachTask()
     frozen = load_manifest(manifest, task)
     target = choose_device(device)
-    settings = control_settings(horizon=horizon or DEFAULT_HORIZON, running=running)
+    settings = control_settings(horizon=DEFAULT_HORIZON if horizon is None else horizon, running=running)
     policies: dict[str, Any] = {}
-    for source in model or [None]:
+    weights: dict[str, str] = {}  # so that a resumed run never mixes two trainings of one folder
+    sources: list[str | None] = [*model] or [None]
+    for source in sources:
         world = load_model(source, target)
         world.check_fits(task.spec)
-        optimiser = make_planner(planner, task.spec, target, samples=samples, iterations=iterations, elites=elites)
+        optimiser = make_planner(planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites)
+        weights[source or "shipped"] = weights_hash(world)
         policies[source or "shipped"] = partial(PlannedPolicy, world, optimiser, settings, source or "shipped")
     if floors:
         policies |= {"random": partial(RandomPolicy, task.spec), "no-op": partial(NoOpPolicy, task.spec)}
         policies["scripted (ceiling)"] = partial(ScriptedPolicy, task)
     size = next(iter(task.spec.cameras.values())).height
-    robot = partial(make_robot, task.robot, backend=backend, camera_size=size)
-    executor = RayExecutor(workers, ray_address, threads=threads) if ray or ray_address else LocalExecutor(workers, threads)
+    robot: Any = partial(make_robot, task.robot, backend=backend, camera_size=size)
+    executor: Any = LocalExecutor(workers, threads)
+    if ray or ray_address:
+        executor = RayExecutor(workers, ray_address, threads=threads)
     options = {
         "manifest": frozen.sha256, "planner": planner, "horizon": settings.horizon, "samples": samples,
         "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
@@ -64,7 +70,7 @@ def evaluate(
     }  # fmt: skip
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
     for name, policy in policies.items():
-        run.play(name, frozen, ArenaSetup(robot, policy, task, seed), executor, pairs)
+        run.play(name, weights.get(name, ""), frozen, ArenaSetup(robot, policy, task, seed), executor, pairs)
     run.close()
 
 
@@ -79,7 +85,7 @@ class _Run:
         if out is not None:
             begin(out, "evaluate", options)
 
-    def play(self, name: str, manifest: Any, setup: Any, executor: Any, pairs: int | None) -> None:
+    def play(self, name: str, weights: str, manifest: Any, setup: Any, executor: Any, pairs: int | None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -87,7 +93,7 @@ class _Run:
         from vjepa_mpc.evaluation import summarise
 
         total = len(manifest.pairs) if pairs is None else min(pairs, len(manifest.pairs))
-        log = None if self.out is None else self.out / f"episodes-{_plain(name)}.jsonl"
+        log = None if self.out is None else self.out / f"episodes-{_plain(f'{name} {weights[:8]}')}.jsonl"
         columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("held {task.fields[held]}, left:"))
         held = 0
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:

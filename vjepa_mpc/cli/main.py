@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from vjepa_mpc import __version__
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, NotFiniteError
 
 PROGRAM = "vjepa-mpc"
 
@@ -57,10 +57,11 @@ class _Root(TyperGroup):
             raise _Interrupted from interrupt
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
+    return wanted
 
 
 def _root(
@@ -89,6 +90,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the sentence for an error the user can act on; None when it is our own defect."""
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
+    if isinstance(error, NotFiniteError):
+        return FAILED, str(error)
     if isinstance(error, typer.TyperException):
         return _describe_usage(error)
     if isinstance(error, (_Interrupted, KeyboardInterrupt)):
@@ -112,24 +115,22 @@ def _describe_usage(error: Any) -> tuple[int, str]:
     if possible:  # the parser's own wording differs between options and commands
         message = f"{error.message.rstrip('.')}. Did you mean {' or '.join(sorted(possible))}?"
     context = getattr(error, "ctx", None)
-    if context is None:
-        return error.exit_code, message
     end = "" if message.endswith((".", "?", ")")) else "."
-    return error.exit_code, f"{message}{end} See '{context.command_path} --help'."
+    return error.exit_code, f"{message}{end} See '{context.command_path if context else PROGRAM} --help'."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code.
 
-    0 done, 2 bad input or a machine that cannot do it (one sentence on stderr), 130 Ctrl-C; a command
-    may choose others with `typer.Exit`. Any other exception is a defect of ours and shows its traceback.
+    0 done, 1 numbers stopped being finite, 2 bad input or a machine that cannot do it (one sentence on
+    stderr), 130 Ctrl-C; a command may choose others with `typer.Exit`. Any other exception is a defect of ours and shows its traceback.
     """
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = typer.main.get_command(build_app())(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except BrokenPipeError:
         # The reader of a pipe left (`| head`): no news, and nothing may be flushed into it on the way out.
-        sys.stdout = sys.stderr = None  # type: ignore[assignment]
+        sys.stdout = sys.stderr = None
         sys.exit(OK)
     except BaseException as error:
         described = describe(error)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.plan_screen import Screen
 from vjepa_mpc.core.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vjepa_mpc.controller import StepRecord
     from vjepa_mpc.plan_files import Setting
     from vjepa_mpc.planning import Goal, GoalController, Outcome
@@ -21,13 +20,12 @@ if TYPE_CHECKING:
     from vjepa_mpc.world_model import Calibration, WorldModel
 
 REACHED, NOT_REACHED, INTERRUPTED = 0, 3, 130
-TABLE_ROWS = 12
 PLANNING, SIMULATION, PICTURES, OUTPUT = "Planning", "Simulation", "One plan from two pictures", "Output"
 
 
 def plan(
     goal: Path = typer.Option(..., help="Picture of the goal, of any size."),
-    model: str | None = typer.Option(None, help="World model folder or Hugging Face id [default: the shipped one]."),
+    model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
     max_steps: int = typer.Option(50, min=1, help="Give up after so many actions."),
     planner: str = typer.Option("cem", help="cem or gradient.", rich_help_panel=PLANNING),
     horizon: int | None = typer.Option(None, help="Control steps planned ahead.", rich_help_panel=PLANNING),
@@ -41,17 +39,20 @@ def plan(
     seed: int = typer.Option(0, min=0, help="Of the planner, and of a start that is drawn.", rich_help_panel=PLANNING),
     device: str = typer.Option("auto", help="auto, cpu or cuda.", rich_help_panel=PLANNING),
     threads: int | None = typer.Option(
-        None, min=1, help="Torch threads [default: the cores this process may use].", rich_help_panel=PLANNING
+        None, min=1, help="Torch threads (default: the cores this process may use).", rich_help_panel=PLANNING
     ),
     start: str | None = typer.Option(
-        None, help='Where the robot starts, "q1,q2" in its units [default: drawn from --seed].', rich_help_panel=SIMULATION
+        None, help='Where the robot starts, "q1,q2" in its units (default: drawn from --seed).',
+        rich_help_panel=SIMULATION,
     ),
     robot: str | None = typer.Option(
-        None, help="Robot name or module:Class [default: the model's].", rich_help_panel=SIMULATION
+        None, help="Robot name or module:Class (default: the model's).", rich_help_panel=SIMULATION
     ),
-    backend: str = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL).", rich_help_panel=SIMULATION),
+    backend: str = typer.Option(
+        "auto", help="Renderer: auto, egl, osmesa or rays (no GL).", rich_help_panel=SIMULATION
+    ),
     appearance: int | None = typer.Option(
-        None, min=0, help="Seed of the simulator's look [default: the plain one].", rich_help_panel=SIMULATION
+        None, min=0, help="Seed of the simulator's look (default: the plain one).", rich_help_panel=SIMULATION
     ),
     goal_state: str | None = typer.Option(
         None, help="The goal's state, for the distance column only; goal.json beside goal.png does as well.",
@@ -73,7 +74,7 @@ def plan(
     --observation), 3 not reached, 2 bad input, 130 Ctrl-C (what was recorded is kept).
     """  # fmt: skip
     started = time.perf_counter()
-    screen = _Screen(json_output, quiet)
+    screen = Screen(json_output, quiet)
     job = _Job(
         goal, model, planner, horizon, samples, iterations, elites, seed, device, out, screen,
         {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads},
@@ -83,7 +84,7 @@ def plan(
         given = {"--start": start, "--robot": robot, "--appearance": appearance, "--goal-state": goal_state}
         for name, value in given.items():
             if value is not None:
-                raise InputError(f"{name} is for the simulator, which --observation does without; leave one of them out.")
+                raise InputError(f"{name} is for the simulator, which --observation does without; leave one out.")
         if state is None:
             raise InputError('--observation needs --state "q1,q2": the robot\'s state in that picture.')
         code = _from_pictures(job, observation, _numbers("--state", state))
@@ -109,7 +110,7 @@ class _Job:
     seed: int
     device: str
     out: Path
-    screen: _Screen
+    screen: Screen
     options: dict[str, Any]
     started: float
 
@@ -135,18 +136,25 @@ def _prepare(job: _Job, *states: tuple[float, ...] | None, observation: Goal | N
     if job.planner not in PLANNERS:
         raise unknown_name("planner", job.planner, PLANNERS)
     with job.screen.busy("Loading the world model"):
+        import torch
+
         from vjepa_mpc.cli.building import (
-            DEFAULT_HORIZON, choose_device, control_settings, limit_threads, load_model, make_planner, model_folder,
-        )  # fmt: skip
+            DEFAULT_HORIZON,
+            choose_device,
+            control_settings,
+            limit_threads,
+            load_model,
+            make_planner,
+            model_folder,
+        )
         from vjepa_mpc.plan_files import check_writable
         from vjepa_mpc.planning import GoalController, doubt, load_goal, trained
-
-        import torch
 
         goal = load_goal(job.goal)
         check_writable(job.out)
         job.options["threads"] = limit_threads(job.options["threads"])
         device = choose_device(job.device)
+        job.options["device"] = str(device)
         settings = control_settings(horizon=DEFAULT_HORIZON if job.horizon is None else job.horizon, running=1.0)
         folder = model_folder(job.model)
         world = load_model(str(folder), device)
@@ -155,9 +163,8 @@ def _prepare(job: _Job, *states: tuple[float, ...] | None, observation: Goal | N
             if state is not None:
                 world.config.robot.check_state(state)
         optimiser = make_planner(
-            job.planner, world.config.robot, device,
-            samples=job.samples, iterations=job.iterations, elites=job.elites,
-        )  # fmt: skip
+            job.planner, world.action_bounds, samples=job.samples, iterations=job.iterations, elites=job.elites
+        )
         generator = torch.Generator(device).manual_seed(job.seed)
         controller = GoalController(world, optimiser, goal.image, settings, generator)
     warning = doubt(f"The goal {job.goal}", controller.goal_score, calibration)
@@ -317,113 +324,3 @@ class _FirstPlan:
     def step(self, record: StepRecord) -> None:
         if not self.seconds:
             self.seconds = time.perf_counter() - self.started
-
-
-class _Screen:
-    """What the user sees: progress and warnings on stderr, the result on stdout."""
-
-    def __init__(self, as_json: bool, quiet: bool) -> None:
-        from rich.console import Console
-
-        self.as_json, self.quiet = as_json, quiet
-        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.results = Console(highlight=False, soft_wrap=True)
-
-    def warn(self, sentence: str) -> None:
-        self.errors.print(f"Warning: {sentence}", style="yellow", markup=False)
-
-    def note(self, sentence: str) -> None:
-        if not self.quiet:
-            self.errors.print(f"Note: {sentence}", style="dim", markup=False)
-
-    def busy(self, doing: str) -> _Progress:
-        return _Progress(self, doing)
-
-    def episode(self, record: dict[str, Any], records: Sequence[StepRecord], out: Path) -> None:
-        """The table of an episode and a sentence on how it ended, or plan.json."""
-        if self.as_json:
-            return self._json(record)
-        if self.quiet:
-            return None
-        self.results.print(_table(records))
-        ends = {
-            "reached": f"Reached and held after {record['actions']} actions, as the model judges.",
-            "max_steps": f"Not reached within {record['actions']} actions (more with --max-steps).",
-            "interrupted": f"Interrupted after {record['actions']} actions; the robot was stopped.",
-        }
-        self.results.print(ends[record["exit_reason"]], markup=False)
-        return self._files(record, out)
-
-    def single(self, record: dict[str, Any], out: Path) -> None:
-        """The actions of one plan and what they cost, or plan.json."""
-        if self.as_json:
-            return self._json(record)
-        if self.quiet:
-            return None
-        from rich.table import Table
-
-        robot = record["robot"]
-        pairs = zip(robot["action_names"], robot["action_units"], strict=True)
-        table = Table("step", *(f"{name} ({unit})" for name, unit in pairs))
-        for step, action in enumerate(record["actions"]):
-            table.add_row(str(step), *(f"{value:+.4f}" for value in action))
-        self.results.print(table)
-        cost = record["planned_cost"]
-        predicted = "rejected" if cost is None else f"{cost:.4f}"
-        self.results.print(f"Latent cost now {record['latent_cost']:.4f}, predicted {predicted}.", markup=False)
-        if record["looks_reached"]:
-            self.results.print("To the model the goal looks reached already.")
-        return self._files(record, out)
-
-    def _files(self, record: dict[str, Any], out: Path) -> None:
-        if record["files"]:
-            self.results.print(f"Written to {out}: {', '.join(record['files'])}", markup=False)
-
-    def _json(self, record: dict[str, Any]) -> None:
-        import json
-
-        typer.echo(json.dumps(record, indent=2, allow_nan=False))
-
-
-class _Progress:
-    """A live line on a terminal; elsewhere one line a step. As a watcher of the loop it shows every step."""
-
-    def __init__(self, screen: _Screen, doing: str) -> None:
-        self.screen, self.live = screen, screen.errors.is_terminal and not screen.quiet
-        self.status = screen.errors.status(f"{doing} ...")
-
-    def __enter__(self) -> _Progress:
-        if self.live:
-            self.status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.status.stop()
-
-    def step(self, record: StepRecord) -> None:
-        if self.screen.quiet:
-            return
-        away = "" if record.distance is None else f"   distance {100 * record.distance:.1f} cm"
-        line = f"step {record.step}   latent cost {record.latent_cost:.4f}{away}   {record.milliseconds:.0f} ms"
-        if self.live:
-            self.status.update(line)
-        else:
-            self.screen.errors.print(line, markup=False)
-
-
-def _table(records: Sequence[StepRecord]) -> Any:
-    """Step, latent cost, distance where known, time: at most `TABLE_ROWS` rows, first and last among them."""
-    from rich.table import Table
-
-    known = any(record.distance is not None for record in records)
-    table = Table()
-    for name in ("step", "latent cost", *(["distance (cm)"] if known else []), "ms"):
-        table.add_column(name, justify="right")
-    last = len(records) - 1
-    count = min(TABLE_ROWS, len(records))
-    chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
-    for index in chosen:
-        record = records[index]
-        away = [] if not known else ["" if record.distance is None else f"{100 * record.distance:.1f}"]
-        table.add_row(str(record.step), f"{record.latent_cost:.4f}", *away, f"{record.milliseconds:.0f}")
-    return table

@@ -12,19 +12,20 @@ def pretrain(
     out: Path = typer.Option(Path("runs/encoder"), help="Run folder; an interrupted run in it is resumed."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 60 when neither is given."),
-    batch: int = typer.Option(48, help="Clips a step."),
+    batch: int = typer.Option(64, help="Clips a step."),
     lr: float = typer.Option(1e-3, help="Peak learning rate."),
-    warmup: int = typer.Option(200, help="Steps of linear warm-up."),
-    seed: int = typer.Option(0, help="Seed of weights, clips and masks."),
-    width: int = typer.Option(192, help="Encoder width."),
-    depth: int = typer.Option(8, help="Encoder layers."),
-    heads: int = typer.Option(3, help="Encoder heads."),
+    warmup: int = typer.Option(100, help="Steps of linear warm-up."),
+    seed: int = typer.Option(0, min=0, help="Seed of weights, clips and masks."),
+    width: int = typer.Option(128, help="Encoder width."),
+    depth: int = typer.Option(6, help="Encoder layers."),
+    heads: int = typer.Option(2, help="Encoder heads."),
     patch: int = typer.Option(8, help="Patch size, pixels."),
-    frames: int = typer.Option(8, help="Frames a clip."),
-    stride: int = typer.Option(1, help="Control steps between the frames of a clip."),
+    frames: int = typer.Option(4, help="Frames a clip."),
+    stride: int = typer.Option(2, help="Control steps between the frames of a clip."),
+    contrast: str = typer.Option("picture", help="Normalise by each picture's own contrast, or dataset."),
     still: float = typer.Option(0.5, help="Share of steps on single frames doubled, as planning encodes them."),
-    ema: float = typer.Option(0.998, help="Momentum of the target encoder."),
-    sigreg: float = typer.Option(1.0, help="Weight of SIGReg, which keeps the encoder from collapsing."),
+    ema: float = typer.Option(0.996, help="Momentum of the target encoder."),
+    sigreg: float = typer.Option(0.3, help="Weight of SIGReg, which keeps the encoder from collapsing."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -38,19 +39,19 @@ def pretrain(
     """
     from vjepa_mpc.cli.building import choose_device
     from vjepa_mpc.cli.training import report, training_progress
-    from vjepa_mpc.pretrain.run import ENCODER_FOLDER, Source, pretrain_encoder
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.run import ENCODER_FOLDER, Source, picture_size, pretrain_encoder
     from vjepa_mpc.pretrain.trainer import TrainSettings
     from vjepa_mpc.pretrain.vjepa import EncoderSize, VJepaSettings
-
-    from vjepa_mpc.datasets.store import ZarrStore
-    from vjepa_mpc.pretrain.run import picture_size
 
     if steps is None and minutes is None:
         minutes = 60.0
     size = EncoderSize(
         picture=picture_size(ZarrStore.open(store), camera), patch=patch, width=width, depth=depth, heads=heads
     )
-    settings = VJepaSettings(size=size, frames=frames, stride=stride, still=still, ema=ema, sigreg_weight=sigreg)
+    settings = VJepaSettings(
+        size=size, frames=frames, stride=stride, contrast=contrast, still=still, ema=ema, sigreg_weight=sigreg
+    )
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every,

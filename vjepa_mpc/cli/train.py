@@ -15,15 +15,16 @@ def train(
     out: Path = typer.Option(Path("runs/model"), help="Run folder; an interrupted run in it is resumed."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 30 when neither is given."),
-    batch: int = typer.Option(64, help="Clips a step."),
+    batch: int = typer.Option(128, help="Clips a step."),
     lr: float = typer.Option(1e-3, help="Peak learning rate."),
-    warmup: int = typer.Option(200, help="Steps of linear warm-up."),
-    seed: int = typer.Option(0, help="Seed of weights and clips."),
+    warmup: int = typer.Option(100, help="Steps of linear warm-up."),
+    seed: int = typer.Option(0, min=0, help="Seed of weights and clips."),
     grid: int = typer.Option(4, help="Latents are pooled to grid x grid."),
-    width: int = typer.Option(192, help="Predictor width."),
+    width: int = typer.Option(128, help="Predictor width."),
     depth: int = typer.Option(4, help="Predictor layers."),
-    heads: int = typer.Option(3, help="Predictor heads."),
-    frames: int = typer.Option(8, help="Frames a clip: history + the longest horizon."),
+    heads: int = typer.Option(2, help="Predictor heads."),
+    stride: int = typer.Option(4, help="Control steps a model step spans (their displacements add up)."),
+    frames: int = typer.Option(4, help="Frames a clip: bounds history and horizon, in model steps."),
     history: int = typer.Option(1, help="Past frames the model sees when planning."),
     rollout: int = typer.Option(3, help="Steps of the rollout loss."),
     l2: bool = typer.Option(False, "--l2", help="Squared instead of absolute error."),
@@ -47,7 +48,7 @@ def train(
     if steps is None and minutes is None:
         minutes = 30.0
     settings = PredictorSettings(
-        grid=grid, width=width, depth=depth, heads=heads, frames=frames, history=history,
+        grid=grid, width=width, depth=depth, heads=heads, stride=stride, frames=frames, history=history,
         rollout_steps=rollout, l2=l2,
     )  # fmt: skip
     training = TrainSettings(

@@ -22,7 +22,14 @@ RowProgress = Callable[[str, int, int], None]
 def training_progress(title: str) -> Iterator[tuple[StepProgress, RowProgress]]:
     """Bars on stderr; without a terminal, a line about every tenth of the way."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     bar = Progress(

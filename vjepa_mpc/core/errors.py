@@ -28,3 +28,8 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"There is no {kind} named {name!r}: {hint}The valid names are {', '.join(names)}.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind when it has none: for quoting in a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

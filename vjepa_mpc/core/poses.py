@@ -41,20 +41,14 @@ def matrix_to_euler(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*ba
     return torch.stack((roll, pitch, yaw), dim=-1)
 
 
-def integrate_pose(
-    pose: Float[Tensor, "*batch 7"], delta: Float[Tensor, "*batch 7"]
-) -> Float[Tensor, "*batch 7"]:
+def integrate_pose(pose: Float[Tensor, "*batch 7"], delta: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"]:
     """The pose after `delta`: translation added, R_next = R_delta R, gripper added and clipped to [0, 1]."""
     rotation = euler_to_matrix(delta[..., 3:6]) @ euler_to_matrix(pose[..., 3:6])
     gripper = (pose[..., 6:] + delta[..., 6:]).clamp(0.0, 1.0)
     return torch.cat((pose[..., :3] + delta[..., :3], matrix_to_euler(rotation), gripper), dim=-1)
 
 
-def pose_difference(
-    start: Float[Tensor, "*batch 7"], end: Float[Tensor, "*batch 7"]
-) -> Float[Tensor, "*batch 7"]:
+def pose_difference(start: Float[Tensor, "*batch 7"], end: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"]:
     """The delta with which `integrate_pose` goes from `start` to `end`; V-JEPA 2-AC's actions are made so."""
     relative = euler_to_matrix(end[..., 3:6]) @ euler_to_matrix(start[..., 3:6]).mT
-    return torch.cat(
-        (end[..., :3] - start[..., :3], matrix_to_euler(relative), end[..., 6:] - start[..., 6:]), -1
-    )
+    return torch.cat((end[..., :3] - start[..., :3], matrix_to_euler(relative), end[..., 6:] - start[..., 6:]), -1)

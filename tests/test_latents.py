@@ -1,0 +1,74 @@
+"""The latent space against plain loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.latents import LatentConfig, LatentSpace
+
+
+def tokens(n: int = 3, grid: int = 6, dim: int = 5) -> torch.Tensor:
+    return 3 * torch.randn(n, grid * grid, dim, generator=torch.Generator().manual_seed(0)) + 1
+
+
+@pytest.mark.parametrize("grid", [6, 3, 2, 1])
+def test_pooling_is_the_mean_of_layer_normed_blocks(grid: int) -> None:
+    given, space = tokens(), LatentSpace(LatentConfig(6, grid, 5))
+    pooled = space.pool(given)
+    size = 6 // grid
+    for picture in range(3):
+        for row in range(grid):
+            for column in range(grid):
+                normed = []
+                for y in range(row * size, (row + 1) * size):
+                    for x in range(column * size, (column + 1) * size):
+                        token = given[picture, 6 * y + x]
+                        variance = ((token - token.mean()) ** 2).mean()
+                        normed.append((token - token.mean()) / (variance + 1e-5).sqrt())
+                torch.testing.assert_close(pooled[picture, grid * row + column], torch.stack(normed).mean(0))
+
+
+@pytest.mark.parametrize("grid", [4, 5, 7, 0, -1])
+def test_a_grid_that_does_not_divide_is_refused(grid: int) -> None:
+    with pytest.raises(InputError, match="choose a divisor of 6"):
+        LatentConfig(6, grid, 5)
+
+
+def test_fitted_latents_have_mean_0_and_std_1_at_every_position_and_channel() -> None:
+    given, space = tokens(200), LatentSpace(LatentConfig(6, 3, 5))
+    space.fit(space.pool(given))
+    latents = space(given)
+    torch.testing.assert_close(latents.mean(0), torch.zeros(9, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents.std(0), torch.ones(9, 5), atol=1e-5, rtol=0)
+
+
+def test_what_never_varies_is_not_blown_up() -> None:
+    space = LatentSpace(LatentConfig(2, 2, 3))
+    pooled = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0))
+    pooled[:, 1, 2] = 7.0 + 1e-6 * pooled[:, 0, 0]
+    space.fit(pooled)
+    assert float(space.std[1, 2]) == 1.0 and float(space.mean[1, 2]) == pytest.approx(7.0, abs=1e-4)
+    assert float((space.std != 1.0).sum()) == 11
+    space.fit(torch.full((5, 4, 3), 2.0))
+    assert torch.equal(space.std, torch.ones(4, 3))
+
+
+def test_predictions_are_layer_normed_only_when_not_standardised() -> None:
+    prediction = 4 * torch.randn(2, 7, 4, 5, generator=torch.Generator().manual_seed(0)) + 2
+    assert torch.equal(LatentSpace(LatentConfig(2, 2, 5)).renormalise(prediction), prediction)
+    plain = LatentSpace(LatentConfig(2, 2, 5, standardise=False))
+    normed = plain.renormalise(prediction)
+    deviation = prediction.var(-1, unbiased=False, keepdim=True)
+    torch.testing.assert_close(normed, (prediction - prediction.mean(-1, keepdim=True)) / (deviation + 1e-5).sqrt())
+    given = tokens(2, 2)
+    plain.fit(plain.pool(given))  # statistics of a space that does not standardise are not applied
+    assert torch.equal(plain(given), plain.pool(given))
+
+
+def test_statistics_travel_with_the_weights() -> None:
+    space, other = LatentSpace(LatentConfig(2, 2, 5)), LatentSpace(LatentConfig(2, 2, 5))
+    space.fit(torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)))
+    other.load_state_dict(space.state_dict())
+    assert torch.equal(other(tokens(2, 2)), space(tokens(2, 2)))

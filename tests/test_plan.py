@@ -1,0 +1,501 @@
+"""`vjepa-mpc plan`: what it leaves behind, how it ends, and every bad input it must refuse."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_world import save_tiny_model
+
+from vjepa_mpc.cli import building
+from vjepa_mpc.cli.main import main
+from vjepa_mpc.controller import ControlSettings
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planning import CLEARLY_AWAY, GoalController, doubt, interrupt_held, known_goal_state, place_start, reach
+from vjepa_mpc.robots.reacher import Reacher, reacher_spec
+from vjepa_mpc.world_model import Calibration, WorldModel
+
+ROOT = Path(__file__).resolve().parents[1]
+GOAL_STATE, START = (0.6, -1.1), "-1.0,1.5"
+FAST = ("--samples", "6", "--elites", "2", "--iterations", "2", "--horizon", "2", "--backend", "rays", "--threads", "1")
+NEVER = Calibration(reached_cost=-1.0, goal_score=1e3, state_radius=0.1)
+
+
+@pytest.fixture(scope="module")
+def goal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("goal") / "goal.png"
+    with Reacher(64, backend="rays") as robot:
+        Image.fromarray(robot.place(np.array(GOAL_STATE)).images["top"]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def never(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model to which no view is at the goal."""
+    return save_tiny_model(tmp_path_factory.mktemp("never") / "model", calibration=NEVER)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(["plan", *map(str, arguments)])
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+# --- what it does ---------------------------------------------------------------------------------------
+
+
+def test_reached_and_held(tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "out"
+    assert run("--goal", goal, "--model", tiny_model, "--start", START, "--out", out, *FAST) == 0
+    assert sorted(os.listdir(out)) == ["energy.png", "episode.mp4", "plan.json"]
+    record = json.loads((out / "plan.json").read_text())
+    assert record["reached"] and record["exit_reason"] == "reached"
+    steps = record["steps"]
+    assert len(steps) == 3, "held over three views"
+    assert [step["reached"] for step in steps] == [False, False, True]
+    assert record["actions"] == 2 and steps[-1]["applied"] is None
+    np.testing.assert_allclose(steps[0]["proprioception"], (-1.0, 1.5), atol=1e-6)
+    # what was applied is what moved the joints
+    moved = np.subtract(steps[1]["proprioception"], steps[0]["proprioception"])
+    np.testing.assert_allclose(moved, steps[0]["applied"], atol=0.02)
+    assert all(abs(value) <= 0.3 + 1e-6 for step in steps for value in step["wanted"])
+    assert set(steps[0]["costs"]) == {"goal", "state_box"}
+    assert record["robot"]["action_units"] == ["rad", "rad"]
+    assert record["settings"]["seed"] == 0 and record["settings"]["planner_settings"]["samples"] == 6
+    assert record["model"]["folder"] == str(tiny_model) and len(record["model"]["weights_sha256"]) == 64
+    assert record["goal"]["sha256"] and record["goal_warning"] is None and record["goal"]["state"] is None
+    assert record["provenance"]["packages"]["torch"] and record["provenance"]["torch_threads"] == 1
+    assert record["files"] == ["plan.json", "episode.mp4", "energy.png"]
+    assert steps[0]["distance_m"] is None
+    assert frames(out / "episode.mp4") == 3
+    assert Image.open(out / "energy.png").format == "PNG"
+    shown = capsys.readouterr()
+    assert "Reached and held after 2 actions" in shown.out and "latent cost" in shown.out
+    assert "distance" not in shown.out
+    assert "step 2" in shown.err
+
+
+def test_not_reached_is_3_and_distances_are_known_in_simulation(
+    tmp_path: Path, goal: Path, never: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "goal.png"
+    shutil.copy(goal, picture)
+    (tmp_path / "goal.json").write_text(json.dumps({"state": GOAL_STATE}))
+    out = tmp_path / "out"
+    code = run("--goal", picture, "--model", never, "--start", "0.6,-1.1", "--max-steps", 2, "--out", out, *FAST)
+    assert code == 3
+    record = json.loads((out / "plan.json").read_text())
+    assert record["exit_reason"] == "max_steps" and not record["reached"] and record["actions"] == 2
+    assert len(record["steps"]) == 3 and frames(out / "episode.mp4") == 3
+    assert record["steps"][0]["distance_m"] == pytest.approx(0.0, abs=1e-6)
+    assert record["goal"]["state"] == list(GOAL_STATE)
+    assert any("never sees it" in note for note in record["notes"])
+    assert "distance (cm)" in capsys.readouterr().out
+
+
+def test_json_is_all_of_stdout_and_the_seed_decides(
+    tmp_path: Path, goal: Path, never: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = []
+    for index, seed in enumerate((3, 3, 4)):
+        out = tmp_path / str(index)
+        arguments = ("--goal", goal, "--model", never, "--max-steps", 1, "--seed", seed, "--out", out, "--json")
+        assert run(*arguments, *FAST) == 3
+        shown = json.loads(capsys.readouterr().out)
+        assert shown == json.loads((out / "plan.json").read_text())
+        records.append([(step["proprioception"], step["wanted"], step["latent_cost"]) for step in shown["steps"]])
+    assert records[0] == records[1] != records[2]
+
+
+def test_quiet_prints_nothing(tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--goal", goal, "--model", tiny_model, "--start", START, "--out", tmp_path / "out", "--quiet")
+    assert run(*arguments, *FAST) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_gradient_planner_and_appearance(tmp_path: Path, goal: Path, never: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--planner", "gradient", "--samples", 2, "--iterations", 2, "--horizon", 2, "--backend", "rays")
+    code = run(
+        "--goal", goal, "--model", never, "--start", START, "--max-steps", 1, "--out", out, "--appearance", 7,
+        "--threads", 1, *arguments,
+    )  # fmt: skip
+    assert code == 3
+    record = json.loads((out / "plan.json").read_text())
+    assert record["settings"]["planner"] == "GradientPlanner" and record["settings"]["appearance"] == 7
+
+
+def test_one_plan_from_two_pictures_without_a_simulator(tmp_path: Path, goal: Path, never: Path) -> None:
+    """In its own process, where mujoco cannot be imported."""
+    out = tmp_path / "out"
+    code = "\n".join([
+        "import sys",
+        "sys.modules['mujoco'] = sys.modules['dm_control'] = None",
+        "from vjepa_mpc.cli.main import main",
+        "main(sys.argv[1:])",
+    ])  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable, "-c", code, "plan", "--goal", goal, "--model", never, "--observation", goal,
+            "--state", "0.6,-1.1", "--out", out, "--samples", "6", "--elites", "2", "--horizon", "3", "--threads", "1",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MUJOCO_GL": "no such thing"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(out)) == ["energy.png", "plan.json"]
+    record = json.loads((out / "plan.json").read_text())
+    assert record["kind"] == "one plan" and np.shape(record["actions"]) == (3, 2)
+    assert record["latent_cost"] == pytest.approx(0.0, abs=1e-6) and record["observation"]["state"] == [0.6, -1.1]
+    assert set(record["costs"]) == {"goal", "state_box"}
+    assert "shoulder_delta (rad)" in done.stdout and "predicted" in done.stdout
+
+
+def test_run_folder_of_train_will_do(tmp_path: Path, goal: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "run" / "model")
+    arguments = ("--goal", goal, "--model", tmp_path / "run", "--observation", goal, "--state", "0,0")
+    assert run(*arguments, "--out", tmp_path / "out", "--threads", 1) == 0
+
+
+def test_goal_of_any_size_and_mode(tmp_path: Path, goal: Path, tiny_model: Path) -> None:
+    for name, picture in {
+        "grey.png": Image.open(goal).convert("L"),
+        "wide.webp": Image.open(goal).resize((300, 170)),
+        "rgba.png": Image.open(goal).convert("RGBA"),
+    }.items():
+        picture.save(tmp_path / name)
+        arguments = ("--goal", tmp_path / name, "--model", tiny_model, "--observation", goal, "--state", "0,0")
+        assert run(*arguments, "--out", tmp_path / "out", "--threads", 1) == 0
+
+
+def test_other_renderer_than_in_training_is_said(
+    tmp_path: Path, goal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_tiny_model(tmp_path / "model", renderer="mujoco-egl")
+    out = tmp_path / "out"
+    assert run("--goal", goal, "--model", model, "--start", START, "--out", out, *FAST) == 0
+    assert "mujoco-rays, but the model was trained on mujoco-egl" in capsys.readouterr().err
+    assert any("mujoco-egl" in note for note in json.loads((out / "plan.json").read_text())["notes"])
+
+
+def test_a_goal_unlike_the_training_is_said(
+    tmp_path: Path, goal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = Calibration(reached_cost=1e3, goal_score=1e-3, state_radius=0.1)
+    model, out = save_tiny_model(tmp_path / "model", calibration=score), tmp_path / "out"
+    assert run("--goal", goal, "--model", model, "--start", START, "--out", out, *FAST) == 0
+    assert "far from anything the model was trained on" in capsys.readouterr().err
+    record = json.loads((out / "plan.json").read_text())
+    assert "far from anything" in record["goal_warning"] and record["goal"]["score"] > 1e-3
+
+
+def test_doubt_grows_with_the_score() -> None:
+    limit = Calibration(reached_cost=1.0, goal_score=2.0, state_radius=0.1)
+    assert doubt("It", 2.0, limit) is None
+    assert "is unlike the pictures" in str(doubt("It", 2.1, limit)) and "score 2.1" in str(doubt("It", 2.1, limit))
+    assert "is unlike the pictures" in str(doubt("It", 4.0, limit))
+    assert "lies far from" in str(doubt("It", 4.1, limit))
+
+
+# --- Ctrl-C ---------------------------------------------------------------------------------------------
+
+
+def test_interrupted_midway_everything_is_kept(tmp_path: Path, goal: Path, never: Path) -> None:
+    out = tmp_path / "out"
+    child = subprocess.Popen(
+        [
+            sys.executable, "-m", "vjepa_mpc.cli.main", "plan", "--goal", goal, "--model", never, "--start", START,
+            "--max-steps", "100000", "--out", out, *FAST,
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` would have it ignored
+    )  # fmt: skip
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("step 3"):
+            break
+    child.send_signal(signal.SIGINT)
+    stdout, stderr = child.communicate(timeout=120)
+    assert child.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert sorted(os.listdir(out)) == ["energy.png", "episode.mp4", "plan.json"]
+    record = json.loads((out / "plan.json").read_text())
+    assert record["exit_reason"] == "interrupted" and not record["reached"]
+    assert len(record["steps"]) >= 4 and frames(out / "episode.mp4") == len(record["steps"])
+    assert "Interrupted after" in stdout
+
+
+def test_interrupt_waits_for_the_end_of_the_block() -> None:
+    seen = []
+    with pytest.raises(KeyboardInterrupt), interrupt_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        seen.append("went on")
+    assert seen == ["went on"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Breaks(Reacher):
+    """Its third observation is of a broken sensor."""
+
+    seen = 0
+
+    def observe(self) -> Any:
+        observation = super().observe()
+        self.seen += 1
+        if self.seen < 4:
+            return observation
+        return replace(observation, proprioception=np.array([np.nan, 0.0], dtype=np.float32))
+
+
+def controller(model: Path, picture: np.ndarray) -> GoalController:
+    world = WorldModel.from_pretrained(model)
+    planner = building.make_planner("cem", world.action_bounds, samples=6, elites=2, iterations=1)
+    return GoalController(world, planner, picture, ControlSettings(horizon=2), torch.Generator().manual_seed(0))
+
+
+def test_a_failing_robot_is_stopped_and_its_records_kept(never: Path) -> None:
+    with Breaks(64, backend="rays") as robot:
+        pilot = controller(never, robot.place(np.array(GOAL_STATE)).images["top"])
+        outcome = reach(pilot, robot, max_steps=10)
+        assert outcome.ended == "failed" and len(outcome.records) == 2 and outcome.actions == 2
+        assert isinstance(outcome.error, InputError) and "not finite" in str(outcome.error)
+
+
+def test_a_drawn_start_is_not_at_the_goal(never: Path) -> None:
+    with Reacher(64, backend="rays") as robot:
+        pilot = controller(never, robot.place(np.array(GOAL_STATE)).images["top"])
+        views = [robot.reset(seed).images["top"] for seed in range(30)]
+        away = (pilot.model.encode(np.stack(views)) - pilot.goal).abs().mean(dim=(1, 2)).sort().values
+        middle = float(away[15]) / CLEARLY_AWAY
+        calibration = Calibration(reached_cost=middle, goal_score=1e3, state_radius=0.1)
+        for seed in range(5):
+            place_start(robot, pilot, calibration, None, seed)
+            view = pilot.model.encode(robot.observe().images["top"][None])
+            assert float((view - pilot.goal).abs().mean()) > CLEARLY_AWAY * middle
+        everywhere = Calibration(reached_cost=1e3, goal_score=1e3, state_radius=0.1)
+        with pytest.raises(InputError, match="choose one with --start"):
+            place_start(robot, pilot, everywhere, None, 0)
+
+
+# --- bad input ------------------------------------------------------------------------------------------
+
+
+class Explodes:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(os.environ["CANARY"]),)
+
+
+def broken_goal(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.png"
+    if kind == "empty":
+        path.touch()
+    elif kind == "corrupt":
+        Image.effect_noise((64, 64), 50).save(path)
+        path.write_bytes(path.read_bytes()[:200])
+    elif kind == "text":
+        path.write_text("a picture says more than a thousand words")
+    elif kind == "huge":
+        Image.new("L", (16, 16)).save(path)
+        header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+        png = bytearray(path.read_bytes())
+        png[12:33] = header + struct.pack(">I", zlib.crc32(header))
+        path.write_bytes(png)
+    elif kind == "folder":
+        path.mkdir()
+    return path
+
+
+def broken_model(kind: str, folder: Path, whole: Path) -> Path:
+    if kind == "uncalibrated":
+        return save_tiny_model(folder / kind, calibration=None)
+    if kind == "bounds":
+        return save_tiny_model(folder / kind, robot=reacher_spec(64, delta_limit=0.2))
+    copy = folder / kind
+    if kind == "nowhere":
+        return copy
+    shutil.copytree(whole, copy)
+    weights = copy / "model.safetensors"
+    if kind == "weightless":
+        weights.unlink()
+    elif kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif kind == "pickle":
+        os.environ["CANARY"] = str(folder / "canary")
+        weights.write_bytes(pickle.dumps(Explodes()))
+    elif kind == "config":
+        (copy / "config.json").write_text((copy / "config.json").read_text()[:300])
+    return copy
+
+
+def refused(out: Path, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Exit 2, one line on stderr, nothing on stdout, nothing in `out`. The line."""
+    before = sorted(out.iterdir()) if out.is_dir() else None
+    capsys.readouterr()
+    assert run(*arguments, "--out", out) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("Error: "), shown.err
+    assert (sorted(out.iterdir()) if out.is_dir() else None) == before
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "does not exist"), ("empty", "is empty"), ("corrupt", "damaged picture"),
+        ("text", "not a picture"), ("huge", "64 megapixels"), ("folder", "is a folder"),
+    ],
+)  # fmt: skip
+def test_bad_goal(
+    kind: str, words: str, tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = broken_goal(kind, tmp_path)
+    assert words in refused(tmp_path / "out", capsys, "--goal", bad, "--model", tiny_model, *FAST)
+    given = ("--goal", goal, "--observation", bad, "--state", "0,0", "--model", tiny_model)
+    assert words in refused(tmp_path / "out", capsys, *given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("nowhere", "does not exist"), ("weightless", "no weights"), ("truncated", "not a whole safetensors file"),
+        ("pickle", "not a whole safetensors file"), ("config", "not readable JSON"),
+        ("uncalibrated", "untrained weights are not planned with"), ("bounds", "action_low = (-0.2, -0.2)"),
+    ],
+)  # fmt: skip
+def test_bad_model(
+    kind: str, words: str, tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = broken_model(kind, tmp_path, tiny_model)
+    line = refused(tmp_path / "out", capsys, "--goal", goal, "--model", bad, "--start", START, *FAST)
+    assert words in line
+    assert not (tmp_path / "canary").exists(), "a pickle was executed"
+    if kind == "bounds":
+        assert "the robot has (-0.3, -0.3)" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--horizon", "0"], "horizon"), (["--horizon", "-2"], "horizon"), (["--horizon", "50"], "at most 6 steps"),
+        (["--samples", "3", "--elites", "5"], "5 elites from 3 samples"), (["--samples", "0"], "samples"),
+        (["--iterations", "0"], "iterations >= 1"), (["--max-steps", "0"], "--max-steps"), (["--seed", "-1"], "--seed"),
+        (["--seed", "one"], "--seed"), (["--threads", "0"], "--threads"),
+        (["--planner", "cme"], "did you mean 'cem'"), (["--planner", "gradient", "--elites", "3"], "no elites"),
+        (["--robot", "reachr"], "did you mean 'reacher'"), (["--robot", "nowhere:Robot"], "cannot be imported"),
+        (["--backend", "elg"], "did you mean 'egl'"), (["--device", "gpu"], "device"),
+        (["--horizn", "3"], "--horizon"), (["--start", "nan,0"], "not finite"), (["--start", "1"], "2 values"),
+        (["--start", "1,2,3"], "2 values"), (["--start", "0,3.1"], "outside reacher's range"),
+        (["--start", "a,b"], "not a list of numbers"), (["--start", ""], "2 values"),
+        (["--goal-state", "0,inf"], "not finite"),
+        (["--state", "0,0"], "--observation"), (["--appearance", "-4"], "--appearance"),
+    ],
+)  # fmt: skip
+def test_bad_option(
+    arguments: list[str], words: str, tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--goal", goal, "--model", tiny_model, "--backend", "rays", "--threads", 1]
+    start = [] if "--start" in arguments else ["--start", START]
+    assert words in refused(tmp_path / "out", capsys, *base, *start, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "needs --state"), (["--state", "nan,0"], "not finite"), (["--state", "0"], "2 values"),
+        (["--state", "0,0", "--start", "0,0"], "--start is for the simulator"),
+        (["--state", "0,0", "--robot", "reacher"], "--robot is for the simulator"),
+    ],
+)  # fmt: skip
+def test_bad_observation(
+    arguments: list[str], words: str, tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--goal", goal, "--model", tiny_model, "--observation", goal, "--threads", 1]
+    assert words in refused(tmp_path / "out", capsys, *base, *arguments)
+
+
+def test_no_goal_at_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    assert "--goal" in capsys.readouterr().err
+
+
+def test_unwritable_out(tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("--goal", goal, "--model", tiny_model, "--start", START, *FAST)
+    (tmp_path / "file").write_text("mine")
+    assert "is not a folder" in refused(tmp_path / "file", capsys, *base)
+    assert "is not a folder" in refused(tmp_path / "file" / "out", capsys, *base)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert "Cannot write" in refused(Path("/proc/self/plan/out"), capsys, *base)
+
+
+def test_disk_full_while_saving_keeps_the_old(
+    tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "plan.json").write_text("{}")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("vjepa_mpc.core.files.os.replace", full)
+    line = refused(
+        out, capsys, "--goal", goal, "--model", tiny_model, "--start", START, "--quiet", *FAST
+    )
+    assert "No space left" in line
+    assert (out / "plan.json").read_text() == "{}"
+
+
+def test_a_gl_back_end_that_does_not_work(
+    tmp_path: Path, goal: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vjepa_mpc.robots.rendering._probe", lambda name: "no display")
+    base = ("--goal", goal, "--model", tiny_model, "--start", START, "--threads", 1)
+    line = refused(tmp_path / "out", capsys, *base, "--backend", "egl")
+    assert "'egl' does not work here (no display)" in line and "apt-get install" in line
+
+
+def test_a_sidecar_of_something_else_is_no_error(tmp_path: Path) -> None:
+    picture, sidecar, spec = tmp_path / "goal.png", tmp_path / "goal.json", reacher_spec()
+    assert known_goal_state(picture, spec) == (None, None)
+    for content in ('{"other": 1}', "[]"):
+        sidecar.write_text(content)
+        assert known_goal_state(picture, spec) == (None, None)
+    for content in ("not json", '{"state": [1]}', '{"state": "x"}', '{"state": [NaN, 0]}', '{"state": [0, 9]}'):
+        sidecar.write_text(content)
+        state, note = known_goal_state(picture, spec)
+        assert state is None and note is not None and "is not used for distances" in note
+    sidecar.write_text('{"state": [0.5, -1]}')
+    state, note = known_goal_state(picture, spec)
+    assert state is not None and state.tolist() == [0.5, -1.0] and note is None
+    assert known_goal_state(sidecar, spec) == (None, None), "no picture is its own sidecar"
