@@ -83,13 +83,15 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
     record = json.loads(json.dumps({"kind": kind, "settings": settings}))
     if path.is_file() and any(folder.glob("*.jsonl")):
         before = read_json(path)
-        if {key: before.get(key) for key in record} != record:
-            changed = _differences(before.get("settings", {}), record["settings"])
+        if not isinstance(before, dict):
+            raise InputError(f"{path} was altered; restore it, or choose another --out.")
+        before = {key: before.get(key) for key in record}
+        if before != record:
+            changed = _differences(before, record).replace("settings.", "")
             raise InputError(
                 f"{folder} holds a run with other settings ({changed}); resume it with those, or choose another --out."
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {**record, "provenance": provenance()})
 
 
@@ -201,6 +203,7 @@ def new_world_model(
             max_frames=settings.frames,
             action_dim=len(robot.action_names),
             state_dim=len(robot.state_names) + (0 if pose else periodic),
+            residual=settings.residual,
         ),
         history=settings.history,
         stride=settings.stride,
@@ -239,7 +242,7 @@ def train_world_model(
         },
     )
     model = new_world_model(store, camera, encoder, preparation, settings, training.seed).to(device)
-    latents = _cache_latents(source, store, camera, model, encoder_hash, caching)
+    latents = _cache_latents(source, store, camera, model, encoder_hash, training.bf16, caching)
     train_episodes, held_out = split_episodes(len(store))
     _fit_latent_space(model.latent_space, latents, store, train_episodes)
     calibration = calibrate(model, held_out_episodes(model, store, latents, held_out))  # fails early if at all
@@ -284,16 +287,25 @@ def held_out_episodes(
 
 
 def _cache_latents(
-    source: Source, store: ZarrStore, camera: str, model: WorldModel, encoder_hash: str, caching: CacheProgress | None
+    source: Source,
+    store: ZarrStore,
+    camera: str,
+    model: WorldModel,
+    encoder_hash: str,
+    bf16: bool,
+    caching: CacheProgress | None,
 ) -> LatentCache:
     frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
-    preparation = json.dumps(
-        {**model.config.preparation.to_dict(), "grid": model.config.latent.grid, "device": model.device.type},
-        sort_keys=True,
-    )
+    made = {"grid": model.config.latent.grid, "device": model.device.type, "bf16": bf16}
+    preparation = json.dumps({**model.config.preparation.to_dict(), **made}, sort_keys=True)
+
+    def encode(pictures: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            return model.pooled(pictures)
+
     return LatentCache.build(
         frames,
-        model.pooled,
+        encode,
         encoder_hash=encoder_hash,
         preparation_hash=hashlib.sha256(preparation.encode()).hexdigest(),
         folder=source.cache,
@@ -307,7 +319,8 @@ def _fit_latent_space(space: LatentSpace, latents: LatentCache, store: ZarrStore
     ends = store.lengths().cumsum()
     rows = torch.cat([torch.arange(int(ends[i] - store.lengths()[i]), int(ends[i])) for i in episodes])
     rows = rows[:: max(1, len(rows) // 20_000)]
-    space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device))
+    numbers = torch.from_numpy(ends.searchsorted(rows.numpy(), side="right")).to(space.mean.device)
+    space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device), numbers)
 
 
 def _named(caching: CacheProgress | None, what: str) -> Callable[[int, int], None] | None:

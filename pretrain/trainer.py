@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What is trained. `modules` holds every weight that a checkpoint must keep (frozen ones may be left out)."""
 

@@ -13,6 +13,10 @@ def tokens(n: int = 3, grid: int = 6, dim: int = 5) -> torch.Tensor:
     return 3 * torch.randn(n, grid * grid, dim, generator=torch.Generator().manual_seed(0)) + 1
 
 
+def one_episode(frames: int) -> torch.Tensor:
+    return torch.zeros(frames, dtype=torch.long)
+
+
 @pytest.mark.parametrize("grid", [6, 3, 2, 1])
 def test_pooling_is_the_mean_of_layer_normed_blocks(grid: int) -> None:
     given, space = tokens(), LatentSpace(LatentConfig(6, grid, 5))
@@ -38,20 +42,29 @@ def test_a_grid_that_does_not_divide_is_refused(grid: int) -> None:
 
 def test_fitted_latents_have_mean_0_and_std_1_at_every_position_and_channel() -> None:
     given, space = tokens(200), LatentSpace(LatentConfig(6, 3, 5))
-    space.fit(space.pool(given))
+    space.fit(space.pool(given), one_episode(200))
     latents = space(given)
     torch.testing.assert_close(latents.mean(0), torch.zeros(9, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(latents.std(0), torch.ones(9, 5), atol=1e-5, rtol=0)
+
+
+def test_looks_that_differ_between_episodes_do_not_shrink_what_differs_within() -> None:
+    generator = torch.Generator().manual_seed(0)
+    looks = 100 * torch.randn(40, 1, 4, 3, generator=generator)
+    within = 0.1 * torch.randn(40, 50, 4, 3, generator=generator)
+    space = LatentSpace(LatentConfig(2, 2, 3))
+    space.fit((looks + within).flatten(0, 1), torch.arange(40).repeat_interleave(50))
+    torch.testing.assert_close(space.std, torch.full((4, 3), 0.1), atol=0.01, rtol=0)
 
 
 def test_what_never_varies_is_not_blown_up() -> None:
     space = LatentSpace(LatentConfig(2, 2, 3))
     pooled = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0))
     pooled[:, 1, 2] = 7.0 + 1e-6 * pooled[:, 0, 0]
-    space.fit(pooled)
+    space.fit(pooled, one_episode(50))
     assert float(space.std[1, 2]) == 1.0 and float(space.mean[1, 2]) == pytest.approx(7.0, abs=1e-4)
     assert float((space.std != 1.0).sum()) == 11
-    space.fit(torch.full((5, 4, 3), 2.0))
+    space.fit(torch.full((5, 4, 3), 2.0), one_episode(5))
     assert torch.equal(space.std, torch.ones(4, 3))
 
 
@@ -63,12 +76,12 @@ def test_predictions_are_layer_normed_only_when_not_standardised() -> None:
     deviation = prediction.var(-1, unbiased=False, keepdim=True)
     torch.testing.assert_close(normed, (prediction - prediction.mean(-1, keepdim=True)) / (deviation + 1e-5).sqrt())
     given = tokens(2, 2)
-    plain.fit(plain.pool(given))  # statistics of a space that does not standardise are not applied
+    plain.fit(plain.pool(given), one_episode(2))  # statistics of a space that does not standardise are not applied
     assert torch.equal(plain(given), plain.pool(given))
 
 
 def test_statistics_travel_with_the_weights() -> None:
     space, other = LatentSpace(LatentConfig(2, 2, 5)), LatentSpace(LatentConfig(2, 2, 5))
-    space.fit(torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)))
+    space.fit(torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)), one_episode(20))
     other.load_state_dict(space.state_dict())
     assert torch.equal(other(tokens(2, 2)), space(tokens(2, 2)))

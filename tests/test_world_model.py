@@ -44,7 +44,7 @@ def model(tiny_model: Path) -> WorldModel:
 @pytest.mark.parametrize("half", [True, False])
 def test_saved_and_loaded_it_imagines_the_same(model: WorldModel, tmp_path: Path, half: bool) -> None:
     model = build_world_model(model.config)  # weights that float16 cannot hold exactly
-    model.latent_space.fit(torch.randn(30, 4, 48, generator=torch.Generator().manual_seed(0)))
+    model.latent_space.fit(torch.randn(30, 4, 48, generator=torch.Generator().manual_seed(0)), torch.zeros(30).long())
     model.save_pretrained(tmp_path / "model", half=half)
     again = WorldModel.from_pretrained(tmp_path / "model")
     assert again.config == model.config
@@ -113,7 +113,7 @@ def test_action_bounds_are_what_the_robot_can_do_in_one_model_step(tmp_path: Pat
 def test_outlier_score_is_1_for_what_the_space_was_fitted_to() -> None:
     model = build_world_model(_pixel_config())
     pooled = model.pooled(pictures(200))
-    model.latent_space.fit(pooled)
+    model.latent_space.fit(pooled, torch.zeros(200).long())
     scores = model.outlier_score(model.standardise(pooled))
     assert float(scores.square().mean()) == pytest.approx(1.0, abs=0.02)
     assert float(model.outlier_score(model.encode(np.full((1, 64, 64, 3), 255, np.uint8)))) > float(scores.max())

@@ -10,7 +10,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from typing import Any
 from vjepa_mpc import __version__
 from vjepa_mpc.collect_worker import describe_robot, prepare_worker, work
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.settings import commit
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore, ZarrWriter
 from vjepa_mpc.exploration import MIXTURE, SEGMENT_STEPS, EpisodeSettings
@@ -205,7 +205,7 @@ def _store_spec(robot: RobotSpec, renderer: str, settings: CollectSettings) -> S
         provenance={
             "command": "vjepa-mpc collect",
             "version": __version__,
-            "commit": _commit(),
+            "commit": commit(),
             "recipe": settings.recipe(),
         },
         chunk_frames=settings.episode.frames,
@@ -234,21 +234,3 @@ def _check_same(what: str, there: Any, asked: Any, out: Path) -> None:
 def _plain(value: Any) -> Any:
     """Tuples and lists compare equal after a round trip through JSON."""
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
-
-
-def _commit() -> str | None:
-    """The commit of the checkout this program runs from; None for an installed wheel."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError
@@ -71,9 +71,18 @@ class LatentSpace(nn.Module):
             return prediction
         return F.layer_norm(prediction, prediction.shape[-1:], eps=LAYER_NORM_EPS)
 
-    def fit(self, pooled: Float[Tensor, "n p d"]) -> None:
-        """Set the statistics from pooled latents of training frames; channels that never vary keep std 1
-        (divided by their own tiny deviation they would be noise)."""
-        mean, std = pooled.float().mean(0), pooled.float().std(0)
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-3 * std.mean(), std, torch.ones_like(std)))
+    def fit(self, pooled: Float[Tensor, "n p d"], episodes: Int[Tensor, "n"]) -> None:
+        """Set the statistics from pooled latents of training frames.
+
+        The mean is that of all frames; the deviation that WITHIN episodes (`episodes` numbers each frame's),
+        so that what an action can change has unit size, whatever the looks that differ between episodes.
+        Channels that hardly vary keep std 1 (divided by their own tiny deviation they would be noise).
+        """
+        pooled = pooled.float()
+        _, group, count = episodes.unique(return_inverse=True, return_counts=True)
+        centres = pooled.new_zeros(len(count), *pooled.shape[1:]).index_add_(0, group, pooled)
+        centres /= count[:, None, None]
+        within = (pooled - centres[group]).square().sum(0) / max(1, len(pooled) - len(count))
+        std = within.sqrt()
+        self.mean.copy_(pooled.mean(0))
+        self.std.copy_(torch.where(std > 1e-2 * std.mean(), std, torch.ones_like(std)))

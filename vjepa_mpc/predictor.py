@@ -25,7 +25,8 @@ class PredictorConfig:
 
     `grid_height` x `grid_width` patches a frame; rotary positions are scaled to `train_grid` (height,
     width), by default the own grid. `max_frames` bounds history + horizon. `activation` is the MLP's:
-    "gelu" (exact, V-JEPA 2-AC's) or "gelu_tanh".
+    "gelu" (exact, V-JEPA 2-AC's) or "gelu_tanh". `residual`: the output is
+    the change from the present frame, not the next frame itself (V-JEPA 2-AC: no).
     """
 
     grid_height: int
@@ -41,6 +42,7 @@ class PredictorConfig:
     extrinsics_dim: int = 6
     use_extrinsics: bool = False
     train_grid: tuple[int, int] | None = None
+    residual: bool = False
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     eps: float = 1e-6
 
@@ -214,7 +216,7 @@ class ActionConditionedPredictor(nn.Module):
         Raises `InputError` when the shapes do not fit the config or t exceeds its `max_frames`.
         """
         tokens = self.embed(latents, actions, states, extrinsics)
-        return self.predict(self.advance(tokens)).to(latents.dtype)
+        return self.predict(self.advance(tokens), latents)
 
     def embed(
         self,
@@ -256,9 +258,12 @@ class ActionConditionedPredictor(nn.Module):
         """Rows of a rotary table for every head's queries and keys: [tokens, 2 heads, head_dim]."""
         return table[start : start + frames].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
 
-    def predict(self, tokens: Float[Tensor, "b t k w"]) -> Float[Tensor, "b t p d"]:
-        """The next frame's latents from the blocks' output."""
-        return self.predictor_proj(self.predictor_norm(tokens[:, :, self.config.conditions :]))
+    def predict(
+        self, tokens: Float[Tensor, "b t k w"], latents: Float[Tensor, "b t p d"]
+    ) -> Float[Tensor, "b t p d"]:
+        """The next frame's latents from the blocks' output; `latents` are those of the present frame."""
+        output = self.predictor_proj(self.predictor_norm(tokens[:, :, self.config.conditions :])).to(latents.dtype)
+        return latents + output if self.config.residual else output
 
     def _check(self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> None:
         config = self.config

@@ -144,7 +144,7 @@ def _imagine(
             seen = extrinsics[rows, past + step].repeat_interleave(copies, 0)[:, None]
         tokens = dynamics.embed(latents[:, None], action[:, None], states[:, None], seen)
         output = dynamics.predictor.advance(tokens, past + step, caches)
-        latents = dynamics.renormalise(dynamics.predictor.predict(output)[:, 0].to(context.latents.dtype))
+        latents = dynamics.renormalise(dynamics.predictor.predict(output, latents[:, None])[:, 0])
         states = dynamics.integrate(states, action)
         yield latents, states
 

@@ -130,7 +130,7 @@ class WorldModel(nn.Module):
 
     def outlier_score(self, latents: Float[Tensor, "n p d"]) -> Float[Tensor, "n"]:
         """How unusual a picture's latents are: root mean square over positions and channels of the
-        standardised values (a diagonal Mahalanobis distance; 1 on average over training frames)."""
+        standardised values, a diagonal Mahalanobis distance in units of what varies within an episode."""
         return latents.square().mean(dim=(-2, -1)).sqrt()
 
     def check_fits(self, spec: RobotSpec) -> None:

@@ -28,7 +28,7 @@ def plan(
     model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
     max_steps: int = typer.Option(50, min=1, help="Give up after so many actions."),
     planner: str = typer.Option("cem", help="cem or gradient.", rich_help_panel=PLANNING),
-    horizon: int | None = typer.Option(None, help="Control steps planned ahead.", rich_help_panel=PLANNING),
+    horizon: int | None = typer.Option(None, help="Model steps planned ahead.", rich_help_panel=PLANNING),
     samples: int | None = typer.Option(
         None, help="Candidates an iteration (starts of the gradient planner).", rich_help_panel=PLANNING
     ),

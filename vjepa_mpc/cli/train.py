@@ -28,6 +28,7 @@ def train(
     history: int = typer.Option(1, help="Past frames the model sees when planning."),
     rollout: int = typer.Option(3, help="Steps of the rollout loss."),
     l2: bool = typer.Option(False, "--l2", help="Squared instead of absolute error."),
+    residual: bool = typer.Option(True, "--residual/--absolute", help="Predict the change of the latents, or them."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -49,7 +50,7 @@ def train(
         minutes = 30.0
     settings = PredictorSettings(
         grid=grid, width=width, depth=depth, heads=heads, stride=stride, frames=frames, history=history,
-        rollout_steps=rollout, l2=l2,
+        rollout_steps=rollout, l2=l2, residual=residual,
     )  # fmt: skip
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, lr=lr, warmup=warmup, seed=seed, bf16=bf16,

@@ -1,0 +1,256 @@
+"""The two trainings as whole runs: what lands in the folder, what is not touched, what is refused early."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from moving_dot import ENCODER, LIMIT, PREDICTOR, SIZE, episode, make_store, spec, training
+
+from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.clips import split_episodes
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.encoder import encode_frames, load_encoder, weights_hash
+from vjepa_mpc.images import ImagePreparation
+from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.pretrain.calibration import calibrate
+from vjepa_mpc.pretrain.run import (
+    Source,
+    begin,
+    open_encoder,
+    picture_size,
+    pretrain_encoder,
+    robot_of,
+    train_world_model,
+)
+from vjepa_mpc.robots.base import Observation
+from vjepa_mpc.world_model import WorldModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("dots") / "dots.zarr")
+
+
+@pytest.fixture(scope="module")
+def encoder(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of pretraining."""
+    out = tmp_path_factory.mktemp("encoder")
+    pretrain_encoder(Source(store), out, ENCODER, training(3), CPU)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(store: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of training."""
+    out = tmp_path_factory.mktemp("model")
+    train_world_model(Source(store), out, str(encoder), PREDICTOR, training(30, lr=3e-3), CPU)
+    return out
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_pretraining_leaves_the_target_encoder_as_a_plain_hugging_face_folder(encoder: Path) -> None:
+    from transformers import VJEPA2Model
+
+    loaded = VJEPA2Model.from_pretrained(encoder / "encoder")
+    assert loaded.config.crop_size == SIZE and loaded.config.pred_num_hidden_layers == 0
+    saved = torch.load(encoder / "checkpoint.pt", weights_only=True)["modules"]
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, saved[f"target.{name}"])
+    opened, preparation, about = open_encoder(str(encoder), 999, 0)
+    assert weights_hash(opened) == weights_hash(open_encoder(str(encoder / "encoder"), 999, 0)[0])
+    assert preparation == ImagePreparation(SIZE, contrast=ENCODER.contrast) and about["steps"] == 3
+    assert {"settings.json", "log.jsonl", "checkpoint.pt", "tensorboard"} < {path.name for path in encoder.iterdir()}
+
+
+def test_training_a_world_model_leaves_the_encoder_as_it_was(store: Path, encoder: Path, tmp_path: Path) -> None:
+    before = bytes_of(encoder)
+    train_world_model(Source(store), tmp_path, str(encoder), PREDICTOR, training(2), CPU)
+    assert bytes_of(encoder) == before
+    model = WorldModel.from_pretrained(tmp_path / "model")
+    kept = load_encoder(encoder / "encoder")
+    frames = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.encoder(frames), encode_frames(kept, frames), atol=2e-2, rtol=1e-2)  # float16
+
+
+def test_latents_are_encoded_once(store: Path, encoder: Path, tmp_path: Path) -> None:
+    rows: list[tuple[str, int, int]] = []
+
+    def count(what: str, done: int, total: int) -> None:
+        rows.append((what, done, total))
+
+    source = Source(store, cache=tmp_path / "cache")
+    train_world_model(source, tmp_path / "a", str(encoder), PREDICTOR, training(1), CPU, caching=count)
+    assert ("latents", 48, 48) in rows and ("frames", 48, 48) in rows
+    rows.clear()
+    wider = dataclasses.replace(PREDICTOR, width=48)
+    train_world_model(source, tmp_path / "b", str(encoder), wider, training(1), CPU, caching=count)
+    assert rows == []
+    finer = dataclasses.replace(PREDICTOR, grid=4)  # another latent space is another cache
+    train_world_model(source, tmp_path / "c", str(encoder), finer, training(1), CPU, caching=count)
+    assert {what for what, _, _ in rows} == {"latents"}
+
+
+def test_the_cached_latents_are_what_planning_will_see(store: Path, trained: Path) -> None:
+    model = WorldModel.from_pretrained(trained / "model")
+    pictures = episode(1).images["top"]
+    (cache,) = (store.parent / "dots.zarr.cache").glob("latents-*.npy")
+    torch.testing.assert_close(
+        model.pooled(pictures), torch.from_numpy(np.load(cache)[12:24]).float(), atol=2e-2, rtol=2e-2
+    )
+
+
+def test_statistics_are_of_the_training_episodes(store: Path, trained: Path) -> None:
+    model = WorldModel.from_pretrained(trained / "model")
+    training_episodes, held_out = split_episodes(4)
+    assert (training_episodes, held_out) == ([0, 1, 2], [3])
+    pooled = model.pooled(np.concatenate([episode(seed).images["top"] for seed in training_episodes]))
+    torch.testing.assert_close(model.latent_space.mean, pooled.mean(0), atol=5e-3, rtol=1e-2)
+
+
+def test_the_finished_folder_plans(trained: Path) -> None:
+    model = WorldModel.from_pretrained(trained / "model").for_planning(bf16=False)
+    config = model.config
+    assert config.stride == 2 and config.history == 1 and config.camera == "top" and config.calibration is not None
+    assert config.training["steps"] == 30 and config.training["encoder"]["steps"] == 3
+    torch.testing.assert_close(model.action_bounds.high, torch.full((2,), 2 * LIMIT))
+    pictures, states = episode(3).images["top"], episode(3).states
+    planner = CEM(model.action_bounds, CEMSettings(samples=16, elites=4, iterations=2))
+    controller = Controller(
+        model, planner, pictures[-1], ControlSettings(horizon=2), torch.Generator().manual_seed(0)
+    )
+    decision, _ = controller.step(Observation({"top": pictures[0]}, states[0], 0.0), ControllerState())
+    assert float(np.abs(decision.action).max()) <= LIMIT and np.isfinite(decision.plan.cost.numpy()).all()
+    with pytest.raises(InputError, match="plan at most 2 ahead"):
+        Controller(model, planner, pictures[-1], ControlSettings(horizon=3), torch.Generator())
+
+
+def test_training_teaches(trained: Path) -> None:
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert np.mean([row["loss"] for row in rows[-5:]]) < 0.9 * np.mean([row["loss"] for row in rows[:3]])
+
+
+def test_strided_actions_are_the_sums_the_model_is_trained_on(store: Path) -> None:
+    from vjepa_mpc.datasets.clips import ClipDataset
+
+    clips = ClipDataset(ZarrStore.open(store), 3, 2)
+    clip = clips[4]
+    torch.testing.assert_close(clip.states[:-1] + clip.actions, clip.states[1:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("source", ["untrained", "pixels"])
+def test_baselines_train_like_encoders(store: Path, tmp_path: Path, source: str) -> None:
+    if source == "untrained":
+        encoders = [open_encoder(source, SIZE, seed)[0] for seed in (0, 0, 1)]
+        assert weights_hash(encoders[0]) == weights_hash(encoders[1]) != weights_hash(encoders[2])
+        return
+    assert train_world_model(Source(store), tmp_path, source, PREDICTOR, training(1), CPU).finished
+    assert WorldModel.from_pretrained(tmp_path / "model").config.encoder["model_type"] == "pixel_patches"
+
+
+def test_an_unfinished_run_is_no_encoder(store: Path, tmp_path: Path) -> None:
+    pretrain_encoder(Source(store), tmp_path, ENCODER, training(4), CPU, stop_at=1)
+    with pytest.raises(InputError, match=r"has not finished; resume it"):
+        open_encoder(str(tmp_path), SIZE, 0)
+
+
+def refused(store: Path, out: Path, words: str, *, encoder: str = "pixels", **changes: Any) -> None:
+    settings = dataclasses.replace(PREDICTOR, **changes)
+    with pytest.raises(InputError, match=words) as caught:
+        train_world_model(Source(store), out, encoder, settings, training(1), CPU)
+    assert "\n" not in str(caught.value)
+    assert not (out / "checkpoint.pt").exists() and not (out / "model").exists()
+
+
+def test_what_cannot_be_trained_on_is_refused_in_a_sentence(store: Path, tmp_path: Path) -> None:
+    short = make_store(tmp_path / "short.zarr", length=4)
+    refused(short, tmp_path / "a", "no clip of 3 frames at stride 2")
+    still = make_store(tmp_path / "still.zarr", length=1)  # one picture an episode: no actions at all
+    refused(still, tmp_path / "b", "no two held-out|No two held-out|no clip of")
+    with pytest.raises(InputError, match="no clip of 4 frames"):
+        pretrain_encoder(Source(still), tmp_path / "c", ENCODER, training(1), CPU)
+    refused(make_store(tmp_path / "one.zarr", episodes=1), tmp_path / "d", "at least 2 episodes")
+    refused(make_store(tmp_path / "none.zarr", episodes=0), tmp_path / "e", "no episodes")
+    refused(store, tmp_path / "f", "choose a divisor of 4", grid=3)
+    refused(store, tmp_path / "g", "does not divide into 5 heads", heads=5)
+    poses = make_store(
+        tmp_path / "poses.zarr", state_model="pose"
+    )
+    refused(poses, tmp_path / "h", "Poses do not add up")
+
+
+def test_what_cannot_be_calibrated_is_refused_before_training(tmp_path: Path) -> None:
+    """Steps so long that no two frames are near: half an hour of training would end in the same sentence."""
+    fast = make_store(tmp_path / "fast.zarr", action_low=(-1e-4, -1e-4), action_high=(1e-4, 1e-4))
+    refused(fast, tmp_path / "out", "No two held-out frames")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"history": 3}, {"history": 0}, {"rollout_steps": 3}, {"rollout_steps": 0}, {"stride": 0}, {"grid": 0}, {"heads": 0}],
+)  # fmt: skip
+def test_impossible_settings_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(InputError):
+        dataclasses.replace(PREDICTOR, **changes)
+
+
+def test_calibration_by_hand(trained: Path) -> None:
+    """Latents that are the states: the reached distance is the median error of states that are near."""
+    model = WorldModel.from_pretrained(trained / "model")
+    rng = np.random.default_rng(0)
+    episodes, near = [], []
+    for _ in range(3):
+        states = torch.from_numpy(rng.uniform(-0.15, 0.15, (30, 2))).float()
+        states[:, 0] += 3.14159  # across the seam of the periodic joint
+        wrapped = torch.stack([(states[:, 0] + np.pi) % (2 * np.pi) - np.pi, states[:, 1]], -1)
+        episodes.append((states[:, None].clone(), wrapped))
+        for i in range(30):
+            for j in range(i + 1, 30):
+                apart = (states[i] - states[j]).abs()
+                if 0.5 * LIMIT / 3 <= float(apart.max()) <= LIMIT / 3:
+                    near.append(float(apart.mean()))
+    found = calibrate(model, episodes)
+    assert found.reached_cost == pytest.approx(sorted(near)[(len(near) - 1) // 2], abs=2e-3)
+    assert found.state_radius == pytest.approx(LIMIT / 3)
+    scores = torch.cat([latents.square().mean(dim=(1, 2)).sqrt() for latents, _ in episodes])
+    assert found.goal_score == pytest.approx(float(scores.quantile(0.999)))
+
+
+def test_the_store_tells_the_robot(store: Path) -> None:
+    opened = ZarrStore.open(store)
+    robot = robot_of(opened)
+    assert robot.name == "dot" and robot.action_high == (LIMIT, LIMIT) and robot.state_periodic == (True, False)
+    assert (robot.cameras["top"].height, robot.cameras["top"].width) == (SIZE, SIZE)
+    assert picture_size(opened, None) == SIZE
+    assert spec(cameras={"a": (4, 6), "b": (2, 2)}).cameras["a"] == (4, 6)
+
+
+def test_settings_are_written_once_with_where_they_come_from(tmp_path: Path) -> None:
+    begin(tmp_path, "train", {"a": 1, "b": {"c": (2, 3)}})
+    (tmp_path / "log.jsonl").touch()
+    written = (tmp_path / "settings.json").read_bytes()
+    assert "torch" in json.loads(written)["provenance"]["packages"]
+    begin(tmp_path, "train", {"a": 1, "b": {"c": (2, 3)}})
+    assert (tmp_path / "settings.json").read_bytes() == written
+    for kind, settings, words in (
+        ("train", {"a": 2, "b": {"c": (2, 3)}}, r"\(a: 1 there, 2 asked for\)"),
+        ("train", {"a": 1, "b": {"c": (2, 4)}}, r"b\.c: \[2, 3\] there, \[2, 4\] asked for"),
+        ("train", {"a": 1}, r"b: .* there, None asked for"),
+        ("pretrain", {"a": 1, "b": {"c": (2, 3)}}, "kind: train there, pretrain asked for"),
+    ):
+        with pytest.raises(InputError, match=words):
+            begin(tmp_path, kind, settings)
+    (tmp_path / "settings.json").write_text("[1]")
+    with pytest.raises(InputError):
+        begin(tmp_path, "train", {"a": 1})

@@ -1,0 +1,203 @@
+"""`pretrain`, `train` and `evaluate` as a user meets them: bad input is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "pretrain"))
+from moving_dot import make_store
+
+from vjepa_mpc.cli import main as cli
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "--width 24 --depth 1 --heads 1 --fp32 --warmup 1 --batch 4 --device cpu".split()
+ENCODER = [*TINY, *"--patch 4 --frames 4".split()]
+PREDICTOR = [*TINY, *"--grid 2 --stride 2 --frames 3 --rollout 2".split()]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("dots") / "dots.zarr")
+
+
+@pytest.fixture
+def leave(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[Any, str, str]]:
+    """Run a command line; returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        return left.value.code, *capfd.readouterr()
+
+    return run
+
+
+Leave = Callable[..., tuple[Any, str, str]]
+
+
+def refused(answer: tuple[Any, str, str], words: str) -> None:
+    code, out, err = answer
+    assert code == 2, err
+    assert out == "" and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("Error: ") and words in err.splitlines()[-1]
+
+
+def test_from_a_store_to_a_model_and_again(store: Path, tmp_path: Path, leave: Leave) -> None:
+    encoder, model = tmp_path / "encoder", tmp_path / "model"
+    code, out, err = leave("pretrain", store, "--out", encoder, "--steps", 2, *ENCODER)
+    assert code == 0 and "pretraining: 2/2" in err
+    assert out == f"{encoder / 'encoder'}: done after 2 steps (0.0 minutes); train it on with `vjepa-mpc train`.\n"
+    line = ("train", store, "--encoder", encoder, "--out", model, "--steps", 2, "--json", *PREDICTOR)
+    code, out, err = leave(*line)
+    assert code == 0
+    result = json.loads(out)
+    assert result["finished"] and result["step"] == 2 and Path(result["result"], "config.json").is_file()
+    code, out, err = leave(*line)
+    assert code == 0 and json.loads(out)["step"] == 2
+    refused(leave(*line, "--lr", 0.5), "training.lr: 0.001 there, 0.5 asked for")
+    refused(leave(*line, "--encoder", "pixels"), "encoder: ")
+
+
+BAD: dict[str, tuple[list[object], str]] = {
+    "no store": (["pretrain", "nowhere.zarr"], "nowhere.zarr"),
+    "no store to train on": (["train", "nowhere.zarr", "--encoder", "pixels"], "nowhere.zarr"),
+    "steps and minutes": (["pretrain", "STORE", "--steps", 3, "--minutes", 1], "either --steps or --minutes"),
+    "train steps and minutes": (
+        ["train", "STORE", "--encoder", "pixels", "--steps", 3, "--minutes", 1],
+        "either --steps or --minutes",
+    ),
+    "no steps": (["pretrain", "STORE", "--steps", 0], "at least one step"),
+    "no minutes": (["pretrain", "STORE", "--minutes", 0], "more than 0 minutes"),
+    "no batch": (["pretrain", "STORE", "--batch", 0], "at least one clip"),
+    "a batch of one": (["pretrain", "STORE", "--steps", 1, "--batch", 1, "--patch", 4], "at least 2 clips"),
+    "no learning rate": (["pretrain", "STORE", "--lr", 0], "learning rate must be positive"),
+    "a patch that does not fit": (["pretrain", "STORE", "--patch", 5], "must be a multiple of the patch"),
+    "no patch": (["pretrain", "STORE", "--patch", 0], "must be at least 1"),
+    "no heads": (["pretrain", "STORE", "--heads", 0], "must be at least 1"),
+    "no checkpoints": (["pretrain", "STORE", "--checkpoint-every", 0], "at least 1"),
+    "a negative seed": (["pretrain", "STORE", "--seed", -1], "--seed"),
+    "too long clips": (["pretrain", "STORE", "--frames", 50, "--steps", 1], "use shorter clips"),
+    "another camera": (["pretrain", "STORE", "--camera", "wrist"], "has cameras top"),
+    "another device": (["pretrain", "STORE", "--device", "gpu", "--steps", 1], "no device named 'gpu'"),
+    "no encoder named": (["train", "STORE"], "Missing option '--encoder'"),
+    "an unknown encoder": (["train", "STORE", "--encoder", "pixles"], "pixles does not exist"),
+    "a folder that is no encoder": (["train", "STORE", "--encoder", "STORE"], "has no config.json"),
+    "a grid that does not divide": (["train", "STORE", "--encoder", "pixels", "--grid", 3], "choose a divisor of 4"),
+    "heads that do not divide": (
+        ["train", "STORE", "--encoder", "pixels", "--width", 24, "--heads", 5], "does not divide into 5 heads",
+    ),
+    "no history": (["train", "STORE", "--encoder", "pixels", "--history", 0], "must be at least 1"),
+    "a long rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 9], "needs clips of 10 frames"),
+    "no rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 0], "at least 1"),
+    "no stride": (["train", "STORE", "--encoder", "pixels", "--stride", 0], "at least 1"),
+    "an unknown manifest": (["evaluate", "--manifest", "dve", "--model", "MODEL"], "did you mean 'reacher-dev'"),
+    "no manifest file": (["evaluate", "--manifest", "mine.json", "--model", "MODEL"], "mine.json does not exist"),
+    "no horizon": (["evaluate", "--horizon", 0, "--model", "MODEL"], "horizon must be at least 1"),
+    "no model": (["evaluate", "--model", "./nowhere"], "nowhere does not exist"),
+    "an unknown planner": (["evaluate", "--planner", "cme", "--model", "MODEL"], "did you mean 'cem'"),
+    "no samples": (["evaluate", "--samples", 0, "--model", "MODEL"], "samples"),
+    "no pairs": (["evaluate", "--pairs", 0, "--model", "MODEL"], "--pairs"),
+    "negative pairs": (["evaluate", "--pairs", -1, "--model", "MODEL"], "--pairs"),
+    "no workers": (["evaluate", "--workers", 0, "--model", "MODEL"], "at least 1"),
+    "a horizon beyond the model": (
+        ["evaluate", "--horizon", 50, "--pairs", 1, "--backend", "rays", "--model", "MODEL"], "plan at most 6 ahead",
+    ),
+    "an unknown back end": (["evaluate", "--pairs", 1, "--backend", "opengl", "--model", "MODEL"], "opengl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_sentence(
+    kind: str, store: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: Leave
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, words = BAD[kind]
+    places = {"STORE": store, "MODEL": tiny_model}
+    refused(leave(*(places.get(argument, argument) for argument in arguments)), words)  # type: ignore[call-overload]
+
+
+def test_a_truncated_store_is_refused(tmp_path: Path, leave: Leave) -> None:
+    broken = make_store(tmp_path / "broken.zarr")
+    (broken / "zarr.json").write_bytes((broken / "zarr.json").read_bytes()[:40])
+    refused(leave("pretrain", broken, "--steps", 1), "broken.zarr")
+    torn = make_store(tmp_path / "torn.zarr")
+    chunk = max((path for path in torn.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    refused(leave("pretrain", torn, "--steps", 1, "--out", tmp_path / "a", *ENCODER), "torn.zarr")
+
+
+def test_an_output_that_cannot_be_written_is_refused(store: Path, tmp_path: Path, leave: Leave) -> None:
+    (tmp_path / "file").touch()
+    refused(leave("pretrain", store, "--out", tmp_path / "file" / "run", "--steps", 1, *ENCODER), "file")
+
+
+def test_a_number_that_is_none_is_a_sentence_too(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: Leave
+) -> None:
+    code, out, err = leave("pretrain", store, "--out", tmp_path, "--steps", 40, "--lr", 1e30, *ENCODER)
+    assert code == 1 and out == "" and "Traceback" not in err
+    assert "Error: The loss or its gradient became" in err and "lower --lr" in err
+
+
+def test_evaluation_resumes_and_tells_models_apart(tiny_model: Path, tmp_path: Path, leave: Leave) -> None:
+    from tiny_world import save_tiny_model
+
+    line = (
+        "evaluate", "--model", tiny_model, "--pairs", 1, "--samples", 4, "--elites", 2, "--iterations", 1,
+        "--backend", "rays", "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    code, out, err = leave(*line)
+    assert code == 0
+    first = json.loads(out)
+    assert set(first["results"]) == {str(tiny_model), "random", "no-op", "scripted (ceiling)"}
+    assert first["results"]["scripted (ceiling)"]["held"]["rate"] == 1.0
+    assert first["results"]["no-op"]["held"]["rate"] == 0.0
+    logs = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.jsonl")}
+    assert len(logs) == 4
+    code, out, err = leave(*line)
+    assert code == 0 and json.loads(out)["results"] == first["results"]  # read, not played: to the millisecond
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.jsonl")} == logs
+    refused(leave(*line, "--seed", 1), "seed: 0 there, 1 asked for")
+    # The same folder, trained again, is another model: what was played with the old one must not count for it.
+    model = save_tiny_model(tmp_path / "m" / "model")
+    again = [*line[:2], tmp_path / "m", *line[3:], "--no-floors"]
+    assert leave(*again)[0] == 0
+    save_tiny_model(model, stride=2)
+    _perturb(model / "model.safetensors")
+    assert leave(*again)[0] == 0
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == 6
+
+
+def _perturb(weights: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    tensors["predictor.predictor_proj.bias"] += 0.5
+    save_file(tensors, weights)
+
+
+def test_ctrl_c_saves_leaves_with_130_and_the_same_command_goes_on(store: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "vjepa_mpc.cli.main", "pretrain", str(store), "--out", str(tmp_path), *ENCODER]
+    line += ["--minutes", "5"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == "" and "Traceback" not in err
+    assert "saved; run the same command to go on." in err.splitlines()[-1]
+    assert (tmp_path / "checkpoint.pt").is_file() and not (tmp_path / "encoder").exists()
