@@ -81,7 +81,7 @@ class PredictorLearner:
         actions = batch.actions.to(self.device, non_blocking=True)
         space = model.states
         predicted = model.predictor(
-            latents[:, :-1], space.action_features(actions), space.state_features(states[:, :-1])
+            latents[:, :-1], space.action_features(actions, states[:, :-1]), space.state_features(states[:, :-1])
         )
         predicted = model.latent_space.renormalise(predicted)
         forced = prediction_error(predicted, latents[:, 1:], settings.l2)

@@ -30,6 +30,7 @@ from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
 from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult, TrainSettings
 from vjepa_mpc.pretrain.vjepa import VJepaLearner, VJepaSettings
 from vjepa_mpc.robots.base import Camera, RobotSpec
+from vjepa_mpc.states import state_space
 from vjepa_mpc.world_model import WorldModel, WorldModelConfig
 
 ENCODER_FOLDER = "encoder"
@@ -185,8 +186,7 @@ def new_world_model(
 ) -> WorldModel:  # fmt: skip
     """A world model around `encoder` whose predictor has fresh weights."""
     robot = robot_of(store)
-    periodic = sum(robot.state_periodic)
-    pose = robot.state_model == "pose"
+    space = state_space(robot, settings.stride)
     config = WorldModelConfig(
         robot=robot,
         camera=camera,
@@ -201,8 +201,8 @@ def new_world_model(
             depth=settings.depth,
             heads=settings.heads,
             max_frames=settings.frames,
-            action_dim=len(robot.action_names),
-            state_dim=len(robot.state_names) + (0 if pose else periodic),
+            action_dim=space.action_dim,
+            state_dim=space.state_dim,
             residual=settings.residual,
         ),
         history=settings.history,

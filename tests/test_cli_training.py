@@ -20,9 +20,9 @@ from moving_dot import make_store
 from vjepa_mpc.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "--width 24 --depth 1 --heads 1 --fp32 --warmup 1 --batch 4 --device cpu".split()
-ENCODER = [*TINY, *"--patch 4 --frames 4".split()]
-PREDICTOR = [*TINY, *"--grid 2 --stride 2 --frames 3 --rollout 2".split()]
+TINY = ["--width", "24", "--depth", "1", "--heads", "1", "--fp32", "--warmup", "1", "--batch", "4", "--device", "cpu"]
+ENCODER = [*TINY, *["--patch", "4", "--frames", "4"]]
+PREDICTOR = [*TINY, *["--grid", "2", "--stride", "2", "--frames", "3", "--rollout", "2"]]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_evaluation_resumes_and_tells_models_apart(tiny_model: Path, tmp_path: P
         "evaluate", "--model", tiny_model, "--pairs", 1, "--samples", 4, "--elites", 2, "--iterations", 1,
         "--backend", "rays", "--out", tmp_path / "out", "--json",
     )  # fmt: skip
-    code, out, err = leave(*line)
+    code, out, _err = leave(*line)
     assert code == 0
     first = json.loads(out)
     assert set(first["results"]) == {str(tiny_model), "random", "no-op", "scripted (ceiling)"}
@@ -164,7 +164,7 @@ def test_evaluation_resumes_and_tells_models_apart(tiny_model: Path, tmp_path: P
     assert first["results"]["no-op"]["held"]["rate"] == 0.0
     logs = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.jsonl")}
     assert len(logs) == 4
-    code, out, err = leave(*line)
+    code, out, _err = leave(*line)
     assert code == 0 and json.loads(out)["results"] == first["results"]  # read, not played: to the millisecond
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.jsonl")} == logs
     refused(leave(*line, "--seed", 1), "seed: 0 there, 1 asked for")
@@ -190,7 +190,9 @@ def test_ctrl_c_saves_leaves_with_130_and_the_same_command_goes_on(store: Path, 
     line = [sys.executable, "-m", "vjepa_mpc.cli.main", "pretrain", str(store), "--out", str(tmp_path), *ENCODER]
     line += ["--minutes", "5"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     log = tmp_path / "log.jsonl"
     deadline = time.monotonic() + 60
     while not (log.is_file() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:

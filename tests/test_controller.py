@@ -86,7 +86,7 @@ def test_a_step_of_stride_1_starts_from_the_shifted_plan() -> None:
 
 
 def test_a_longer_stride_keeps_what_is_left_of_the_block_under_way() -> None:
-    """0.7 rad in one model step of 3 control steps: 0.3 at once (the limit), 0.4 left. What was TRULY applied counts."""
+    """0.7 rad in one model step of 3 control steps: 0.3 at once (the limit), 0.4 left; the truth counts."""
     model, plan = solvable_model(stride=3), [[0.7, -0.5], [0.2, 0.1], [0.3, -0.2]]
     planner = GivenPlans(plan)
     loop = controller(planner, model)
@@ -123,7 +123,9 @@ def test_history_is_a_stride_apart_and_its_actions_are_what_was_applied(stride: 
     for step, context in enumerate(planner.contexts):
         seen = [path[max(0, step - span + stride * i)] for i in range(history)]
         torch.testing.assert_close(context.states[0], torch.tensor(np.array(seen)).float())
-        torch.testing.assert_close(context.states[0, :-1] + context.actions[0], context.states[0, 1:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            context.states[0, :-1] + context.actions[0], context.states[0, 1:], atol=1e-5, rtol=0
+        )
         torch.testing.assert_close(context.latents[0, :, 0], context.states[0], atol=3e-4, rtol=0)
 
 

@@ -130,7 +130,11 @@ def test_without_constraints_there_are_no_violations(model: WorldModel) -> None:
 def test_names_must_tell_terms_apart(model: WorldModel) -> None:
     cost = planning_cost(model)
     goal = cost.terms[0]
-    for terms, rules in (([goal, goal], []), ([], []), ([GoalDistance(noise(2, 4, 48), name="state_box")], cost.constraints)):
+    for terms, rules in (
+        ([goal, goal], []),
+        ([], []),
+        ([GoalDistance(noise(2, 4, 48), name="state_box")], cost.constraints),
+    ):
         with pytest.raises(InputError, match="distinct names"):
             PlanningCost(model, cost.context, terms, rules)
 

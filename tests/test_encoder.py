@@ -64,9 +64,7 @@ def test_encoding_clips_equals_hugging_face(heads: int) -> None:
 
 def test_single_frames_are_doubled_as_hugging_face_doubles_them() -> None:
     model, frames = make(), clips(3, 1)[:, 0]
-    torch.testing.assert_close(
-        encode_frames(model, frames), hugging_face(model, frames[:, None]), atol=2e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(encode_frames(model, frames), hugging_face(model, frames[:, None]), atol=2e-5, rtol=1e-5)
 
 
 def test_the_embedding_is_the_strided_convolution() -> None:

@@ -42,7 +42,7 @@ def test_its_cached_rollout_adds_what_was_last_imagined() -> None:
     with torch.no_grad():
         found = rollout(
             residual, context, actions, integrate=lambda state, action: state + action,
-            state_features=keep, action_features=keep, renormalise=keep, chunk=4,
+            state_features=keep, action_features=lambda action, state: action, renormalise=keep, chunk=4,
         )  # fmt: skip
         for problem in range(2):
             for candidate in range(3):

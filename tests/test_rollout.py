@@ -47,7 +47,7 @@ def step_state(state: Tensor, action: Tensor) -> Tensor:
 MAPS = {
     "integrate": step_state,
     "state_features": lambda state: (state - 0.2) * 1.7,
-    "action_features": lambda action: action / 0.3,
+    "action_features": lambda action, state: action / 0.3,
     "renormalise": norm,
 }
 
@@ -79,7 +79,7 @@ def uncached(predictor: ActionConditionedPredictor, context: Context, actions: T
             known = context.actions[b : b + 1]
             for t in range(actions.shape[2]):
                 known = torch.cat((known, actions[b : b + 1, n, t : t + 1]), dim=1)
-                features = MAPS["action_features"](known), MAPS["state_features"](states)
+                features = MAPS["action_features"](known, states), MAPS["state_features"](states)
                 latents = torch.cat((latents, norm(predictor(latents, *features)[:, -1:])), dim=1)
                 states = torch.cat((states, step_state(states[:, -1:], known[:, -1:])), dim=1)
             all_latents.append(latents[0, -actions.shape[2] :])
@@ -189,7 +189,7 @@ def golden(name: str) -> tuple[ActionConditionedPredictor, dict[str, Tensor]]:
 REFERENCE = {
     "integrate": integrate_pose,
     "state_features": lambda state: state,
-    "action_features": lambda action: action,
+    "action_features": lambda action, state: action,
     "renormalise": norm,
 }
 

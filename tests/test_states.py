@@ -49,7 +49,7 @@ def test_features_by_hand() -> None:
     space = JointStates(spec())
     features = space.state_features(rows(math.pi / 6, WRIST_LIMIT_RAD / 2))
     torch.testing.assert_close(features, rows(math.sqrt(3) / 2, 0.5, 0.5))
-    assert space.state_dim == 3 and space.action_dim == 2
+    assert space.state_dim == 3 and space.action_dim == 5
     for angle, feature in ((-WRIST_LIMIT_RAD, -1.0), (WRIST_LIMIT_RAD, 1.0), (2 * WRIST_LIMIT_RAD, 1.0)):
         assert float(space.state_features(rows(0.0, angle))[0, 2]) == pytest.approx(feature, abs=1e-6)
 
@@ -78,7 +78,10 @@ def test_only_limited_joints_can_exceed() -> None:
 @pytest.mark.parametrize("stride", [1, 4])
 def test_an_action_is_in_units_of_what_so_many_steps_can_do(stride: int) -> None:
     space = state_space(spec(action_low=(-0.3, -0.1), action_high=(0.2, 0.2)), stride)
-    torch.testing.assert_close(space.action_features(rows(0.3 * stride, -0.1 * stride)), rows(1.0, -0.5))
+    action, state = rows(0.3 * stride, -0.1 * stride), rows(0.5, 0.25)
+    features = space.action_features(action, state)
+    torch.testing.assert_close(features[..., :2], rows(1.0, -0.5))
+    torch.testing.assert_close(features[..., 2:], space.state_features(space.integrate(state, action)))
     torch.testing.assert_close(space.integrate(rows(1.0, 1.0), rows(0.3, -0.1)), rows(1.3, 0.9))
 
 
@@ -93,7 +96,7 @@ def test_poses_are_moved_as_rigid_bodies_and_limited_in_place() -> None:
     assert isinstance(space, PoseStates)
     pose, delta = rows(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.9), rows(0.1, 0.0, -0.5, 0.3, -0.2, 0.1, 0.4)
     torch.testing.assert_close(space.integrate(pose, delta), integrate_pose(pose, delta))
-    assert torch.equal(space.state_features(pose), pose) and torch.equal(space.action_features(delta), delta)
+    assert torch.equal(space.state_features(pose), pose) and torch.equal(space.action_features(delta, pose), delta)
     outside = rows(0.75, -1.0, -0.25, 9.0, 9.0, 9.0, 9.0)
     torch.testing.assert_close(space.excess(outside), torch.tensor([1.0]))
 

@@ -68,7 +68,8 @@ def without_times(results: list[EpisodeResult]) -> list[EpisodeResult]:
 # R: Hmisc::binconf(k, n, method = "wilson"); Newcombe 1998, table I: 81 of 263.
 @pytest.mark.parametrize(
     ("k", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (5, 5, 0.5655, 1.0)],
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+     (5, 5, 0.5655, 1.0)],
 )  # fmt: skip
 def test_the_interval_is_wilsons(k: int, n: int, low: float, high: float) -> None:
     found = wilson_interval(k, n)

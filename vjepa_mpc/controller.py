@@ -155,7 +155,9 @@ class Controller:
         past = row if state.actions is None else torch.cat([state.actions, row])
         plan = state.plan
         if plan is not None and self.model.config.stride > 1:
-            plan = torch.cat([plan[:1] - row, plan[1:]])  # what is left of the step under way
+            left = plan[:1] - row  # of the model step under way
+            done = bool((left.abs() < 0.1 * self.model.action_bounds.high / self.model.config.stride).all())
+            plan = torch.cat([plan[1:], torch.zeros_like(left)]) if done else torch.cat([left, plan[1:]])
         return ControllerState(state.latents, state.states, past[len(past) - keep :], plan, state.reached_for)
 
     @property

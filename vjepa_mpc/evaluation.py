@@ -243,7 +243,9 @@ def _read_log(log: Path | None) -> dict[int, EpisodeResult]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-            frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+            frozen: dict[str, Any] = {}
+            for key, value in row.items():
+                frozen[key] = tuple(value) if isinstance(value, list) else value
             result = EpisodeResult(**frozen)
         except (ValueError, TypeError, AttributeError):
             continue

@@ -61,11 +61,11 @@ class _Dynamics:
     predictor: ActionConditionedPredictor
     integrate: Callable[[Tensor, Tensor], Tensor]
     state_features: Callable[[Tensor], Tensor]
-    action_features: Callable[[Tensor], Tensor]
+    action_features: Callable[[Tensor, Tensor], Tensor]
     renormalise: Callable[[Tensor], Tensor]
 
     def embed(self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> Tensor:
-        features = self.action_features(actions), self.state_features(states)
+        features = self.action_features(actions, states), self.state_features(states)
         return self.predictor.embed(latents, *features, extrinsics)
 
 
@@ -76,19 +76,19 @@ def rollout(
     *,
     integrate: Callable[[Tensor, Tensor], Tensor],
     state_features: Callable[[Tensor], Tensor],
-    action_features: Callable[[Tensor], Tensor],
+    action_features: Callable[[Tensor, Tensor], Tensor],
     renormalise: Callable[[Tensor], Tensor],
     chunk: int,
     extrinsics: Float[Tensor, "b f e"] | None = None,
 ) -> Rollout:
     """Roll n candidate action sequences (physical units) of each problem forward from its context.
 
-    `integrate(state [m, s], action [m, a])` gives the next state; `state_features` and `action_features`
-    map physical [..., s] and [..., a] to what the predictor was trained on (identity for V-JEPA 2-AC);
-    `renormalise` is applied to each prediction [m, p, d] (parameter-free layer norm for V-JEPA 2-AC, identity
-    for standardised latents). `extrinsics` cover the f = k - 1 + h frames fed in. At most `chunk` candidates
-    are rolled at once. Differentiable with respect to `actions` and the predictor's weights; the history is
-    detached. Raises `InputError` when k - 1 + h exceeds the predictor's `max_frames`.
+    `integrate(state [m, s], action [m, a])` gives the next state; `state_features(state)` and
+    `action_features(action, state)` map physical [..., s] and [..., a] to what the predictor was trained on
+    (V-JEPA 2-AC: themselves); `renormalise` is applied to each prediction [m, p, d] (parameter-free layer norm
+    for V-JEPA 2-AC, identity for standardised latents). `extrinsics` cover the f = k - 1 + h frames fed in. At
+    most `chunk` candidates are rolled at once. Differentiable with respect to `actions` and the predictor's
+    weights; the history is detached. Raises `InputError` when k - 1 + h exceeds the predictor's `max_frames`.
     """
     _check(predictor, context, actions, extrinsics, chunk)
     problems, candidates, horizon = actions.shape[:3]

@@ -17,8 +17,9 @@ class JointStates(nn.Module):
     """Joint positions under joint displacements.
 
     A state follows by addition. The predictor is fed cosine and sine of periodic joints (no seam at
-    +-pi), range-scaled values of the others, and actions in units of their limits. With a `stride` an action
-    is the sum of that many displacements.
+    +-pi), range-scaled values of the others; and for an action its value in units of its limits together
+    with the same features of the state it leads to, which spares the network the trigonometry of sums. With
+    a `stride` an action is the sum of that many displacements.
     """
 
     low: Tensor
@@ -45,7 +46,7 @@ class JointStates(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        return len(self.scale)
+        return len(self.scale) + self.state_dim
 
     def integrate(self, state: Float[Tensor, "*n s"], action: Float[Tensor, "*n a"]) -> Float[Tensor, "*n s"]:
         """The state after `action` (rad). Not clipped: a guardrail must be able to see an excess."""
@@ -57,8 +58,10 @@ class JointStates(nn.Module):
         scaled = (2 * (limited - low) / (high - low) - 1).clamp(-1, 1)
         return torch.cat([turning.cos(), turning.sin(), scaled], dim=-1)
 
-    def action_features(self, action: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
-        return action / self.scale
+    def action_features(
+        self, action: Float[Tensor, "*n a"], state: Float[Tensor, "*n s"]
+    ) -> Float[Tensor, "*n f"]:
+        return torch.cat([action / self.scale, self.state_features(self.integrate(state, action))], dim=-1)
 
     def excess(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n"]:
         """How far a state is outside the joint limits, summed over joints (rad); periodic ones have none."""
@@ -95,7 +98,9 @@ class PoseStates(nn.Module):
     def state_features(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n s"]:
         return state
 
-    def action_features(self, action: Float[Tensor, "*n a"]) -> Float[Tensor, "*n a"]:
+    def action_features(
+        self, action: Float[Tensor, "*n a"], state: Float[Tensor, "*n s"]
+    ) -> Float[Tensor, "*n a"]:
         return action
 
     def excess(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n"]:

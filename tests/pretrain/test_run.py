@@ -127,9 +127,7 @@ def test_the_finished_folder_plans(trained: Path) -> None:
     torch.testing.assert_close(model.action_bounds.high, torch.full((2,), 2 * LIMIT))
     pictures, states = episode(3).images["top"], episode(3).states
     planner = CEM(model.action_bounds, CEMSettings(samples=16, elites=4, iterations=2))
-    controller = Controller(
-        model, planner, pictures[-1], ControlSettings(horizon=2), torch.Generator().manual_seed(0)
-    )
+    controller = Controller(model, planner, pictures[-1], ControlSettings(horizon=2), torch.Generator().manual_seed(0))
     decision, _ = controller.step(Observation({"top": pictures[0]}, states[0], 0.0), ControllerState())
     assert float(np.abs(decision.action).max()) <= LIMIT and np.isfinite(decision.plan.cost.numpy()).all()
     with pytest.raises(InputError, match="plan at most 2 ahead"):
@@ -184,9 +182,7 @@ def test_what_cannot_be_trained_on_is_refused_in_a_sentence(store: Path, tmp_pat
     refused(make_store(tmp_path / "none.zarr", episodes=0), tmp_path / "e", "no episodes")
     refused(store, tmp_path / "f", "choose a divisor of 4", grid=3)
     refused(store, tmp_path / "g", "does not divide into 5 heads", heads=5)
-    poses = make_store(
-        tmp_path / "poses.zarr", state_model="pose"
-    )
+    poses = make_store(tmp_path / "poses.zarr", state_model="pose")
     refused(poses, tmp_path / "h", "Poses do not add up")
 
 
@@ -198,7 +194,8 @@ def test_what_cannot_be_calibrated_is_refused_before_training(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "changes",
-    [{"history": 3}, {"history": 0}, {"rollout_steps": 3}, {"rollout_steps": 0}, {"stride": 0}, {"grid": 0}, {"heads": 0}],
+    [{"history": 3}, {"history": 0}, {"rollout_steps": 3}, {"rollout_steps": 0}, {"stride": 0}, {"grid": 0},
+     {"heads": 0}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(changes: dict[str, int]) -> None:
     with pytest.raises(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -135,7 +136,8 @@ RUNNER = """
         if step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    pretrain_encoder(Source(Path({store!r})), Path({out!r}), ENCODER, training(5), torch.device("cpu"), progress=progress)
+    source, out = Source(Path({store!r})), Path({out!r})
+    pretrain_encoder(source, out, ENCODER, training(5), torch.device("cpu"), progress=progress)
 """
 
 
@@ -149,7 +151,9 @@ def test_killed_in_the_middle_it_goes_on_from_the_checkpoint_to_the_same_end(sto
         )
         script = tmp_path / "script.py"
         script.write_text(code)
-        dead = subprocess.run([sys.executable, str(script)], cwd=ROOT, env=_environment(), capture_output=True, timeout=120)
+        dead = subprocess.run(
+            [sys.executable, str(script)], cwd=ROOT, env=_environment(), capture_output=True, timeout=120
+        )
         assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()
         assert torch.load(tmp_path / "killed" / CHECKPOINT, weights_only=True)["step"] == 2
         assert [row["step"] for row in rows(tmp_path / "killed")] == [0, 1, 2]  # one more than the checkpoint knows
@@ -282,7 +286,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert rates[0] == pytest.approx(0.2) and rates[4] == pytest.approx(1.0)
     assert all(rate == 2.0 for rate in rates[9:81])
     assert rates[90] == pytest.approx(1.0) and rates[99] == pytest.approx(0.1)
-    assert all(earlier > later > 0 for earlier, later in zip(rates[80:], rates[81:], strict=False))
+    assert all(earlier > later > 0 for earlier, later in itertools.pairwise(rates[80:]))
     assert learning_rate(50, None, settings) == 2.0 and learning_rate(0, None, settings) == pytest.approx(0.2)
     assert learning_rate(0, 1, TrainSettings(steps=1, warmup=0)) == pytest.approx(1e-3)
 

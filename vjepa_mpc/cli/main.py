@@ -122,8 +122,9 @@ def _describe_usage(error: Any) -> tuple[int, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code.
 
-    0 done, 1 numbers stopped being finite, 2 bad input or a machine that cannot do it (one sentence on
-    stderr), 130 Ctrl-C; a command may choose others with `typer.Exit`. Any other exception is a defect of ours and shows its traceback.
+    0 done; 1 numbers stopped being finite; 2 bad input or a machine that cannot do it (one sentence on
+    stderr); 130 Ctrl-C; a command may choose others with `typer.Exit`. Any other exception is a defect of
+    ours and shows its traceback.
     """
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
