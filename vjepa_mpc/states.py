@@ -13,11 +13,17 @@ from vjepa_mpc.core.poses import integrate_pose
 from vjepa_mpc.robots.base import RobotSpec
 
 
+FREQUENCIES = 4
+"""Multiples of a joint's phase among its features."""
+
+
 class JointStates(nn.Module):
     """Joint positions under joint displacements.
 
-    A state follows by addition. The predictor is fed cosine and sine of periodic joints (no seam at
-    +-pi), range-scaled values of the others; and for an action its value in units of its limits together
+    A state follows by addition. The predictor is fed Fourier features of every joint (cosines and
+    sines of the first few multiples, of the angle itself for periodic joints: no seam at +-pi; networks learn
+    sharp functions of plain coordinates slowly, Tancik et al. 2020, arXiv:2006.10739) and the range-scaled
+    values of limited ones; and for an action its value in units of its limits together
     with the same features of the state it leads to, which spares the network the trigonometry of sums. With
     a `stride` an action is the sum of that many displacements.
     """
@@ -42,7 +48,7 @@ class JointStates(nn.Module):
 
     @property
     def state_dim(self) -> int:
-        return 2 * len(self.periodic) + len(self.limited)
+        return 2 * FREQUENCIES * (len(self.periodic) + len(self.limited)) + len(self.limited)
 
     @property
     def action_dim(self) -> int:
@@ -56,7 +62,9 @@ class JointStates(nn.Module):
         turning, limited = state[..., self.periodic], state[..., self.limited]
         low, high = self.low[self.limited], self.high[self.limited]
         scaled = (2 * (limited - low) / (high - low) - 1).clamp(-1, 1)
-        return torch.cat([turning.cos(), turning.sin(), scaled], dim=-1)
+        phase = torch.cat([turning, 0.5 * math.pi * scaled], dim=-1)
+        waves = (phase[..., None] * torch.arange(1, FREQUENCIES + 1, device=phase.device)).flatten(-2)
+        return torch.cat([waves.cos(), waves.sin(), scaled], dim=-1)
 
     def action_features(
         self, action: Float[Tensor, "*n a"], state: Float[Tensor, "*n s"]
