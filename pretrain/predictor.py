@@ -24,8 +24,8 @@ from vjepa_mpc.world_model import WorldModel
 
 @dataclass(frozen=True)
 class PredictorSettings:
-    """`frames` per clip; `history` frames begin a rollout of `rollout_steps` predictions; its loss counts
-    `rollout_weight`. `l2`: squared instead of absolute error. `grid`: latents pooled to grid x grid.
+    """`frames` per clip; `history` frames begin a rollout of `rollout_steps` predictions (0: none); its loss
+    counts `rollout_weight`. `l2`: squared instead of absolute error. `grid`: latents pooled to grid x grid.
     `stride`: control steps a model step spans; its action is their sum. A few long steps see as far ahead
     as many short ones, at a fraction of the cost. `residual`: predict the change of the latents."""
 
@@ -44,8 +44,8 @@ class PredictorSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.history < self.frames:
             raise InputError(f"The history ({self.history}) must be at least 1 and below the clip's {self.frames}.")
-        if min(self.stride, self.rollout_steps, self.grid, self.width, self.depth, self.heads) < 1:
-            raise InputError("Grid, width, depth, heads, stride and rollout steps must each be at least 1.")
+        if min(self.stride, self.grid, self.width, self.depth, self.heads) < 1 or self.rollout_steps < 0:
+            raise InputError("Grid, width, depth, heads and stride must be at least 1, rollout steps at least 0.")
         if self.history + self.rollout_steps > self.frames:
             raise InputError(
                 f"A rollout of {self.rollout_steps} steps after {self.history} frames needs clips of "
@@ -85,13 +85,15 @@ class PredictorLearner:
         )
         predicted = model.latent_space.renormalise(predicted)
         forced = prediction_error(predicted, latents[:, 1:], settings.l2)
+        copying = prediction_error(latents[:, :-1], latents[:, 1:], settings.l2)
+        figures = {"forced": forced.detach(), "copy": copying.detach()}
         k, steps = settings.history, settings.rollout_steps
+        if not steps:
+            return forced, figures
         context = Context(latents[:, :k], states[:, :k], actions[:, : k - 1])
         rolled = model.rollout(context, actions[:, None, k - 1 : k - 1 + steps])
         own = prediction_error(rolled.latents[:, 0], latents[:, k : k + steps], settings.l2)
-        copying = prediction_error(latents[:, :-1], latents[:, 1:], settings.l2)
-        figures = {"forced": forced.detach(), "rollout": own.detach(), "copy": copying.detach()}
-        return forced + settings.rollout_weight * own, figures
+        return forced + settings.rollout_weight * own, {**figures, "rollout": own.detach()}
 
     def after_step(self, step: int) -> None:
         """Nothing moves but the optimiser."""

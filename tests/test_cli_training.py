@@ -98,7 +98,6 @@ BAD: dict[str, tuple[list[object], str]] = {
     ),
     "no history": (["train", "STORE", "--encoder", "pixels", "--history", 0], "must be at least 1"),
     "a long rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 9], "needs clips of 10 frames"),
-    "no rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 0], "at least 1"),
     "no stride": (["train", "STORE", "--encoder", "pixels", "--stride", 0], "at least 1"),
     "an unknown manifest": (["evaluate", "--manifest", "dve", "--model", "MODEL"], "did you mean 'reacher-dev'"),
     "no manifest file": (["evaluate", "--manifest", "mine.json", "--model", "MODEL"], "mine.json does not exist"),

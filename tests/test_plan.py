@@ -407,7 +407,7 @@ def test_bad_model(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--horizon", "0"], "horizon"), (["--horizon", "-2"], "horizon"), (["--horizon", "50"], "at most 6 steps"),
+        (["--horizon", "0"], "horizon"), (["--horizon", "-2"], "horizon"), (["--horizon", "50"], "at most 6 ahead"),
         (["--samples", "3", "--elites", "5"], "5 elites from 3 samples"), (["--samples", "0"], "samples"),
         (["--iterations", "0"], "iterations >= 1"), (["--max-steps", "0"], "--max-steps"), (["--seed", "-1"], "--seed"),
         (["--seed", "one"], "--seed"), (["--threads", "0"], "--threads"),

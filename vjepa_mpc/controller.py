@@ -110,7 +110,7 @@ class Controller:
         settings: ControlSettings,
         generator: torch.Generator,
     ) -> None:
-        longest = model.config.predictor.max_frames - model.config.history
+        longest = model.longest_horizon
         if settings.horizon > longest:
             raise InputError(
                 f"A horizon of {settings.horizon} after {model.config.history} past frames is more than the "

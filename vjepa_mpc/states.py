@@ -12,7 +12,6 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.poses import integrate_pose
 from vjepa_mpc.robots.base import RobotSpec
 
-
 FREQUENCIES = 4
 """Multiples of a joint's phase among its features."""
 

@@ -86,6 +86,11 @@ class WorldModel(nn.Module):
         return self
 
     @property
+    def longest_horizon(self) -> int:
+        """Model steps that can be planned ahead: the frames it was trained on less its history."""
+        return self.config.predictor.max_frames - self.config.history
+
+    @property
     def action_bounds(self) -> Bounds:
         """The box of one model step's action: the robot's limits times the stride, in its units."""
         robot, stride = self.config.robot, self.config.stride

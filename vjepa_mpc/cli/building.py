@@ -124,11 +124,10 @@ CEM_DEFAULTS: dict[str, Any] = {
 }
 """Chosen on the `dev` manifest: docs/experiments.md."""
 
-DEFAULT_HORIZON = 3
 
 
-def control_settings(*, horizon: int, running: float) -> Any:
-    """The controller's settings from the command line's options."""
+def control_settings(model: WorldModel, *, horizon: int | None, running: float) -> Any:
+    """The controller's settings from the command line's options; by default as far ahead as `model` can see."""
     from vjepa_mpc.controller import ControlSettings
 
-    return ControlSettings(horizon=horizon, running=running)
+    return ControlSettings(horizon=model.longest_horizon if horizon is None else horizon, running=running)

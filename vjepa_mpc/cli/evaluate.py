@@ -35,7 +35,7 @@ def evaluate(
     """Success of world models on frozen start/goal pairs, with floors, ceiling and intervals."""
     from functools import partial
 
-    from vjepa_mpc.cli.building import DEFAULT_HORIZON, choose_device, control_settings, load_model, make_planner
+    from vjepa_mpc.cli.building import choose_device, control_settings, load_model, make_planner
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import ArenaSetup, NoOpPolicy, PlannedPolicy, RandomPolicy, ScriptedPolicy
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
@@ -45,13 +45,13 @@ def evaluate(
     task = ReachTask()
     frozen = load_manifest(manifest, task)
     target = choose_device(device)
-    settings = control_settings(horizon=DEFAULT_HORIZON if horizon is None else horizon, running=running)
     policies: dict[str, Any] = {}
     weights: dict[str, str] = {}  # so that a resumed run never mixes two trainings of one folder
     sources: list[str | None] = [*model] or [None]
     for source in sources:
         world = load_model(source, target)
         world.check_fits(task.spec)
+        settings = control_settings(world, horizon=horizon, running=running)
         optimiser = make_planner(planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites)
         weights[source or "shipped"] = weights_hash(world)
         policies[source or "shipped"] = partial(PlannedPolicy, world, optimiser, settings, source or "shipped")
@@ -64,7 +64,7 @@ def evaluate(
     if ray or ray_address:
         executor = RayExecutor(workers, ray_address, threads=threads)
     options = {
-        "manifest": frozen.sha256, "planner": planner, "horizon": settings.horizon, "samples": samples,
+        "manifest": frozen.sha256, "planner": planner, "horizon": horizon, "samples": samples,
         "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
         "device": target.type, "backend": backend,
     }  # fmt: skip

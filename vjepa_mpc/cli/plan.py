@@ -139,7 +139,6 @@ def _prepare(job: _Job, *states: tuple[float, ...] | None, observation: Goal | N
         import torch
 
         from vjepa_mpc.cli.building import (
-            DEFAULT_HORIZON,
             choose_device,
             control_settings,
             limit_threads,
@@ -155,9 +154,9 @@ def _prepare(job: _Job, *states: tuple[float, ...] | None, observation: Goal | N
         job.options["threads"] = limit_threads(job.options["threads"])
         device = choose_device(job.device)
         job.options["device"] = str(device)
-        settings = control_settings(horizon=DEFAULT_HORIZON if job.horizon is None else job.horizon, running=1.0)
         folder = model_folder(job.model)
         world = load_model(str(folder), device)
+        settings = control_settings(world, horizon=job.horizon, running=1.0)
         calibration = trained(world, str(folder))
         for state in states:
             if state is not None:

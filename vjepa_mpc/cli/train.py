@@ -26,7 +26,7 @@ def train(
     stride: int = typer.Option(4, help="Control steps a model step spans (their displacements add up)."),
     frames: int = typer.Option(4, help="Frames a clip: bounds history and horizon, in model steps."),
     history: int = typer.Option(1, help="Past frames the model sees when planning."),
-    rollout: int = typer.Option(3, help="Steps of the rollout loss."),
+    rollout: int = typer.Option(3, help="Steps of the rollout loss; 0 for none."),
     l2: bool = typer.Option(False, "--l2", help="Squared instead of absolute error."),
     residual: bool = typer.Option(True, "--residual/--absolute", help="Predict the change of the latents, or them."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
