@@ -56,7 +56,7 @@ def solvable_model(*, stride: int = 1, history: int = 1, frames: int = 6, reache
             encoder=encoder.describe(), latent=LatentConfig(1, 1, encoder.dim), history=history, stride=stride,
             predictor=PredictorConfig(
                 grid_height=1, grid_width=1, latent_dim=encoder.dim, width=6, depth=1, heads=1,
-                max_frames=frames, action_dim=19, state_dim=17,
+                max_frames=frames, action_dim=27, state_dim=25,
             ),
             calibration=None if reached is None else Calibration(reached, 1e3, 0.1),
         ),

@@ -129,7 +129,7 @@ def _pixel_config() -> WorldModelConfig:
         latent=LatentConfig(4, 2, encoder.dim), history=1,
         predictor=PredictorConfig(
             grid_height=2, grid_width=2, latent_dim=encoder.dim, width=24, depth=1, heads=1, max_frames=3,
-            action_dim=19, state_dim=17,
+            action_dim=27, state_dim=25,
         ),
     )  # fmt: skip
 

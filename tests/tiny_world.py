@@ -39,7 +39,7 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
         "latent": LatentConfig(encoder_grid=SIZE // PATCH, grid=2, dim=WIDTH),
         "predictor": PredictorConfig(
             grid_height=2, grid_width=2, latent_dim=WIDTH, width=WIDTH, depth=1, heads=3, max_frames=8,
-            action_dim=19, state_dim=17,
+            action_dim=27, state_dim=25,
         ),
         "history": 2,
         "calibration": Calibration(reached_cost=1e3, goal_score=1e3, state_radius=0.1),

@@ -12,24 +12,27 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.poses import integrate_pose
 from vjepa_mpc.robots.base import RobotSpec
 
-FREQUENCIES = 4
-"""Multiples of a joint's phase among its features."""
+FREQUENCIES = (1, 2, 4, 8)
+"""Multiples of an angle among its Fourier features: a patch's width of motion at an arm's length is about a
+tenth of a radian, which lower ones cannot resolve."""
 
 
 class JointStates(nn.Module):
     """Joint positions under joint displacements.
 
-    A state follows by addition. The predictor is fed Fourier features of every joint (cosines and
-    sines of the first few multiples, of the angle itself for periodic joints: no seam at +-pi; networks learn
-    sharp functions of plain coordinates slowly, Tancik et al. 2020, arXiv:2006.10739) and the range-scaled
-    values of limited ones; and for an action its value in units of its limits together
-    with the same features of the state it leads to, which spares the network the trigonometry of sums. With
-    a `stride` an action is the sum of that many displacements.
+    A state follows by addition. The predictor is fed Fourier features (networks learn sharp functions of
+    plain coordinates slowly: Tancik et al. 2020, arXiv:2006.10739) of every joint's angle and of the sums
+    along the chain, which are the links' own directions in a plane; no seam at +-pi for periodic joints;
+    and the range-scaled values of limited ones. For an action it is fed its value in units of its limits
+    together with the same features of the state it leads to. With a `stride` an action is the sum of that
+    many displacements.
     """
 
     low: Tensor
     high: Tensor
     scale: Tensor
+    free: Tensor
+    angular: Tensor
 
     def __init__(self, spec: RobotSpec, stride: int = 1) -> None:
         super().__init__()
@@ -42,12 +45,16 @@ class JointStates(nn.Module):
             )
         self.register_buffer("low", torch.tensor(spec.state_low), persistent=False)
         self.register_buffer("high", torch.tensor(spec.state_high), persistent=False)
+        self.register_buffer("free", torch.tensor(spec.state_periodic), persistent=False)
+        angular = torch.tensor([unit == "rad" for unit in spec.state_units])
+        self.register_buffer("angular", angular, persistent=False)
         scale = stride * torch.tensor(spec.action_high).abs().maximum(torch.tensor(spec.action_low).abs())
         self.register_buffer("scale", scale, persistent=False)
 
     @property
     def state_dim(self) -> int:
-        return 2 * FREQUENCIES * (len(self.periodic) + len(self.limited)) + len(self.limited)
+        joints = len(self.periodic) + len(self.limited)
+        return 2 * len(FREQUENCIES) * (2 * joints - 1) + len(self.limited)
 
     @property
     def action_dim(self) -> int:
@@ -58,12 +65,12 @@ class JointStates(nn.Module):
         return state + action
 
     def state_features(self, state: Float[Tensor, "*n s"]) -> Float[Tensor, "*n f"]:
-        turning, limited = state[..., self.periodic], state[..., self.limited]
-        low, high = self.low[self.limited], self.high[self.limited]
-        scaled = (2 * (limited - low) / (high - low) - 1).clamp(-1, 1)
-        phase = torch.cat([turning, 0.5 * math.pi * scaled], dim=-1)
-        waves = (phase[..., None] * torch.arange(1, FREQUENCIES + 1, device=phase.device)).flatten(-2)
-        return torch.cat([waves.cos(), waves.sin(), scaled], dim=-1)
+        scaled = (2 * (state - self.low) / (self.high - self.low) - 1).clamp(-1, 1)
+        held = self.low + 0.5 * (scaled + 1) * (self.high - self.low)
+        angles = torch.where(self.free, state, torch.where(self.angular, held, 0.5 * math.pi * scaled))
+        angles = torch.cat([angles, angles.cumsum(-1)[..., 1:]], dim=-1)
+        waves = (angles[..., None] * torch.tensor(FREQUENCIES, device=angles.device)).flatten(-2)
+        return torch.cat([waves.cos(), waves.sin(), scaled[..., self.limited]], dim=-1)
 
     def action_features(
         self, action: Float[Tensor, "*n a"], state: Float[Tensor, "*n s"]
