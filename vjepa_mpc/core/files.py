@@ -99,6 +99,9 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
                     os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                file.chmod(0o666 & ~umask)  # some writers make private files
         temporary.chmod(0o777 & ~umask)
         old = target.with_name(f".{target.name}.old")
         if target.exists():
