@@ -33,12 +33,12 @@ class PredictorSettings:
     width: int = 128
     depth: int = 4
     heads: int = 2
-    stride: int = 4
-    frames: int = 4
+    stride: int = 10
+    frames: int = 2
     history: int = 1
-    rollout_steps: int = 3
+    rollout_steps: int = 0
     rollout_weight: float = 1.0
-    l2: bool = False
+    l2: bool = True
     residual: bool = True
 
     def __post_init__(self) -> None:

@@ -194,7 +194,7 @@ def test_what_cannot_be_calibrated_is_refused_before_training(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "changes",
-    [{"history": 3}, {"history": 0}, {"rollout_steps": 3}, {"rollout_steps": 0}, {"stride": 0}, {"grid": 0},
+    [{"history": 3}, {"history": 0}, {"rollout_steps": 3}, {"rollout_steps": -1}, {"stride": 0}, {"grid": 0},
      {"heads": 0}],
 )  # fmt: skip
 def test_impossible_settings_are_refused(changes: dict[str, int]) -> None:
