@@ -129,14 +129,16 @@ class Controller:
         context, state = self._remember(latent, pose, state)
         cost = PlanningCost(model, context, self._terms(), self._constraints(), chunk=settings.chunk)
         init = self._init(state)
+        here = float(latent_distance(latent, self.goal))
+        threshold = model.config.calibration.reached_cost if model.config.calibration else 0.0
         plan = self.planner.plan(cost, init, budget=settings.budget, generators=[self.generator])
         with torch.no_grad():
             parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
-        here = float(latent_distance(latent, self.goal))
-        threshold = model.config.calibration.reached_cost if model.config.calibration else 0.0
         reached_for = state.reached_for + 1 if here <= threshold else 0
         robot = model.config.robot
         first = plan.actions[0, 0].double().cpu().numpy()
+        if here <= float(parts["goal"]) and here <= threshold:
+            first = np.zeros_like(first)  # seen to be there: no future that is only imagined is worth leaving for
         decision = Decision(
             # A model step may ask for more than one control step can do: as much of it as can be, at once.
             action=np.clip(first, robot.action_low, robot.action_high),
