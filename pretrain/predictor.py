@@ -27,7 +27,8 @@ class PredictorSettings:
     """`frames` per clip; `history` frames begin a rollout of `rollout_steps` predictions (0: none); its loss
     counts `rollout_weight`. `l2`: squared instead of absolute error. `grid`: latents pooled to grid x grid.
     `stride`: control steps a model step spans; its action is their sum. A few long steps see as far ahead
-    as many short ones, at a fraction of the cost. `residual`: predict the change of the latents."""
+    as many short ones, at a fraction of the cost. `residual`: predict the change of the latents.
+    `centre`: take each picture's mean over its patches out of the latents."""
 
     grid: int = 4
     width: int = 128
@@ -40,6 +41,7 @@ class PredictorSettings:
     rollout_weight: float = 1.0
     l2: bool = True
     residual: bool = True
+    centre: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.history < self.frames:

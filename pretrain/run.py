@@ -192,7 +192,7 @@ def new_world_model(
         camera=camera,
         preparation=preparation,
         encoder=encoder.describe(),
-        latent=LatentConfig(encoder.grid, settings.grid, encoder.dim),
+        latent=LatentConfig(encoder.grid, settings.grid, encoder.dim, centre=settings.centre),
         predictor=PredictorConfig(
             grid_height=settings.grid,
             grid_width=settings.grid,

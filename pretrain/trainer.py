@@ -21,11 +21,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vjepa_mpc.core.errors import InputError, NotFiniteError, first_line
+from vjepa_mpc.core.errors import InputError, NotFiniteError, first_line, unknown_name
 from vjepa_mpc.core.files import atomic_path
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+OPTIMIZERS = ("adamw", "muon")
 
 
 @runtime_checkable
@@ -58,6 +59,7 @@ class TrainSettings:
 
     The learning rate rises linearly over `warmup` steps, stays, and falls linearly to zero over the last
     `cooldown` share of the run (V-JEPA 2-AC's warm-up, constant, decay). `weight_decay` spares 1-D tensors.
+    `optimizer`: "adamw" (V-JEPA's), or "muon" for the matrices inside repeated blocks and AdamW for the rest.
     """
 
     steps: int | None = None
@@ -66,6 +68,7 @@ class TrainSettings:
     lr: float = 1e-3
     warmup: int = 200
     cooldown: float = 0.3
+    optimizer: str = "adamw"
     weight_decay: float = 0.04
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
@@ -83,6 +86,8 @@ class TrainSettings:
             raise InputError("The batch must hold at least one clip.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"The learning rate must be positive, got {self.lr}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.checkpoint_every < 1 or self.log_every < 1:
             raise InputError("Checkpoints and log rows come every so many steps: give at least 1.")
 
@@ -114,14 +119,31 @@ def learning_rate(step: int, total: int | None, settings: TrainSettings) -> floa
     return settings.lr * rise * fall
 
 
-def make_optimiser(modules: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the parameters that require gradients; biases and norms are not decayed."""
+def make_optimisers(modules: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """Optimisers that share the parameters which require gradients; biases and norms are not decayed.
+
+    Muon (Jordan et al. 2024; steps of AdamW's size after Liu et al. 2025, arXiv:2502.16982, section 2.2) is
+    for the matrices between hidden layers: those of repeated blocks (`nn.ModuleList`). What reads the input
+    or writes the output stays with AdamW.
+    """
+    hidden: set[int] = set()
+    if settings.optimizer == "muon":
+        blocks = [module for module in modules.modules() if isinstance(module, nn.ModuleList)]
+        hidden = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
     trained = [p for p in modules.parameters() if p.requires_grad]
+    plain = [p for p in trained if id(p) not in hidden]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in plain if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in plain if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)]
+    matrices = [p for p in trained if id(p) in hidden]
+    if matrices:
+        muon = torch.optim.Muon(
+            matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimisers.append(muon)
+    return optimisers
 
 
 @contextmanager
@@ -154,7 +176,7 @@ class Trainer:
         self, learner: Learner, settings: TrainSettings, folder: Path, device: torch.device
     ) -> None:
         self.learner, self.settings, self.folder, self.device = learner, settings, folder, device
-        self.optimiser = make_optimiser(learner.modules, settings)
+        self.optimisers = make_optimisers(learner.modules, settings)
         self.step = 0
         self.total = settings.steps
         self.figures: dict[str, float] = {}
@@ -203,11 +225,12 @@ class Trainer:
     def _optimise(self, batch: Any, log: Any, curves: Any) -> None:
         settings = self.settings
         rate = learning_rate(self.step, self.total, settings)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16) if settings.bf16 else nullcontext():
             loss, figures = self.learner.loss(batch, self.step)
-        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         trained = [p for p in self.learner.modules.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(trained, settings.clip)
@@ -215,7 +238,8 @@ class Trainer:
         self._latest = loss.detach() + norm
         if logging:
             self._check_finite()
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.learner.after_step(self.step)
         if logging:
             row = {"step": self.step, "loss": loss.detach(), "lr": rate, "grad_norm": norm, **figures}
@@ -247,7 +271,7 @@ class Trainer:
                     "total": self.total,
                     "seconds": self.seconds,
                     "modules": self.learner.modules.state_dict(),
-                    "optimiser": self.optimiser.state_dict(),
+                    "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
                 },
                 temporary,
             )
@@ -257,7 +281,8 @@ class Trainer:
         try:
             saved = torch.load(path, map_location=self.device, weights_only=True)
             self.learner.modules.load_state_dict(saved["modules"])
-            self.optimiser.load_state_dict(saved["optimiser"])
+            for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+                optimiser.load_state_dict(state)
             self.step, self.total, self.seconds = saved["step"], saved["total"], saved.get("seconds", 0.0)
         except Exception as error:  # torch raises a dozen kinds for files that cannot be read
             reason = first_line(error)

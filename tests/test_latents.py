@@ -85,3 +85,14 @@ def test_statistics_travel_with_the_weights() -> None:
     space.fit(torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)), one_episode(20))
     other.load_state_dict(space.state_dict())
     assert torch.equal(other(tokens(2, 2)), space(tokens(2, 2)))
+
+
+def test_centred_latents_do_not_see_what_all_positions_share() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pooled = torch.randn(60, 4, 3, generator=generator)
+    shared = 50 * torch.randn(60, 1, 3, generator=generator)
+    space = LatentSpace(LatentConfig(2, 2, 3, centre=True))
+    space.fit(pooled, one_episode(60))
+    torch.testing.assert_close(space.standardise(pooled + shared), space.standardise(pooled), atol=1e-4, rtol=0)
+    by_hand = pooled - pooled.mean(1, keepdim=True)
+    torch.testing.assert_close(space.standardise(pooled), (by_hand - by_hand.mean(0)) / by_hand.std(0))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +72,9 @@ def problem(
     return context, draw(problems, candidates, horizon, 3)
 
 
-def uncached(predictor: ActionConditionedPredictor, context: Context, actions: Tensor) -> Rollout:
+def uncached(
+    predictor: ActionConditionedPredictor, context: Context, actions: Tensor, maps: Mapping[str, Any] = MAPS
+) -> Rollout:
     """The whole trajectory through `forward` again at every step; every candidate apart."""
     all_latents, all_states = [], []
     for b in range(actions.shape[0]):
@@ -79,9 +83,9 @@ def uncached(predictor: ActionConditionedPredictor, context: Context, actions: T
             known = context.actions[b : b + 1]
             for t in range(actions.shape[2]):
                 known = torch.cat((known, actions[b : b + 1, n, t : t + 1]), dim=1)
-                features = MAPS["action_features"](known, states), MAPS["state_features"](states)
+                features = maps["action_features"](known, states), maps["state_features"](states)
                 latents = torch.cat((latents, norm(predictor(latents, *features)[:, -1:])), dim=1)
-                states = torch.cat((states, step_state(states[:, -1:], known[:, -1:])), dim=1)
+                states = torch.cat((states, maps["integrate"](states[:, -1:], known[:, -1:])), dim=1)
             all_latents.append(latents[0, -actions.shape[2] :])
             all_states.append(states[0, -actions.shape[2] :])
     shape = actions.shape[:2]
@@ -209,6 +213,20 @@ def test_golden_rollout(name: str, past: int) -> None:
     assert found.latents.shape[2] == horizon
     torch.testing.assert_close(found.latents[:, 0], wanted[:, past:], rtol=0, atol=1e-4)
     torch.testing.assert_close(found.states[:, 0], states[:, past + 1 :], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["ac_tiny", "ac_wide"])
+def test_cached_equals_uncached_in_float32_with_reference_weights(name: str, grad: bool) -> None:
+    predictor, z = golden(name)
+    frames = z["predictor_in"].unflatten(1, (-1, predictor.config.patches))[:, :2]
+    context = Context(frames, z["rollout_states"][:, :2], z["actions"][:, :1])
+    actions = z["actions"][:, None, 1:]
+    with torch.set_grad_enabled(grad):
+        found = rollout(predictor, context, actions, chunk=4, **REFERENCE)
+    with torch.no_grad():
+        wanted = uncached(predictor, context, actions, REFERENCE)
+    torch.testing.assert_close(found.latents, wanted.latents, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ac_tiny", "ac_tiny_extrinsics"])

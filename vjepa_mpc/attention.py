@@ -15,6 +15,8 @@ def attend(
     mask: Tensor | None = None,
 ) -> Float[Tensor, "b n heads head_dim"]:
     """Scaled dot-product attention; `mask` is added to the scores."""
+    # Under autocast the rotation (float32 tables) leaves queries and keys wider than the values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
     if not slow:

@@ -20,12 +20,16 @@ from vjepa_mpc.encoder import LAYER_NORM_EPS
 @dataclass(frozen=True)
 class LatentConfig:
     """`encoder_grid` patches a side, average-pooled to `grid` a side; `dim` channels. `standardise`: per
-    position and channel, with statistics of the training frames that are stored with the weights."""
+    position and channel, with statistics of the training frames that are stored with the weights. `centre`:
+    before that, each picture's mean over its positions is taken away. What all positions share (how much of
+    the picture the arm covers, by way of its contrast) says little of where things are, and would outweigh it
+    in a distance."""
 
     encoder_grid: int
     grid: int
     dim: int
     standardise: bool = True
+    centre: bool = False
 
     def __post_init__(self) -> None:
         if self.grid < 1 or self.encoder_grid % self.grid:
@@ -62,8 +66,15 @@ class LatentSpace(nn.Module):
         return maps.mean(dim=(2, 4)).flatten(1, 2)
 
     def forward(self, tokens: Float[Tensor, "n patches d"]) -> Float[Tensor, "n p d"]:
-        latents = self.pool(tokens)
+        return self.standardise(self.pool(tokens))
+
+    def standardise(self, pooled: Float[Tensor, "n p d"]) -> Float[Tensor, "n p d"]:
+        """Pooled tokens (what caches hold) as predictor and cost see them."""
+        latents = self._centred(pooled)
         return (latents - self.mean) / self.std if self.config.standardise else latents
+
+    def _centred(self, pooled: Float[Tensor, "n p d"]) -> Float[Tensor, "n p d"]:
+        return pooled - pooled.mean(dim=1, keepdim=True) if self.config.centre else pooled
 
     def renormalise(self, prediction: Float[Tensor, "*batch p d"]) -> Float[Tensor, "*batch p d"]:
         """Put a prediction back on the space: layer norm as V-JEPA 2-AC does, nothing once standardised."""
@@ -78,7 +89,7 @@ class LatentSpace(nn.Module):
         so that what an action can change has unit size, whatever the looks that differ between episodes.
         Channels that hardly vary keep std 1 (divided by their own tiny deviation they would be noise).
         """
-        pooled = pooled.float()
+        pooled = self._centred(pooled.float())
         _, group, count = episodes.unique(return_inverse=True, return_counts=True)
         centres = pooled.new_zeros(len(count), *pooled.shape[1:]).index_add_(0, group, pooled)
         centres /= count[:, None, None]

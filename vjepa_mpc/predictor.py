@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vjepa_mpc.attention import attend
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.rotary import rotary_tables, rotate
 
@@ -106,19 +107,6 @@ class KeyValues:
         return cache
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention over [b, tokens, heads, head_dim]; `mask` is added to the scores."""
-    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
-    if not slow:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
-    # The fused kernel's bfloat16 backward on CPUs took 2 to 6 times as long at our sizes (torch 2.13).
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT
-    if mask is not None:
-        scores = scores + mask
-    return (scores.float().softmax(-1).to(value.dtype) @ value).transpose(1, 2)
-
-
 class _Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -132,7 +120,7 @@ class _Attention(nn.Module):
         value = qkv[:, :, 2 * self.heads :]
         if cache is not None:
             key, value = cache.extend(key, value)
-        return self.proj(_attend(query, key, value, mask).flatten(2))
+        return self.proj(attend(query, key, value, mask).flatten(2))
 
 
 class _Mlp(nn.Module):

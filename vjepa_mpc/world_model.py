@@ -115,8 +115,7 @@ class WorldModel(nn.Module):
 
     def standardise(self, pooled: Float[Tensor, "n p d"]) -> Float[Tensor, "n p d"]:
         """Pooled latents onto the space that predictor and cost use."""
-        space = self.latent_space
-        return (pooled - space.mean) / space.std if space.config.standardise else pooled
+        return self.latent_space.standardise(pooled)
 
     def rollout(
         self, context: Context, actions: Float[Tensor, "b n h a"], *, chunk: int = 256

@@ -15,7 +15,7 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import encode_clips
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain.data import ClipBatches
-from vjepa_mpc.pretrain.trainer import make_optimiser
+from vjepa_mpc.pretrain.trainer import make_optimisers
 from vjepa_mpc.pretrain.vjepa import EncoderSize, VJepaBatch, VJepaLearner, VJepaSettings
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def gradients(learner: VJepaLearner, batch: VJepaBatch) -> None:
 
 def test_the_loss_falls(clips: ClipDataset) -> None:
     one = learner(clips)
-    optimiser = make_optimiser(one.modules, training())
+    (optimiser,) = make_optimisers(one.modules, training())
     losses = []
     for step in range(40):
         loss, figures = one.loss(one.batch(step), step)

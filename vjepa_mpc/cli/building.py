@@ -117,7 +117,7 @@ def make_planner(
 
 
 CEM_DEFAULTS: dict[str, Any] = {
-    "samples": 64,
+    "samples": 192,
     "elites": 8,
     "iterations": 4,
     "noise_exponent": 2.0,

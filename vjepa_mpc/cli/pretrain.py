@@ -13,6 +13,7 @@ def pretrain(
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 60 when neither is given."),
     batch: int = typer.Option(64, help="Clips a step."),
+    optimizer: str = typer.Option("adamw", help="muon (for the matrices of hidden layers) or adamw."),
     lr: float = typer.Option(1e-3, help="Peak learning rate."),
     warmup: int = typer.Option(100, help="Steps of linear warm-up."),
     seed: int = typer.Option(0, min=0, help="Seed of weights, clips and masks."),
@@ -53,7 +54,7 @@ def pretrain(
         size=size, frames=frames, stride=stride, contrast=contrast, still=still, ema=ema, sigreg_weight=sigreg
     )
     training = TrainSettings(
-        steps=steps, minutes=minutes, batch=batch, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
+        steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
     with training_progress("pretraining") as (progress, caching):

@@ -16,7 +16,8 @@ def train(
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 30 when neither is given."),
     batch: int = typer.Option(256, help="Clips a step."),
-    lr: float = typer.Option(1e-3, help="Peak learning rate."),
+    optimizer: str = typer.Option("muon", help="muon (for the matrices of hidden layers) or adamw."),
+    lr: float = typer.Option(3e-3, help="Peak learning rate."),
     warmup: int = typer.Option(50, help="Steps of linear warm-up."),
     seed: int = typer.Option(0, min=0, help="Seed of weights and clips."),
     grid: int = typer.Option(4, help="Latents are pooled to grid x grid."),
@@ -29,6 +30,7 @@ def train(
     rollout: int = typer.Option(0, help="Steps of the rollout loss; 0 for none."),
     l2: bool = typer.Option(True, "--l2/--l1", help="Squared or absolute error."),
     residual: bool = typer.Option(True, "--residual/--absolute", help="Predict the change of the latents, or them."),
+    centre: bool = typer.Option(True, "--centre/--as-is", help="Take each picture's mean out of its latents."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -50,10 +52,10 @@ def train(
         minutes = 30.0
     settings = PredictorSettings(
         grid=grid, width=width, depth=depth, heads=heads, stride=stride, frames=frames, history=history,
-        rollout_steps=rollout, l2=l2, residual=residual,
+        rollout_steps=rollout, l2=l2, residual=residual, centre=centre,
     )  # fmt: skip
     training = TrainSettings(
-        steps=steps, minutes=minutes, batch=batch, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
+        steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
     with training_progress("training") as (progress, caching):
