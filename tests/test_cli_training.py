@@ -64,7 +64,7 @@ def test_from_a_store_to_a_model_and_again(store: Path, tmp_path: Path, leave: L
     assert result["finished"] and result["step"] == 2 and Path(result["result"], "config.json").is_file()
     code, out, err = leave(*line)
     assert code == 0 and json.loads(out)["step"] == 2
-    refused(leave(*line, "--lr", 0.5), "training.lr: 0.001 there, 0.5 asked for")
+    refused(leave(*line, "--lr", 0.5), "training.lr: 0.003 there, 0.5 asked for")
     refused(leave(*line, "--encoder", "pixels"), "encoder: ")
 
 
