@@ -120,7 +120,8 @@ def pretrain_encoder(
     """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder)."""
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
-    begin(out, "pretrain", {"objective": asdict(settings), "training": asdict(training), "data": store.content_hash()})
+    asked = {"objective": asdict(settings), "training": asdict(training), "camera": camera}
+    begin(out, "pretrain", {**asked, "data": store.content_hash()})
     frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
     preparation = ImagePreparation(size=settings.size.picture, contrast=settings.contrast)
     clips = ClipDataset(
@@ -237,6 +238,8 @@ def train_world_model(
         {
             "predictor": asdict(settings),
             "training": asdict(training),
+            "camera": camera,
+            "preparation": preparation.to_dict(),
             "encoder": encoder_hash,
             "data": store.content_hash(),
         },
@@ -318,7 +321,7 @@ def _fit_latent_space(space: LatentSpace, latents: LatentCache, store: ZarrStore
     """Statistics over at most 20,000 frames, evenly spread over the training episodes."""
     ends = store.lengths().cumsum()
     rows = torch.cat([torch.arange(int(ends[i] - store.lengths()[i]), int(ends[i])) for i in episodes])
-    rows = rows[:: max(1, len(rows) // 20_000)]
+    rows = rows[:: max(1, -(-len(rows) // 20_000))]
     numbers = torch.from_numpy(ends.searchsorted(rows.numpy(), side="right")).to(space.mean.device)
     space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device), numbers)
 

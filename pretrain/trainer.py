@@ -80,8 +80,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise InputError("Give either --steps or --minutes, not both and not neither.")
-        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
-            raise InputError("Training needs at least one step, or more than 0 minutes.")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"Training needs at least one step, not {self.steps}.")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise InputError(f"Training needs more than 0 minutes and an end, not {self.minutes}.")
         if self.batch < 1:
             raise InputError("The batch must hold at least one clip.")
         if not (math.isfinite(self.lr) and self.lr > 0):

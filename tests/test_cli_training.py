@@ -148,8 +148,12 @@ def test_a_number_that_is_none_is_a_sentence_too(
     assert "Error: The loss or its gradient became" in err and "lower --lr" in err
 
 
-def test_evaluation_resumes_and_tells_models_apart(tiny_model: Path, tmp_path: Path, leave: Leave) -> None:
+def test_evaluation_resumes_and_tells_models_apart(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: Leave
+) -> None:
     from tiny_world import save_tiny_model
+
+    from vjepa_mpc.cli.building import CEM_DEFAULTS
 
     line = (
         "evaluate", "--model", tiny_model, "--pairs", 1, "--samples", 4, "--elites", 2, "--iterations", 1,
@@ -175,6 +179,9 @@ def test_evaluation_resumes_and_tells_models_apart(tiny_model: Path, tmp_path: P
     _perturb(model / "model.safetensors")
     assert leave(*again)[0] == 0
     assert len(list((tmp_path / "out").glob("*.jsonl"))) == 6
+    monkeypatch.setitem(CEM_DEFAULTS, "noise_exponent", 0.0)  # a later version may have other defaults
+    assert leave(*again)[0] == 0
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == 7
 
 
 def _perturb(weights: Path) -> None:

@@ -96,3 +96,8 @@ def test_centred_latents_do_not_see_what_all_positions_share() -> None:
     torch.testing.assert_close(space.standardise(pooled + shared), space.standardise(pooled), atol=1e-4, rtol=0)
     by_hand = pooled - pooled.mean(1, keepdim=True)
     torch.testing.assert_close(space.standardise(pooled), (by_hand - by_hand.mean(0)) / by_hand.std(0))
+
+
+def test_a_single_position_cannot_be_centred() -> None:
+    with pytest.raises(InputError, match="raise the grid"):
+        LatentConfig(6, 1, 5, centre=True)

@@ -6,6 +6,7 @@ from step to step is a `ControllerState` that is passed in and returned.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class ControlSettings:
     def __post_init__(self) -> None:
         if self.horizon < 1:
             raise InputError(f"The horizon must be at least 1 step, got {self.horizon}.")
+        if not 0 <= self.running < math.inf:
+            raise InputError(f"The weight of earlier frames must be at least 0 and finite, got {self.running}.")
         if self.hold_steps < 1:
             raise InputError(f"The goal must be held for at least 1 step, got {self.hold_steps}.")
 
@@ -137,8 +140,11 @@ class Controller:
         reached_for = state.reached_for + 1 if here <= threshold else 0
         robot = model.config.robot
         first = plan.actions[0, 0].double().cpu().numpy()
+        kept = plan.actions[0]
         if here <= float(parts["goal"]) and here <= threshold:
             first = np.zeros_like(first)  # seen to be there: no future that is only imagined is worth leaving for
+            if model.config.stride == 1:  # the next start drops one action: let it be the hold, not the plan's first
+                kept = torch.cat([torch.zeros_like(kept[:1]), kept[:-1]])
         decision = Decision(
             # A model step may ask for more than one control step can do: as much of it as can be, at once.
             action=np.clip(first, robot.action_low, robot.action_high),
@@ -148,7 +154,7 @@ class Controller:
             reached=reached_for >= settings.hold_steps,
             cost=cost,
         )
-        return decision, ControllerState(state.latents, state.states, state.actions, plan.actions[0], reached_for)
+        return decision, ControllerState(state.latents, state.states, state.actions, kept, reached_for)
 
     def applied(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
         """Note the action that the robot truly applied, for the next step's history."""

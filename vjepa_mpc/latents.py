@@ -38,6 +38,9 @@ class LatentConfig:
                 f"{self.grid}x{self.grid}; choose a divisor of {self.encoder_grid}."
             )
 
+        if self.centre and self.grid == 1:
+            raise InputError("A single position is nothing without its mean; raise the grid or leave centring out.")
+
     @property
     def positions(self) -> int:
         return self.grid * self.grid

@@ -95,7 +95,10 @@ def describe(setting: Setting) -> dict[str, Any]:
             "action_units": list(robot.action_units),
             "state_names": list(robot.state_names),
             "state_units": list(robot.state_units),
+            "action_low": list(robot.action_low),
+            "action_high": list(robot.action_high),
             "control_period_s": robot.control_period_s,
+            "control_steps_a_model_step": config.stride,
         },
         "settings": {
             "planner": type(controller.planner).__name__,
@@ -158,6 +161,7 @@ def single_record(
         },
         "latent_cost": decision.latent_cost,
         "looks_reached": decision.latent_cost <= trained_cost(setting.controller.model),
+        "wanted": decision.action.tolist(),
         "actions": decision.plan.actions[0].double().cpu().tolist(),
         "planned_cost": _finite(float(decision.plan.cost[0])),
         "costs": {name: _finite(value) for name, value in decision.terms.items()},

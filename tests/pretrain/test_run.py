@@ -226,6 +226,14 @@ def test_calibration_by_hand(trained: Path) -> None:
     assert found.goal_score == pytest.approx(float(scores.quantile(0.999)))
 
 
+def test_every_held_out_episode_has_its_say_in_the_goal_score(trained: Path) -> None:
+    model = WorldModel.from_pretrained(trained / "model")
+    states = torch.from_numpy(np.random.default_rng(0).uniform(-0.1, 0.1, (250, 2))).float()  # 31,125 pairs
+    found = calibrate(model, [(states[:, None], states), (100 * states[:, None], states)])
+    assert found.goal_score > 50 * float(states.square().mean(-1).sqrt().max())
+
+
+
 def test_the_store_tells_the_robot(store: Path) -> None:
     opened = ZarrStore.open(store)
     robot = robot_of(opened)

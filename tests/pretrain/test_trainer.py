@@ -389,6 +389,7 @@ def test_seconds_add_up_over_resumed_runs(tmp_path: Path) -> None:
     "wrong",
     [
         {"minutes": 1.0}, {"steps": None}, {"steps": 0}, {"steps": None, "minutes": 0.0}, {"batch": 0}, {"lr": 0.0},
+        {"steps": None, "minutes": math.nan}, {"steps": None, "minutes": math.inf},
         {"lr": math.nan}, {"checkpoint_every": 0}, {"log_every": 0},
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ def evaluate(
     elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem)."),
     running: float = typer.Option(1.0, help="Weight of imagined frames before the last."),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
-    seed: int = typer.Option(0, min=0, help="Seed of planner and floors."),
+    seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
     workers: int = typer.Option(1, help="Processes, or Ray actors with --ray-address."),
     threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
@@ -33,12 +33,14 @@ def evaluate(
     json_output: bool = typer.Option(False, "--json", help="Print the results as JSON."),
 ) -> None:
     """Success of world models on frozen start/goal pairs, with floors, ceiling and intervals."""
+    from dataclasses import asdict
     from functools import partial
 
     from vjepa_mpc.cli.building import choose_device, control_settings, load_model, make_planner
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import ArenaSetup, NoOpPolicy, PlannedPolicy, RandomPolicy, ScriptedPolicy
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
+    from vjepa_mpc.planning import trained
     from vjepa_mpc.robots.factory import make_robot
     from vjepa_mpc.robots.tasks import ReachTask, load_manifest
 
@@ -46,20 +48,28 @@ def evaluate(
     frozen = load_manifest(manifest, task)
     target = choose_device(device)
     policies: dict[str, Any] = {}
-    weights: dict[str, str] = {}  # so that a resumed run never mixes two trainings of one folder
+    played: dict[str, dict[str, Any]] = {}  # what an episode depends on: a resumed run never mixes two of them
+    robots: dict[str, Any] = {}
     sources: list[str | None] = [*model] or [None]
     for source in sources:
         world = load_model(source, target)
+        trained(world, source or "the shipped model")
         world.check_fits(task.spec)
         settings = control_settings(world, horizon=horizon, running=running)
-        optimiser = make_planner(planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites)
-        weights[source or "shipped"] = weights_hash(world)
-        policies[source or "shipped"] = partial(PlannedPolicy, world, optimiser, settings, source or "shipped")
+        optimiser: Any = make_planner(
+            planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites
+        )
+        name = source or "shipped"
+        policies[name] = partial(PlannedPolicy, world, optimiser, settings, name)
+        played[name] = {
+            "weights": weights_hash(world), "control": asdict(settings), "planner": asdict(optimiser.settings),
+        }  # fmt: skip
+        size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
+        robots[name] = partial(make_robot, task.robot, backend=backend, camera_size=size)
     if floors:
         policies |= {"random": partial(RandomPolicy, task.spec), "no-op": partial(NoOpPolicy, task.spec)}
         policies["scripted (ceiling)"] = partial(ScriptedPolicy, task)
-    size = next(iter(task.spec.cameras.values())).height
-    robot: Any = partial(make_robot, task.robot, backend=backend, camera_size=size)
+    plain: Any = partial(make_robot, task.robot, backend=backend)  # floors and ceiling look at no picture
     executor: Any = LocalExecutor(workers, threads)
     if ray or ray_address:
         executor = RayExecutor(workers, ray_address, threads=threads)
@@ -70,7 +80,8 @@ def evaluate(
     }  # fmt: skip
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
     for name, policy in policies.items():
-        run.play(name, weights.get(name, ""), frozen, ArenaSetup(robot, policy, task, seed), executor, pairs)
+        arena = ArenaSetup(robots.get(name, plain), policy, task, seed)
+        run.play(name, played.get(name), frozen, arena, executor, pairs)
     run.close()
 
 
@@ -85,7 +96,13 @@ class _Run:
         if out is not None:
             begin(out, "evaluate", options)
 
-    def play(self, name: str, weights: str, manifest: Any, setup: Any, executor: Any, pairs: int | None) -> None:
+    def play(
+        self, name: str, played: dict[str, Any] | None, manifest: Any, setup: Any, executor: Any, pairs: int | None
+    ) -> None:
+        """`played`: weights, control and planner settings of a model, by which its episodes are kept apart."""
+        import hashlib
+        import json
+
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,7 +110,8 @@ class _Run:
         from vjepa_mpc.evaluation import summarise
 
         total = len(manifest.pairs) if pairs is None else min(pairs, len(manifest.pairs))
-        log = None if self.out is None else self.out / f"episodes-{_plain(f'{name} {weights[:8]}')}.jsonl"
+        key = hashlib.sha256(json.dumps(played, sort_keys=True).encode()).hexdigest()[:8] if played else ""
+        log = None if self.out is None else self.out / f"episodes-{_plain(f'{name} {key}')}.jsonl"
         columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("held {task.fields[held]}, left:"))
         held = 0
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
@@ -105,7 +123,7 @@ class _Run:
                 bar.update(task, advance=1, held=held)
 
             results = play(manifest, setup, executor, pairs=pairs, log=log, on_result=on_result)
-        self.rows[name] = summarise(results)
+        self.rows[name] = summarise(results) | (played or {})
 
     def close(self) -> None:
         import json

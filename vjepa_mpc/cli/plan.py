@@ -36,7 +36,9 @@ def plan(
     elites: int | None = typer.Option(
         None, help="Candidates that make the next distribution (cem).", rich_help_panel=PLANNING
     ),
-    seed: int = typer.Option(0, min=0, help="Of the planner, and of a start that is drawn.", rich_help_panel=PLANNING),
+    seed: int = typer.Option(
+        0, min=0, max=2**32, help="Of the planner, and of a start that is drawn.", rich_help_panel=PLANNING
+    ),
     device: str = typer.Option("auto", help="auto, cpu or cuda.", rich_help_panel=PLANNING),
     threads: int | None = typer.Option(
         None, min=1, help="Torch threads (default: the cores this process may use).", rich_help_panel=PLANNING

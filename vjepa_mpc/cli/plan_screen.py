@@ -60,10 +60,12 @@ class Screen:
 
         robot = record["robot"]
         pairs = zip(robot["action_names"], robot["action_units"], strict=True)
-        table = Table("step", *(f"{name} ({unit})" for name, unit in pairs))
+        span = robot["control_steps_a_model_step"]
+        table = Table("step" if span == 1 else f"{span} control steps", *(f"{name} ({unit})" for name, unit in pairs))
         for step, action in enumerate(record["actions"]):
             table.add_row(str(step), *(f"{value:+.4f}" for value in action))
         self.results.print(table)
+        self.results.print(f"To be sent now: {', '.join(f'{value:+.4f}' for value in record['wanted'])}.")
         cost = record["planned_cost"]
         predicted = "rejected" if cost is None else f"{cost:.4f}"
         self.results.print(f"Latent cost now {record['latent_cost']:.4f}, predicted {predicted}.", markup=False)

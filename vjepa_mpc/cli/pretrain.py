@@ -16,7 +16,7 @@ def pretrain(
     optimizer: str = typer.Option("adamw", help="muon (for the matrices of hidden layers) or adamw."),
     lr: float = typer.Option(1e-3, help="Peak learning rate."),
     warmup: int = typer.Option(100, help="Steps of linear warm-up."),
-    seed: int = typer.Option(0, min=0, help="Seed of weights, clips and masks."),
+    seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights, clips and masks."),
     width: int = typer.Option(128, help="Encoder width."),
     depth: int = typer.Option(6, help="Encoder layers."),
     heads: int = typer.Option(2, help="Encoder heads."),

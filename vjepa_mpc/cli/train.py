@@ -19,7 +19,7 @@ def train(
     optimizer: str = typer.Option("muon", help="muon (for the matrices of hidden layers) or adamw."),
     lr: float = typer.Option(3e-3, help="Peak learning rate."),
     warmup: int = typer.Option(50, help="Steps of linear warm-up."),
-    seed: int = typer.Option(0, min=0, help="Seed of weights and clips."),
+    seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and clips."),
     grid: int = typer.Option(4, help="Latents are pooled to grid x grid."),
     width: int = typer.Option(128, help="Predictor width."),
     depth: int = typer.Option(4, help="Predictor layers."),
