@@ -122,7 +122,7 @@ CEM_DEFAULTS: dict[str, Any] = {
     "iterations": 4,
     "noise_exponent": 2.0,
 }
-"""Chosen on the `dev` manifest: docs/experiments.md."""
+"""As docs/experiments.md says under "Planner and cost"."""
 
 
 
