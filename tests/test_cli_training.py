@@ -125,6 +125,13 @@ def test_bad_input_is_one_sentence(
     refused(leave(*(places.get(argument, argument) for argument in arguments)), words)  # type: ignore[call-overload]
 
 
+def test_a_model_whose_training_never_ended_is_not_evaluated(tmp_path: Path, leave: Leave) -> None:
+    from tiny_world import save_tiny_model
+
+    model = save_tiny_model(tmp_path / "model", calibration=None)
+    refused(leave("evaluate", "--model", model, "--pairs", 1, "--backend", "rays"), "no calibration")
+
+
 def test_a_truncated_store_is_refused(tmp_path: Path, leave: Leave) -> None:
     broken = make_store(tmp_path / "broken.zarr")
     (broken / "zarr.json").write_bytes((broken / "zarr.json").read_bytes()[:40])

@@ -96,6 +96,39 @@ def test_a_longer_stride_keeps_what_is_left_of_the_block_under_way() -> None:
     torch.testing.assert_close(planner.inits[1], torch.tensor([[[0.45, -0.2], plan[1], plan[2]]]))
 
 
+def test_a_model_step_all_but_done_makes_room_for_the_next() -> None:
+    model, plan = solvable_model(stride=3), [[0.3, -0.29], [0.2, 0.1], [0.3, -0.2]]
+    planner = GivenPlans(plan)
+    loop = controller(planner, model)
+    _, state = loop.step(view(np.zeros(2)), ControllerState())
+    loop.step(view(np.zeros(2)), loop.applied(np.array([0.29, -0.3]), state))  # 0.01 left of the first
+    torch.testing.assert_close(planner.inits[1], torch.tensor([[plan[1], plan[2], [0.0, 0.0]]]))
+
+
+@pytest.mark.parametrize(
+    ("away", "planned", "stays"),
+    [
+        (0.01, 0.1, True),  # there, and the plan only leads away
+        (0.01, -0.01, False),  # there, but the plan leads nearer still
+        (0.1, 0.1, False),  # not there: a plan that looks worse is followed all the same
+    ],
+)
+def test_what_is_seen_to_be_there_is_not_left_for_a_worse_future(away: float, planned: float, stays: bool) -> None:
+    loop = controller(GivenPlans([[planned, planned]]), solvable_model(reached=0.02), horizon=1)
+    decision, _ = loop.step(view(GOAL + away), ControllerState())
+    np.testing.assert_allclose(decision.action, 0.0 if stays else planned, atol=1e-6)
+
+
+def test_after_staying_a_plan_of_stride_1_is_still_whole() -> None:
+    plan = [[0.1, 0.1], [0.2, 0.1], [0.3, -0.2]]
+    planner = GivenPlans(plan)
+    loop = controller(planner, solvable_model(reached=0.02))
+    decision, state = loop.step(view(GOAL), ControllerState())
+    assert not decision.action.any()
+    loop.step(view(GOAL), loop.applied(decision.action, state))
+    torch.testing.assert_close(planner.inits[1], torch.tensor([[plan[0], plan[1], [0.0, 0.0]]]))
+
+
 def test_at_the_start_the_one_view_is_repeated_with_actions_that_hold() -> None:
     planner = GivenPlans([[0.1, 0.2]])
     loop = controller(planner, solvable_model(history=3), horizon=1)
@@ -152,6 +185,12 @@ def test_a_horizon_longer_than_what_was_trained_is_refused(history: int, longest
 def test_counts_below_1_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="at least 1"):
         ControlSettings(**{name: 0})
+
+
+@pytest.mark.parametrize("running", [-1.0, float("nan"), float("inf")])
+def test_weights_that_would_turn_the_cost_round_are_refused(running: float) -> None:
+    with pytest.raises(InputError, match="at least 0 and finite"):
+        ControlSettings(running=running)
 
 
 @pytest.mark.parametrize(

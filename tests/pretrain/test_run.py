@@ -204,6 +204,17 @@ def test_impossible_settings_are_refused(changes: dict[str, int]) -> None:
         dataclasses.replace(PREDICTOR, **changes)
 
 
+def test_a_run_stays_with_its_camera(tmp_path: Path) -> None:
+    store = tmp_path / "two.zarr"
+    one = episode(0)
+    both = dataclasses.replace(one, images={"top": one.images["top"], "side": one.images["top"][:, ::-1]})
+    with ZarrStore.create(store, spec(cameras={"top": (SIZE, SIZE), "side": (SIZE, SIZE)})) as writer:
+        writer.extend([both] * 4)
+    pretrain_encoder(Source(store, "top"), tmp_path / "run", ENCODER, training(4), CPU, stop_at=2)
+    with pytest.raises(InputError, match="camera: top there, side asked for"):
+        pretrain_encoder(Source(store, "side"), tmp_path / "run", ENCODER, training(4), CPU)
+
+
 def test_calibration_by_hand(trained: Path) -> None:
     """Latents that are the states: the reached distance is the median error of states that are near."""
     model = WorldModel.from_pretrained(trained / "model")
@@ -231,7 +242,6 @@ def test_every_held_out_episode_has_its_say_in_the_goal_score(trained: Path) -> 
     states = torch.from_numpy(np.random.default_rng(0).uniform(-0.1, 0.1, (250, 2))).float()  # 31,125 pairs
     found = calibrate(model, [(states[:, None], states), (100 * states[:, None], states)])
     assert found.goal_score > 50 * float(states.square().mean(-1).sqrt().max())
-
 
 
 def test_the_store_tells_the_robot(store: Path) -> None:
