@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
+
 if TYPE_CHECKING:
     from vjepa_mpc.evaluation import EpisodeResult
 
@@ -14,11 +16,12 @@ if TYPE_CHECKING:
 def evaluate(
     manifest: str = typer.Option("dev", help="Shipped manifest (dev, test, dev-varied, test-varied) or a JSON file."),
     model: list[str] = typer.Option([], help="World model folder(s) or Hugging Face id(s); the shipped one if none."),
-    planner: str = typer.Option("cem", help="cem or gradient."),
+    planner: str = typer.Option("cem", help=PLANNER_HELP),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
-    samples: int | None = typer.Option(None, help="Candidates an iteration (starts of the gradient planner)."),
+    samples: int | None = typer.Option(None, help="Candidates an iteration (starts of gradient and lbfgs)."),
     iterations: int | None = typer.Option(None, help="Iterations of a plan."),
-    elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem)."),
+    elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem, icem, discrete)."),
+    settings: list[str] = typer.Option([], "--set", help=SET_HELP),
     running: float = typer.Option(1.0, help="Weight of imagined frames before the last."),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
@@ -36,7 +39,7 @@ def evaluate(
     from dataclasses import asdict
     from functools import partial
 
-    from vjepa_mpc.cli.building import choose_device, control_settings, load_model, make_planner
+    from vjepa_mpc.cli.building import check_planner, choose_device, control_settings, load_model, make_planner
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import ArenaSetup, NoOpPolicy, PlannedPolicy, RandomPolicy, ScriptedPolicy
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
@@ -44,6 +47,7 @@ def evaluate(
     from vjepa_mpc.robots.factory import make_robot
     from vjepa_mpc.robots.tasks import ReachTask, load_manifest
 
+    check_planner(planner)
     task = ReachTask()
     frozen = load_manifest(manifest, task)
     target = choose_device(device)
@@ -55,14 +59,14 @@ def evaluate(
         world = load_model(source, target)
         trained(world, source or "the shipped model")
         world.check_fits(task.spec)
-        settings = control_settings(world, horizon=horizon, running=running)
+        control = control_settings(world, horizon=horizon, running=running)
         optimiser: Any = make_planner(
-            planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites
+            planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites, settings=settings
         )
         name = source or "shipped"
-        policies[name] = partial(PlannedPolicy, world, optimiser, settings, name)
+        policies[name] = partial(PlannedPolicy, world, optimiser, control, name)
         played[name] = {
-            "weights": weights_hash(world), "control": asdict(settings), "planner": asdict(optimiser.settings),
+            "weights": weights_hash(world), "control": asdict(control), "planner": asdict(optimiser.settings),
         }  # fmt: skip
         size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
         robots[name] = partial(make_robot, task.robot, backend=backend, camera_size=size)
@@ -73,11 +77,13 @@ def evaluate(
     executor: Any = LocalExecutor(workers, threads)
     if ray or ray_address:
         executor = RayExecutor(workers, ray_address, threads=threads)
-    options = {
+    options: dict[str, Any] = {
         "manifest": frozen.sha256, "planner": planner, "horizon": horizon, "samples": samples,
         "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
         "device": target.type, "backend": backend,
     }  # fmt: skip
+    if settings:
+        options["set"] = list(settings)
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
     for name, policy in policies.items():
         arena = ArenaSetup(robots.get(name, plain), policy, task, seed)

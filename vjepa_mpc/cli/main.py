@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "pretrain": "vjepa_mpc.cli.pretrain:pretrain",
     "train": "vjepa_mpc.cli.train:train",
     "evaluate": "vjepa_mpc.cli.evaluate:evaluate",
+    "bench": "vjepa_mpc.cli.bench:app",
     "doctor": "vjepa_mpc.cli.doctor:doctor",
 }
 
