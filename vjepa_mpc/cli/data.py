@@ -7,7 +7,10 @@ from typing import Any
 
 import typer
 
-app = typer.Typer(help="Look at and check trajectory stores.", no_args_is_help=True)
+from vjepa_mpc.cli.data_import import import_log
+
+app = typer.Typer(help="Bring logs into trajectory stores, look at them, check them.", no_args_is_help=True)
+app.command("import")(import_log)
 
 
 @app.command()
