@@ -139,3 +139,26 @@ def test_an_unknown_format_or_path_offers_the_names(tmp_path: Path) -> None:
         open_log(tmp_path / "a.txt", "robominic", LogOptions())
     with pytest.raises(InputError, match="no log format"):
         open_log(tmp_path / "a.txt", "json:JSONDecoder", LogOptions())
+
+
+def test_a_dataset_of_the_real_lerobot_package() -> None:
+    """`lerobot_sample/`, written by lerobot 0.4.4 with `write_lerobot_sample.py`: v3.0, AV1, two cameras."""
+    from write_lerobot_sample import LENGTHS as lengths
+
+    log = open_log(Path(__file__).parent / "lerobot_sample", None, LogOptions())
+    assert log.robot == "toyarm" and log.rate_hz == 10 and not log.broken
+    assert log.cameras == {
+        "observation.images.top": CameraInfo(64, 96),
+        "observation.images.wrist": CameraInfo(64, 64),
+    }
+    for episode, (name, length) in enumerate(zip(log.episodes(), lengths, strict=True)):
+        rows = log.rows(name, ["observation.state", "action"])
+        assert rows.task == f"task {episode % 2}"
+        expected = [[0.1 * i, -0.05 * i + episode, i % 2] for i in range(length)]
+        np.testing.assert_allclose(rows.vectors["observation.state"], expected, atol=1e-6)
+        np.testing.assert_allclose(rows.vectors["action"], np.array(expected) + 0.01, atol=1e-6)
+        for i, frame in enumerate(log.frames(name, "observation.images.top", np.arange(length))):
+            assert abs(int((frame[:, :, 0] > 200).any(axis=0).argmax()) - 4 * i) <= 1
+        for i, frame in enumerate(log.frames(name, "observation.images.wrist", np.arange(length))):
+            colour = (10 * i + 20, 90, 40 * episode + 30)
+            np.testing.assert_allclose(frame.reshape(-1, 3).mean(axis=0), colour, atol=6)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
+
+from vjepa_mpc.cli.episode_bar import EpisodeBar
 
 if TYPE_CHECKING:
     from vjepa_mpc.datasets.conversion import Converted, Converter
@@ -59,7 +61,7 @@ def import_log(
         robot=robot,
         options=LogOptions(log_rate, follow_links, states),
     )
-    with _progress("looking through") as show:
+    with EpisodeBar("looking through") as show:
         plan = prepare(settings, show)
     if dry_run:
         from vjepa_mpc.datasets.preview import draw_preview
@@ -77,7 +79,7 @@ def _run(plan: ImportPlan, workers: int) -> ImportReport:
     from vjepa_mpc.datasets.importing import run
     from vjepa_mpc.executor import LocalExecutor
 
-    with LocalExecutor(workers).open(partial(_same, plan.converter)) as pool, _progress("importing") as show:
+    with LocalExecutor(workers).open(partial(_same, plan.converter)) as pool, EpisodeBar("importing") as show:
         return run(plan, partial(pool.stream, _convert), show)
 
 
@@ -170,35 +172,3 @@ def _print_reasons(reasons: dict[str, str], notes: tuple[str, ...]) -> None:
 def _some(names: list[str] | tuple[str, ...]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
-
-
-class _progress:
-    """A bar on stderr; hands out its update function."""
-
-    def __init__(self, words: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn(words),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("episodes, left:"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> _progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._task is None:
-            self._bar.start()
-            self._task = self._bar.add_task("", total=total)
-        self._bar.update(self._task, completed=done, total=total)
