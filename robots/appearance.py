@@ -167,16 +167,34 @@ def _with_shapes(generator: np.random.Generator, look: Appearance, amount: float
     return replace(look, shapes=tuple(shapes))
 
 
+def add_distractors(mujoco: Any, spec: Any) -> None:
+    """Add to a `mujoco.MjSpec` discs and boxes, invisible and without contact until an appearance moves and colours them.
+
+    A body each: MuJoCo fixes at compilation what it needs to move a body's only geom, but not the world's.
+    They are compiled at their greatest size, as ray casting keeps the compiled bounding box.
+    """
+    shapes = (mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_BOX)
+    for index, name in enumerate(DISTRACTORS):
+        spec.worldbody.add_body(name=name).add_geom(
+            name=name, type=shapes[index % 2], size=[DISTRACTOR_MAX_M] * 3, rgba=[0.0, 0.0, 0.0, 0.0],
+            contype=0, conaffinity=0, mass=0.0,
+        )  # fmt: skip
+
+
 class Painter:
-    """Writes appearances into one compiled reacher `mujoco.MjModel`, from its values at construction."""
+    """Writes appearances into one compiled `mujoco.MjModel`, from its values at construction.
+
+    The model has materials `self`, `effector` and `decoration`, the distractors of `add_distractors`, and a
+    floor with dm_control's `grid`, as the reacher and every world built on `stage` have.
+    """
 
     _FIELDS = (
         "geom_rgba", "geom_size", "body_pos", "body_quat", "mat_rgba", "light_pos", "light_diffuse",
         "cam_pos", "cam_quat", "tex_data",
     )  # fmt: skip
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, camera: str) -> None:
+        self._model, self._camera = model, camera
         self._plain = {name: getattr(model, name).copy() for name in self._FIELDS}
         light = model.vis.headlight
         self._ambient, self._diffuse = light.ambient.copy(), light.diffuse.copy()
@@ -213,7 +231,7 @@ class Painter:
         self._model.light_diffuse[0] *= look.light_gain
         self._model.vis.headlight.ambient[:] = self._ambient * look.ambient_gain
         self._model.vis.headlight.diffuse[:] = self._diffuse * look.light_gain
-        camera = self._model.camera("top").id
+        camera = self._model.camera(self._camera).id
         self._model.cam_pos[camera] += look.camera_shift_m
         self._model.cam_quat[camera] = _quaternion(look.camera_tilt_rad)
 
