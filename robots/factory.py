@@ -12,8 +12,18 @@ from vjepa_mpc.robots.base import Robot
 from vjepa_mpc.robots.task import Task
 
 ROBOT_GROUP, TASK_GROUP = "vjepa_mpc.robots", "vjepa_mpc.tasks"
-_ROBOTS = {"reacher": "vjepa_mpc.robots.reacher:Reacher"}
-_TASKS = {"reacher": "vjepa_mpc.robots.reacher:ReachTask"}
+_ROBOTS = {
+    "reacher": "vjepa_mpc.robots.reacher:Reacher",
+    "point-maze": "vjepa_mpc.robots.point_maze:PointMaze",
+    "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRooms",
+    "push-t": "vjepa_mpc.robots.push_t:PushT",
+}
+_TASKS = {
+    "reacher": "vjepa_mpc.robots.reacher:ReachTask",
+    "point-maze": "vjepa_mpc.robots.point_maze:PointMazeTask",
+    "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRoomsTask",
+    "push-t": "vjepa_mpc.robots.push_t:PushTTask",
+}
 
 
 def robot_names() -> tuple[str, ...]:

@@ -116,6 +116,14 @@ class MujocoWorld(ABC):
         self._mujoco.mj_forward(self._model, self._data)
         return applied
 
+    def _glide(self, start: Float[np.ndarray, "n"], end: Float[np.ndarray, "n"], jumps: int) -> None:
+        """One control period in which the controls go from `start` to `end` in `jumps` during its first half."""
+        part = self._substeps // (2 * jumps)
+        for jump in range(1, jumps + 1):
+            self._data.ctrl[:] = start + (end - start) * (jump / jumps)
+            rest = self._substeps - part * (jumps - 1)
+            self._mujoco.mj_step(self._model, self._data, rest if jump == jumps else part)
+
     def snapshot(self) -> Float[np.ndarray, "n"]:
         """All that the simulation's future depends on, for `restore` (the world's clock included)."""
         kind = int(self._mujoco.mjtState.mjSTATE_INTEGRATION)
