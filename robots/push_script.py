@@ -67,7 +67,7 @@ class PushScript:
             return np.zeros(2)
         pushes = self._effects @ error / (self._effects**2).sum(axis=1)
         gains = np.where(pushes > _LEAST_PUSH_M, pushes * (self._effects @ error), 0.0)
-        chosen = self._contact
+        chosen = self._slipped(place)
         if chosen is None or gains[chosen] < 0.3 * gains.max():
             chosen = self._choose(state, place, gains / max(float(error @ error), 1e-12))
         return self._limited(self._advance(place, chosen, float(pushes[chosen])), state)
@@ -78,6 +78,18 @@ class PushScript:
         turn = (self._goal[2] - state[4] + math.pi) % (2.0 * math.pi) - math.pi
         way = back @ (self._goal[:2] - state[2:4])
         return back @ (state[:2] - state[2:4]), np.array([*way, self._shape.lever_m * turn])
+
+    def _slipped(self, place: Float[np.ndarray, "2"]) -> int | None:
+        """The contact under way; where the pusher has slipped along the face, the one it is at now."""
+        if self._contact is None:
+            return None
+        touching = self._points + self._shape.pusher_radius_m * self._normals
+        apart = np.linalg.norm(touching - place, axis=1)
+        apart[self._normals @ self._normals[self._contact] < 0.5] = np.inf
+        nearest = int(np.argmin(apart))
+        if apart[nearest] < _ALIGNED_M:
+            self._contact = nearest
+        return self._contact
 
     def _choose(
         self, state: Float[np.ndarray, "5"], place: Float[np.ndarray, "2"], gains: Float[np.ndarray, "m"]
@@ -119,6 +131,7 @@ class PushScript:
         if free(place, self._shape.boxes, margin):
             return place
         begins = self._points + (margin + 0.002) * self._normals
+        begins = np.array([begin for begin in begins if free(begin, self._shape.boxes, margin + 0.001)])
         return np.asarray(begins[int(np.argmin(np.linalg.norm(begins - place, axis=1)))])
 
     def _limited(self, target: Float[np.ndarray, "2"], state: Float[np.ndarray, "5"]) -> Float[np.ndarray, "2"]:
