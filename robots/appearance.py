@@ -185,7 +185,8 @@ class Painter:
     """Writes appearances into one compiled `mujoco.MjModel`, from its values at construction.
 
     The model has materials `self`, `effector` and `decoration`, the distractors of `add_distractors`, and a
-    floor with dm_control's `grid`, as the reacher and every world built on `stage` have.
+    floor with dm_control's `grid`, as the reacher and every world built on `stage` have. With `obstacles` the
+    decoration stands out from the floor as the arm does: black or white where its own colour would not.
     """
 
     _FIELDS = (
@@ -193,16 +194,16 @@ class Painter:
         "cam_pos", "cam_quat", "tex_data",
     )  # fmt: skip
 
-    def __init__(self, model: Any, camera: str) -> None:
-        self._model, self._camera = model, camera
+    def __init__(self, model: Any, camera: str, obstacles: bool = False) -> None:
+        self._model, self._camera, self._obstacles = model, camera, obstacles
         self._plain = {name: getattr(model, name).copy() for name in self._FIELDS}
         light = model.vis.headlight
         self._ambient, self._diffuse = light.ambient.copy(), light.diffuse.copy()
         self._painted_floor = False
 
-    def paint_seed(self, seed: int | None, level: float = 1.0) -> list[int]:
+    def paint_seed(self, seed: int | None, level: float = 1.0, factors: Factors | None = None) -> list[int]:
         """Paint the look of `seed` at `level` (None: the plain one); returns changed textures' indices."""
-        look = None if seed is None else sample_appearance(np.random.default_rng(seed), level)
+        look = None if seed is None else sample_appearance(np.random.default_rng(seed), level, factors)
         return self.paint(look)
 
     def paint(self, look: Appearance | None) -> list[int]:
@@ -223,6 +224,8 @@ class Painter:
 
     def _paint_colors(self, look: Appearance) -> None:
         colors = {"self": look.arm, "effector": look.finger, "decoration": look.decoration}
+        if self._obstacles and look != Appearance() and contrast(look.decoration, look.floor) < _MIN_CONTRAST:
+            colors["decoration"] = max(((0.0,) * 3, (1.0,) * 3), key=lambda color: contrast(color, look.floor))
         for material, color in colors.items():
             self._model.mat_rgba[self._model.material(material).id, :3] = color
 

@@ -22,8 +22,8 @@ RADIUS_M = 0.015
 STEP_M = 0.04
 REACH_M = HALF_WIDTH_M - RADIUS_M
 _TIMESTEP_S = 0.004
-_MASS_KG, _FORCE_N, _RATE = 0.1, 2.0, 50.0
-_RAMP = 5
+_MASS_KG, _FORCE_N, _RATE = 0.1, 4.0, 80.0
+_RAMP = 10
 _CLEARANCE_M = 0.002  # a pressed ball sinks into a wall by up to 1.2 mm
 
 Wall = tuple[tuple[float, float], tuple[float, float]]

@@ -30,8 +30,8 @@ TURNING_RADIUS_M = 0.04
 """A pure torque of this lever's force turns the block as fast, at this distance, as the force moves it."""
 _HEIGHT_M = 0.03
 _TIMESTEP_S = 0.002
-_PUSHER_KG, _PUSHER_N, _RATE = 0.1, 4.0, 50.0
-_BLOCK_KG, _DAMPING = 0.05, 4.0  # N s / m: the block floats as on oil and stops within 30 ms
+_PUSHER_KG, _PUSHER_N, _RATE = 0.1, 8.0, 120.0
+_BLOCK_KG, _DAMPING = 0.03, 4.0  # N s / m: the block floats as on oil and stops within 30 ms
 _RAMP = 10
 
 
@@ -171,7 +171,7 @@ class PushTTask(Task):
     success_radius_m: float = 0.03
     min_start_distance_m: float = 0.06
     lever_m: float = 0.03 / math.radians(15.0)
-    step_budget: int = 120
+    step_budget: int = 60
     held_steps: int = 3
 
     @property

@@ -58,6 +58,8 @@ class Reacher(MujocoWorld):
     the shoulder wrapped to [-pi, pi). dm_control's geometry and masses are kept, its target is not drawn.
     """
 
+    obstacles = False
+
     def __init__(
         self, camera_size: int = 64, seed: int = 0, backend: str = "auto", delta_limit: float = 0.3
     ) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from vjepa_mpc.robots.appearance import Painter
+from vjepa_mpc.robots.appearance import Factors, Painter
 from vjepa_mpc.robots.base import Observation, RobotSpec
+from vjepa_mpc.robots.dynamics import LOOKS, Dynamics, check_factors
 from vjepa_mpc.robots.rendering import MujocoRenderer, import_mujoco
 
 World = TypeVar("World", bound="MujocoWorld")
@@ -20,8 +21,11 @@ class MujocoWorld(ABC):
     """A simulated robot on one compiled `mujoco.MjModel`, seen by the first camera of its spec.
 
     A subclass writes `_rest`, `_measure`, `_move`, `stop`, `true_state`, `sample_state` and
-    `end_effector`. `settings` are the subclass's own constructor arguments, for the records.
+    `end_effector`. `obstacles` says that the decoration stops the robot, and so must be seen in every look.
+    `settings` are the subclass's own constructor arguments, for the records.
     """
+
+    obstacles: ClassVar[bool] = True
 
     def __init__(self, spec: RobotSpec, model: Any, settings: Mapping[str, Any], backend: str) -> None:
         self._mujoco = import_mujoco()
@@ -29,7 +33,8 @@ class MujocoWorld(ABC):
         self._data = self._mujoco.MjData(model)
         (self._camera,) = spec.cameras
         size = spec.cameras[self._camera]
-        self._painter = Painter(model, self._camera)
+        self._painter = Painter(model, self._camera, self.obstacles)
+        self._dynamics = Dynamics(model)
         self._renderer = MujocoRenderer(model, size.height, size.width, backend)
         self._generator = np.random.default_rng(settings["seed"])
         self._substeps = round(spec.control_period_s / model.opt.timestep)
@@ -140,6 +145,19 @@ class MujocoWorld(ABC):
         """Redraw the world in the appearance of `seed` (see `sample_appearance`); None is the plain one."""
         self._renderer.upload_textures(self._painter.paint_seed(seed, level))
         # Positions of lights, camera and shapes on the floor are part of the kinematics.
+        self._mujoco.mj_forward(self._model, self._data)
+
+    def vary(self, seed: int | None, levels: Mapping[str, float] | None = None) -> None:
+        """Redraw the world and change how it moves, each factor at its own level in [0, 1] (0 if not named).
+
+        The factors are `FACTORS`: colours, texture, light, camera, distractors, friction and mass. A seed of None is
+        the plain world. Place the world anew afterwards. `InputError` for an unknown factor or level.
+        """
+        all_levels = check_factors(levels or {})
+        looks = Factors(**{name: all_levels[name] for name in LOOKS})
+        self._renderer.upload_textures(self._painter.paint_seed(seed, factors=looks))
+        on = 0.0 if seed is None else 1.0
+        self._dynamics.vary(seed or 0, on * all_levels["friction"], on * all_levels["mass"])
         self._mujoco.mj_forward(self._model, self._data)
 
     def close(self) -> None:
