@@ -14,7 +14,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import Camera, RobotSpec
 from vjepa_mpc.robots.stage import CAMERA, HALF_WIDTH_M, add_slider, add_wall, new_stage
 from vjepa_mpc.robots.task import Script, Task
-from vjepa_mpc.robots.visibility import VisibilityGraph, free
+from vjepa_mpc.robots.visibility import VisibilityGraph, free, gap
 from vjepa_mpc.robots.world import MujocoWorld
 
 CONTROL_PERIOD_S = 0.2
@@ -68,7 +68,7 @@ class PointWorld(MujocoWorld):
 
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
         place = self._spec.check_state(state)
-        if not free(place, self._walls, RADIUS_M - _CLEARANCE_M):
+        if gap(place, self._walls) < RADIUS_M - _CLEARANCE_M:
             raise InputError(f"A ball at {place.tolist()} m would stand in a wall of {self._spec.name}.")
         return place
 

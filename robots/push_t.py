@@ -15,7 +15,7 @@ from vjepa_mpc.robots.push_script import PushScript, PushShape
 from vjepa_mpc.robots.rendering import import_mujoco
 from vjepa_mpc.robots.stage import CAMERA, HALF_WIDTH_M, add_slider, new_stage
 from vjepa_mpc.robots.task import Script, Task
-from vjepa_mpc.robots.visibility import free
+from vjepa_mpc.robots.visibility import free, gap
 from vjepa_mpc.robots.world import MujocoWorld
 
 CONTROL_PERIOD_S = 0.2
@@ -78,7 +78,7 @@ class PushT(MujocoWorld):
 
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
         checked = WORLD.check(state)
-        if not _clear(checked, RADIUS_M - 0.003):
+        if gap(in_block(checked), BLOCK) < RADIUS_M - 0.002:
             raise InputError(
                 f"The pusher at {checked[:2].tolist()} m would stand in the block; put it elsewhere."
             )

@@ -51,9 +51,14 @@ class TwoRoomsTask(PointTask):
     def sample_pair(
         self, generator: np.random.Generator
     ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-        """Places uniform over the rooms, one in each; both clear of the wall's own column."""
+        """Places uniform over the rooms, one in each, both on the same side of the door.
+
+        So the straight way ends at the wall, and sliding along it towards the goal does not pass the door.
+        """
         walls = np.array(WALLS)
         while True:
             start, goal = sample_free(generator, walls), sample_free(generator, walls)
-            if start[0] * goal[0] < 0 and min(abs(start[0]), abs(goal[0])) > 0.04:
+            apart = start[0] * goal[0] < 0 and min(abs(start[0]), abs(goal[0])) > 0.04
+            above = (start[1] - DOOR_Y_M, goal[1] - DOOR_Y_M)
+            if apart and above[0] * above[1] > 0 and min(abs(above[0]), abs(above[1])) > 0.06:
                 return start, goal

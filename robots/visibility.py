@@ -57,5 +57,11 @@ class VisibilityGraph:
 
 
 def free(place: Float[np.ndarray, "2"], boxes: Float[np.ndarray, "k 2 2"], margin: float) -> bool:
-    """Whether `place` lies in no box grown by `margin` [m]."""
+    """Whether `place` lies in no box grown by `margin` [m] on each side."""
     return not bool((np.abs(place - boxes[:, 0]) < boxes[:, 1] + margin).all(axis=1).any())
+
+
+def gap(place: Float[np.ndarray, "2"], boxes: Float[np.ndarray, "k 2 2"]) -> float:
+    """How far `place` is from the nearest box, m; 0 inside one."""
+    outside = np.maximum(np.abs(place - boxes[:, 0]) - boxes[:, 1], 0.0)
+    return float(np.linalg.norm(outside, axis=1).min())

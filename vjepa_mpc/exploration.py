@@ -66,7 +66,6 @@ class EpisodeSettings:
         if self.camera_size is not None and not 8 <= self.camera_size <= 1024:
             raise InputError(f"The camera size must lie in [8, 1024] pixels, got {self.camera_size}.")
 
-
     def find_task(self) -> Task | None:
         """The task whose goals and behaviours are collected; None for a robot without one."""
         if self.task is not None:
@@ -100,12 +99,14 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     states = np.empty((steps, len(spec.state_names)), np.float32)
     actions = np.empty((steps - 1, len(spec.action_names)), np.float32)
     times = np.empty(steps, np.float64)
+    world: list[list[float]] = []
     segments: list[tuple[int, str]] = []
     act, until = _draw_segment(robot, task, generator, 0, segments)
     for step in range(steps):
         for name, frames in images.items():
             frames[step] = observation.images[name]
         states[step], times[step] = observation.proprioception, observation.time_s
+        world.append([round(float(value), 6) for value in robot.true_state()])
         if step == steps - 1:
             break
         if step == until:
@@ -119,6 +120,8 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
         "appearance_level": settings.appearance_level if varied else 0.0,
         "behaviours": [list(segment) for segment in segments],
     }
+    if task is not None and task.world.names != spec.state_names:  # what the robot itself cannot feel
+        metadata["world_states"] = world
     return Episode(images, states, actions, times - times[0], metadata)
 
 
