@@ -168,7 +168,7 @@ def _with_shapes(generator: np.random.Generator, look: Appearance, amount: float
 
 
 def add_distractors(mujoco: Any, spec: Any) -> None:
-    """Add to a `mujoco.MjSpec` discs and boxes, invisible and without contact until an appearance moves and colours them.
+    """Add to a `mujoco.MjSpec` discs and boxes, invisible and without contact until an appearance shows them.
 
     A body each: MuJoCo fixes at compilation what it needs to move a body's only geom, but not the world's.
     They are compiled at their greatest size, as ray casting keeps the compiled bounding box.
