@@ -3,7 +3,7 @@
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction, Evaluation, Planner
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
-from vjepa_mpc.planners.sampling import Proposal, SamplingPlanner
+from vjepa_mpc.planners.search import Proposal, SearchPlanner
 from vjepa_mpc.planners.warm_start import shift_plan
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "GradientSettings",
     "Planner",
     "Proposal",
-    "SamplingPlanner",
+    "SearchPlanner",
     "shift_plan",
 ]

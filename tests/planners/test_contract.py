@@ -16,6 +16,7 @@ from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
 from vjepa_mpc.planners.testing import (
     CHECKS,
+    SEARCHES_WELL,
     PlannerFactory,
     check_bounds_kept,
     check_finds_the_global_optimum,
@@ -45,7 +46,7 @@ GLOBAL = ("cem", "cem-coloured", "cem-plain-chunked")
 
 
 @pytest.mark.parametrize("name", PLANNERS)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", (*CHECKS, *SEARCHES_WELL), ids=lambda check: check.__name__)
 def test_contract(check: Callable[[PlannerFactory], None], name: str) -> None:
     check(PLANNERS[name])
 
