@@ -167,24 +167,43 @@ def _with_shapes(generator: np.random.Generator, look: Appearance, amount: float
     return replace(look, shapes=tuple(shapes))
 
 
+def add_distractors(mujoco: Any, spec: Any) -> None:
+    """Add to a `mujoco.MjSpec` discs and boxes, invisible and without contact until an appearance shows them.
+
+    A body each: MuJoCo fixes at compilation what it needs to move a body's only geom, but not the world's.
+    They are compiled at their greatest size, as ray casting keeps the compiled bounding box.
+    """
+    shapes = (mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_BOX)
+    for index, name in enumerate(DISTRACTORS):
+        spec.worldbody.add_body(name=name).add_geom(
+            name=name, type=shapes[index % 2], size=[DISTRACTOR_MAX_M] * 3, rgba=[0.0, 0.0, 0.0, 0.0],
+            contype=0, conaffinity=0, mass=0.0,
+        )  # fmt: skip
+
+
 class Painter:
-    """Writes appearances into one compiled reacher `mujoco.MjModel`, from its values at construction."""
+    """Writes appearances into one compiled `mujoco.MjModel`, from its values at construction.
+
+    The model has materials `self`, `effector` and `decoration`, the distractors of `add_distractors`, and a
+    floor with dm_control's `grid`, as the reacher and every world built on `stage` have. With `obstacles` the
+    decoration stands out from the floor as the arm does: black or white where its own colour would not.
+    """
 
     _FIELDS = (
         "geom_rgba", "geom_size", "body_pos", "body_quat", "mat_rgba", "light_pos", "light_diffuse",
         "cam_pos", "cam_quat", "tex_data",
     )  # fmt: skip
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, camera: str, obstacles: bool = False) -> None:
+        self._model, self._camera, self._obstacles = model, camera, obstacles
         self._plain = {name: getattr(model, name).copy() for name in self._FIELDS}
         light = model.vis.headlight
         self._ambient, self._diffuse = light.ambient.copy(), light.diffuse.copy()
         self._painted_floor = False
 
-    def paint_seed(self, seed: int | None, level: float = 1.0) -> list[int]:
+    def paint_seed(self, seed: int | None, level: float = 1.0, factors: Factors | None = None) -> list[int]:
         """Paint the look of `seed` at `level` (None: the plain one); returns changed textures' indices."""
-        look = None if seed is None else sample_appearance(np.random.default_rng(seed), level)
+        look = None if seed is None else sample_appearance(np.random.default_rng(seed), level, factors)
         return self.paint(look)
 
     def paint(self, look: Appearance | None) -> list[int]:
@@ -205,6 +224,8 @@ class Painter:
 
     def _paint_colors(self, look: Appearance) -> None:
         colors = {"self": look.arm, "effector": look.finger, "decoration": look.decoration}
+        if self._obstacles and look != Appearance() and contrast(look.decoration, look.floor) < _MIN_CONTRAST:
+            colors["decoration"] = max(((0.0,) * 3, (1.0,) * 3), key=lambda color: contrast(color, look.floor))
         for material, color in colors.items():
             self._model.mat_rgba[self._model.material(material).id, :3] = color
 
@@ -213,7 +234,7 @@ class Painter:
         self._model.light_diffuse[0] *= look.light_gain
         self._model.vis.headlight.ambient[:] = self._ambient * look.ambient_gain
         self._model.vis.headlight.diffuse[:] = self._diffuse * look.light_gain
-        camera = self._model.camera("top").id
+        camera = self._model.camera(self._camera).id
         self._model.cam_pos[camera] += look.camera_shift_m
         self._model.cam_quat[camera] = _quaternion(look.camera_tilt_rad)
 
