@@ -115,14 +115,21 @@ class CEMProposal(Proposal[CEMState]):
         return torch.cat((state.mean[:, None], samples), dim=1) if with_mean else samples
 
     def update(self, state: CEMState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> CEMState:
-        """Move to the elites. Rejected candidates (+inf) are none: where they fill places among the elites
-        the old spread stays in their share, and where all are rejected the distribution does not move."""
+        """Move to the elites. A population cut short by the budget has fewer: the same quantile, not the same
+        number."""
+        kept, settings = state.kept_actions.shape[1] if state.kept is not None else 0, self.settings
+        count = settings.elites * (samples.shape[1] + kept) // settings.samples
+        return self.move(state, samples, evaluation, min(settings.elites, max(1, count)))
+
+    def move(
+        self, state: CEMState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation, count: int
+    ) -> CEMState:
+        """Move to the best `count`, those kept among them. Rejected candidates (+inf) are no elites: where they
+        fill places the old spread stays in their share, and where all are rejected nothing moves."""
         settings = self.settings
         if state.kept is not None:
             samples = torch.cat((state.kept_actions, samples), dim=1)
             evaluation = join((state.kept, evaluation))
-        # A population cut short by the budget has fewer elites: the same quantile, not the same number.
-        count = min(settings.elites, max(1, settings.elites * samples.shape[1] // settings.samples))
         best = rank(evaluation)[:, :count]
         mean, std = _fit(take(samples, best), evaluation.cost.gather(1, best) != torch.inf, state)
 

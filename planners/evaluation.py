@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,7 +33,7 @@ def bounds_like(bounds: Bounds, actions: Float[Tensor, "*batch a"]) -> Bounds:
         inner_high = torch.where(high.double() > bounds.high.to(high.device).double(), high.nextafter(down), high)
         fits = inner_low <= inner_high
         low, high = torch.where(fits, inner_low, low), torch.where(fits, inner_high, high)
-    return Bounds(low, high)
+    return replace(bounds, low=low, high=high)
 
 
 def check_task(
@@ -136,6 +136,14 @@ def first(evaluation: Evaluation) -> Int[Tensor, "b"]:
         return evaluation.cost.argmin(dim=1)
     key = _first_key(evaluation.cost, evaluation.violation)
     return torch.where(key == key.amin(dim=1, keepdim=True), evaluation.cost, torch.inf).argmin(dim=1)
+
+
+def merit(evaluation: Evaluation) -> Float[Tensor, "b n"]:
+    """One number a candidate, lower is better, for planners that weigh candidates instead of ranking them: where
+    a problem has a candidate that breaks nothing the cost of those (+inf for the others), else the violation."""
+    key = _first_key(evaluation.cost, evaluation.violation)
+    kept = torch.where(key == 0, evaluation.cost, torch.inf)
+    return torch.where((key == 0).any(dim=1, keepdim=True), kept, key)
 
 
 def take(values: Float[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m *rest"]:

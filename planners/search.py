@@ -38,18 +38,18 @@ class Schedule:
     cut: bool = False
 
 
-def spread(sizes: Sequence[int], left: int) -> Schedule:
-    """Populations of `sizes` and one final candidate within `left` evaluations: the last population shrinks,
-    and one evaluation is kept for the final candidate unless that would be the start again."""
-    if left < 2:
+def spread(sizes: Sequence[int], left: int, final: int = 1) -> Schedule:
+    """Populations of `sizes` and `final` candidates within `left` evaluations: the last population shrinks, and
+    what the final candidates need is kept for them, unless they would be the start again."""
+    if left <= final:
         return Schedule((1,) * left, 0, cut=True)
-    populations, spare = [], left - 1
+    populations, spare = [], left - final
     for size in sizes:
         if spare < 1:
             break
         populations.append(min(size, spare))
         spare -= populations[-1]
-    return Schedule(tuple(populations), 1, cut=left < sum(sizes) + 1)
+    return Schedule(tuple(populations), final, cut=left < sum(sizes) + final)
 
 
 class Proposal(ABC, Generic[State]):

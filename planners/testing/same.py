@@ -14,11 +14,16 @@ from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, assert_near,
 
 def check_same_seed_same_plan(make: PlannerFactory) -> None:
     """The same seed gives the same plan to the bit; the generators handed in are really used."""
-    cost = Bowl(distinct_goals(2, 3, 2))
-    first, again = (solve(make(box(2)), cost, torch.zeros(2, 3, 2)) for _ in range(2))
+    budget, init = Budget(max_evaluations=60), torch.full((2, 3, 2), 0.9)
+
+    def cost(actions: Tensor, problems: Tensor) -> Evaluation:  # many valleys: where one ends is chance
+        total = (actions.square() + 0.3 * (15 * actions).sin()).flatten(2).sum(dim=-1)
+        return Evaluation(total, actions.new_zeros(*actions.shape[:2], 0))
+
+    first, again = (solve(make(box(2)), cost, init, budget=budget) for _ in range(2))
     assert torch.equal(first.actions, again.actions), "the same seed gave another plan"
     assert torch.equal(first.cost, again.cost), "the same seed gave another cost"
-    other = solve(make(box(2)), cost, torch.zeros(2, 3, 2), rng=generators(2, seed=100))
+    other = solve(make(box(2)), cost, init, budget=budget, rng=generators(2, seed=100))
     assert not torch.equal(first.actions, other.actions), "another seed gave the same plan, to the bit"
 
 
@@ -30,13 +35,13 @@ def check_global_generators_untouched(make: PlannerFactory) -> None:
     cost, init = Bowl(distinct_goals(1, 2, 2)), torch.zeros(1, 2, 2)
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        first = solve(make(box(2)), cost, init)
+        first = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=60))
         assert torch.equal(kept[0], torch.get_rng_state()), "torch's global generator was moved"
         assert repr(kept[1]) == repr(np.random.get_state()), "numpy's global generator was moved"
         torch.manual_seed(1234)
         np.random.seed(1234)
         random.seed(1234)
-        again = solve(make(box(2)), cost, init)
+        again = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=60))
         assert torch.equal(first.actions, again.actions), "a global seed changed the plan"
     finally:
         torch.set_rng_state(kept[0])
@@ -46,16 +51,16 @@ def check_global_generators_untouched(make: PlannerFactory) -> None:
 
 def check_batch_equals_loop(make: PlannerFactory) -> None:
     """Each problem's plan is the same, to the bit, alone and in a batch, and goals never mix."""
-    for horizon, size in ((4, 2), (1, 1), (3, 3)):
-        goals = distinct_goals(3, horizon, size)
-        init = 0.1 * distinct_goals(3, horizon, size, seed=9)
+    for horizon, size in ((3, 2), (1, 1)):
+        goals = distinct_goals(2, horizon, size)
+        init = 0.1 * distinct_goals(2, horizon, size, seed=9)
         budget = Budget(max_evaluations=60)
         together = solve(make(box(size)), Bowl(goals, limit=0.1), init, budget=budget)
-        for problem in range(3):
+        for problem in range(2):
             one = slice(problem, problem + 1)
-            bowl, rng = Bowl(goals[one], limit=0.1), generators(3)[one]
+            bowl, rng = Bowl(goals[one], limit=0.1), generators(2)[one]
             alone = solve(make(box(size)), bowl, init[one], budget=budget, rng=rng)
-            what = f"problem {problem} of 3 (horizon {horizon}, {size} actions)"
+            what = f"problem {problem} of 2 (horizon {horizon}, {size} actions)"
             assert torch.equal(together.actions[one], alone.actions), f"{what} differs alone and in a batch"
             assert torch.equal(together.cost[one], alone.cost), f"{what} costs something else in a batch"
 
