@@ -111,7 +111,8 @@ def _pairs(model: str | None, manifest: str, count: int, horizon: int | None, ba
     from vjepa_mpc.planner_bench import pairs_through_model
     from vjepa_mpc.planning import trained
     from vjepa_mpc.robots.factory import make_robot
-    from vjepa_mpc.robots.tasks import ReachTask, load_manifest
+    from vjepa_mpc.robots.reacher import ReachTask
+    from vjepa_mpc.robots.tasks import load_manifest
 
     task = ReachTask()
     frozen = load_manifest(manifest, task)
