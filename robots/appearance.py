@@ -17,9 +17,7 @@ from vjepa_mpc.core.errors import InputError
 
 DISTRACTOR_MAX_M = 0.04
 DISTRACTORS = tuple(f"distractor_{index}" for index in range(6))
-# dm_control lays its floor texture over 2 m, of which the floor's 0.6 m shows the first texels only.
-_TEXELS_PER_METRE = 150
-_SEEN_TEXELS = 92
+_TEXELS_PER_METRE = 150  # dm_control lays its floor texture over 2 m, of which a floor shows the first texels only
 _MIN_CONTRAST = 0.35  # distance of arm and floor colours as seen, in RGB space, whose diagonal is 1.73
 _EXPOSURE = 1.9  # dm_control's lights add up to this; the picture clips at 1, and a texture is lit after that
 _PLAIN_FLOOR = ((0.1, 0.2, 0.3), (0.2, 0.3, 0.4))
@@ -167,24 +165,44 @@ def _with_shapes(generator: np.random.Generator, look: Appearance, amount: float
     return replace(look, shapes=tuple(shapes))
 
 
+def add_distractors(mujoco: Any, spec: Any) -> None:
+    """Add to a `mujoco.MjSpec` discs and boxes, invisible and without contact until an appearance shows them.
+
+    A body each: MuJoCo fixes at compilation what it needs to move a body's only geom, but not the world's.
+    They are compiled at their greatest size, as ray casting keeps the compiled bounding box.
+    """
+    shapes = (mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_BOX)
+    for index, name in enumerate(DISTRACTORS):
+        spec.worldbody.add_body(name=name).add_geom(
+            name=name, type=shapes[index % 2], size=[DISTRACTOR_MAX_M] * 3, rgba=[0.0, 0.0, 0.0, 0.0],
+            contype=0, conaffinity=0, mass=0.0,
+        )  # fmt: skip
+
+
 class Painter:
-    """Writes appearances into one compiled reacher `mujoco.MjModel`, from its values at construction."""
+    """Writes appearances into one compiled `mujoco.MjModel`, from its values at construction.
+
+    The model has materials `self`, `effector` and `decoration`, the distractors of `add_distractors`, and a
+    floor with dm_control's `grid`, as the reacher and every world built on `stage` have. With `obstacles` the
+    decoration stands out from the floor as the arm does: black or white where its own colour would not.
+    """
 
     _FIELDS = (
         "geom_rgba", "geom_size", "body_pos", "body_quat", "mat_rgba", "light_pos", "light_diffuse",
         "cam_pos", "cam_quat", "tex_data",
     )  # fmt: skip
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, camera: str, obstacles: bool = False) -> None:
+        self._model, self._camera, self._obstacles = model, camera, obstacles
         self._plain = {name: getattr(model, name).copy() for name in self._FIELDS}
         light = model.vis.headlight
         self._ambient, self._diffuse = light.ambient.copy(), light.diffuse.copy()
         self._painted_floor = False
+        self._seen = 2 + round(2.0 * _TEXELS_PER_METRE * float(model.geom("ground").size[0]))
 
-    def paint_seed(self, seed: int | None, level: float = 1.0) -> list[int]:
+    def paint_seed(self, seed: int | None, level: float = 1.0, factors: Factors | None = None) -> list[int]:
         """Paint the look of `seed` at `level` (None: the plain one); returns changed textures' indices."""
-        look = None if seed is None else sample_appearance(np.random.default_rng(seed), level)
+        look = None if seed is None else sample_appearance(np.random.default_rng(seed), level, factors)
         return self.paint(look)
 
     def paint(self, look: Appearance | None) -> list[int]:
@@ -205,6 +223,8 @@ class Painter:
 
     def _paint_colors(self, look: Appearance) -> None:
         colors = {"self": look.arm, "effector": look.finger, "decoration": look.decoration}
+        if self._obstacles and look != Appearance() and contrast(look.decoration, look.floor) < _MIN_CONTRAST:
+            colors["decoration"] = max(((0.0,) * 3, (1.0,) * 3), key=lambda color: contrast(color, look.floor))
         for material, color in colors.items():
             self._model.mat_rgba[self._model.material(material).id, :3] = color
 
@@ -213,9 +233,9 @@ class Painter:
         self._model.light_diffuse[0] *= look.light_gain
         self._model.vis.headlight.ambient[:] = self._ambient * look.ambient_gain
         self._model.vis.headlight.diffuse[:] = self._diffuse * look.light_gain
-        camera = self._model.camera("top").id
+        camera = self._model.camera(self._camera).id
         self._model.cam_pos[camera] += look.camera_shift_m
-        self._model.cam_quat[camera] = _quaternion(look.camera_tilt_rad)
+        self._model.cam_quat[camera] = _product(self._plain["cam_quat"][camera], _quaternion(look.camera_tilt_rad))
 
     def _paint_shapes(self, look: Appearance) -> None:
         for index, shape in enumerate(look.shapes):
@@ -239,9 +259,9 @@ class Painter:
             int(getattr(self._model, f"tex_{name}")[texture]) for name in ("adr", "height", "width")
         )
         span = slice(start, start + 3 * height * width)
-        seen = np.s_[:_SEEN_TEXELS, :_SEEN_TEXELS]
+        seen = np.s_[: self._seen, : self._seen]
         plain = self._plain["tex_data"][span].reshape(height, width, 3)[seen]
-        share = _plain_share(plain) if look.pattern == "plain" else _pattern_share(look)
+        share = _plain_share(plain) if look.pattern == "plain" else _pattern_share(look, self._seen)
         self._model.tex_data[span].reshape(height, width, 3)[seen] = _mix(share, look)
         return True
 
@@ -252,9 +272,9 @@ def _plain_share(plain: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray
     return np.clip((plain[..., 0] / 255.0 - low) / (high - low), 0.0, 1.0)
 
 
-def _pattern_share(look: Appearance) -> Float[np.ndarray, "height width"]:
+def _pattern_share(look: Appearance, texels: int) -> Float[np.ndarray, "height width"]:
     """How much of the second floor colour a flat, chequered or graded floor has at each texel, in [0, 1]."""
-    position = np.arange(_SEEN_TEXELS) / _TEXELS_PER_METRE
+    position = np.arange(texels) / _TEXELS_PER_METRE
     cosine, sine = math.cos(look.pattern_turn), math.sin(look.pattern_turn)
     along = position[:, None] * sine + position * cosine
     if look.pattern == "flat":
@@ -282,3 +302,9 @@ def _quaternion(angles: tuple[float, float, float]) -> Float[np.ndarray, "4"]:
             cx * cy * sz - sx * sy * cz,
         ]
     )
+
+
+def _product(first: Float[np.ndarray, "4"], second: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"]:
+    """The quaternion (w, x, y, z) of turning by `second` in the frame that `first` turned to."""
+    w, v, u, t = first[0], first[1:], second[0], second[1:]
+    return np.concatenate([[w * u - v @ t], w * t + u * v + np.cross(v, t)])

@@ -21,6 +21,37 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class StateSpec:
+    """Named numbers with units and bounds that describe a body or a whole world; `owner` is for messages."""
+
+    owner: str
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    units: tuple[str, ...]
+
+    def check(self, state: object) -> Float[np.ndarray, "s"]:
+        """Return `state` as float64 [s]; refuse a wrong size, NaN, infinity or a value out of range."""
+        array = np.asarray(state, dtype=np.float64)
+        if array.shape != (len(self.names),):
+            raise InputError(
+                f"A state of {self.owner} has {len(self.names)} values ({', '.join(self.names)}), "
+                f"got {array.size}."
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"The state {array.tolist()} is not finite; give real numbers.")
+        for name, value, low, high, unit in zip(
+            self.names, array, self.low, self.high, self.units, strict=True
+        ):
+            if not low - 1e-6 <= value <= high + 1e-6:
+                raise InputError(
+                    f"{name} = {value:g} {unit} is outside {self.owner}'s range [{low:.4g}, {high:.4g}] {unit}"
+                    + ("; angles are in radians." if unit == "rad" else ".")
+                )
+        return array
+
+
+@dataclass(frozen=True)
 class RobotSpec:
     """What a robot is: everything a world model must agree with before it may steer it.
 
@@ -57,22 +88,12 @@ class RobotSpec:
 
     def check_state(self, state: object) -> Float[np.ndarray, "s"]:
         """Return `state` as float64 [s]; refuse a wrong size, NaN, infinity or a value out of range."""
-        array = np.asarray(state, dtype=np.float64)
-        if array.shape != (len(self.state_names),):
-            raise InputError(
-                f"A state of {self.name} has {len(self.state_names)} values ({', '.join(self.state_names)}), "
-                f"got {array.size}."
-            )
-        if not np.isfinite(array).all():
-            raise InputError(f"The state {array.tolist()} is not finite; give real numbers.")
-        rows = zip(self.state_names, array, self.state_low, self.state_high, self.state_units, strict=True)
-        for name, value, low, high, unit in rows:
-            if not low - 1e-6 <= value <= high + 1e-6:
-                raise InputError(
-                    f"{name} = {value:g} {unit} is outside {self.name}'s range [{low:.4g}, {high:.4g}] {unit}"
-                    + ("; angles are in radians." if unit == "rad" else ".")
-                )
-        return array
+        return self.proprioception.check(state)
+
+    @property
+    def proprioception(self) -> StateSpec:
+        """The state's names, bounds and units by themselves."""
+        return StateSpec(self.name, self.state_names, self.state_low, self.state_high, self.state_units)
 
 
 @dataclass(frozen=True)
@@ -108,15 +129,27 @@ class Robot(Protocol):
 
 @runtime_checkable
 class SimulatedRobot(Robot, Protocol):
-    """A robot in a simulator, which can also be put anywhere and asked for the truth (never by a planner)."""
+    """A robot in a simulator, which can also be put anywhere and asked for the truth (never by a planner).
+
+    The world's state is that of the robot and of everything it can move: for an arm alone it is the
+    proprioception, for a pusher and a block it holds the block's pose as well.
+    """
 
     @property
     def renderer_identity(self) -> str:
         """Which renderer draws the pictures, e.g. "mujoco-egl"."""
         ...
 
-    def place(self, state: Float[np.ndarray, "s"]) -> Observation:
-        """Put the body at rest in `state` (spec's units) and return what it then observes."""
+    def place(self, state: Float[np.ndarray, "w"]) -> Observation:
+        """Put the world at rest in `state` and return what the robot then observes."""
+        ...
+
+    def true_state(self) -> Float[np.ndarray, "w"]:
+        """The world's present state, as `place` takes it."""
+        ...
+
+    def sample_state(self, generator: np.random.Generator) -> Float[np.ndarray, "w"]:
+        """A random state in which the world can rest."""
         ...
 
     def set_appearance(self, seed: int | None, level: float = 1.0) -> None:

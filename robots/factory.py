@@ -1,27 +1,51 @@
-"""Robots by name, for the command line: the built-in ones, installed entry points, and `module:Class`."""
+"""Robots and tasks by name, for the command line: built-in ones, installed entry points, and `module:Class`."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.robots.base import Robot
+from vjepa_mpc.robots.task import Task
 
-ENTRY_POINT_GROUP = "vjepa_mpc.robots"
-_BUILT_IN = {"reacher": "vjepa_mpc.robots.reacher:Reacher"}
+ROBOT_GROUP, TASK_GROUP = "vjepa_mpc.robots", "vjepa_mpc.tasks"
+_ROBOTS = {
+    "reacher": "vjepa_mpc.robots.reacher:Reacher",
+    "point-maze": "vjepa_mpc.robots.point_maze:PointMaze",
+    "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRooms",
+    "push-t": "vjepa_mpc.robots.push_t:PushT",
+    "jaco-reach": "vjepa_mpc.robots.jaco:Jaco",
+}
+_TASKS = {
+    "reacher": "vjepa_mpc.robots.reacher:ReachTask",
+    "point-maze": "vjepa_mpc.robots.point_maze:PointMazeTask",
+    "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRoomsTask",
+    "push-t": "vjepa_mpc.robots.push_t:PushTTask",
+    "jaco-reach": "vjepa_mpc.robots.jaco:JacoReachTask",
+}
 
 
 def robot_names() -> tuple[str, ...]:
     """Every name `make_robot` knows, without `module:Class`."""
-    return tuple(sorted(_known()))
+    return tuple(sorted(_known(ROBOT_GROUP, _ROBOTS)))
 
 
-def _known() -> dict[str, str]:
+def task_names() -> tuple[str, ...]:
+    """Every name `find_task` knows, without `module:Class`; a built-in task is named as its world."""
+    return tuple(sorted(_known(TASK_GROUP, _TASKS)))
+
+
+def is_built_in(robot: str) -> bool:
+    """Whether `robot` is one of this package's worlds, which all take `camera_size` and `backend`."""
+    return robot in _ROBOTS
+
+
+def _known(group: str, built_in: Mapping[str, str]) -> dict[str, str]:
     """Name to `module:Class`; an installed package cannot take a built-in name over."""
-    return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINT_GROUP)} | _BUILT_IN
+    return {entry.name: entry.value for entry in entry_points(group=group)} | dict(built_in)
 
 
 def make_robot(name: str, **settings: Any) -> Robot:
@@ -31,7 +55,7 @@ def make_robot(name: str, **settings: Any) -> Robot:
     that lacks a part of the `Robot` contract, or settings it does not take.
     """
     try:
-        robot = _class_of(name)(**settings)
+        robot = _class_of("robot", name, _known(ROBOT_GROUP, _ROBOTS))(**settings)
     except TypeError as error:
         raise InputError(f"Robot {name!r} cannot be built with {settings}: {error}.") from error
     if not isinstance(robot, Robot):
@@ -41,17 +65,32 @@ def make_robot(name: str, **settings: Any) -> Robot:
     return robot
 
 
-def _class_of(name: str) -> Callable[..., Any]:
+def find_task(name: str) -> Task:
+    """The task called `name`, or the one at `module:Class`, with its default settings.
+
+    Raises `InputError` for an unknown name (with the nearest one), or a class that is no `Task`.
+    """
+    found = _class_of("task", name, _known(TASK_GROUP, _TASKS))
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise InputError(f"{name} is not a task: derive it from vjepa_mpc.robots.task.Task; see docs/tasks.md.")
+    try:
+        return found()
+    except TypeError as error:
+        raise InputError(f"Task {name!r} cannot be built: {error}; see docs/tasks.md.") from error
+
+
+def _class_of(kind: str, name: str, known: Mapping[str, str]) -> Callable[..., Any]:
     if ":" not in name:
-        found = _known()
-        if name not in found:
-            raise unknown_name("robot", name, [*found, "module:Class"])
-        name = found[name]
+        if name not in known:
+            raise unknown_name(kind, name, [*known, "module:Class"])
+        name = known[name]
     module, _, attribute = name.partition(":")
     try:
         built: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"Robot {name!r} cannot be imported ({error}); check module and class.") from error
+        raise InputError(
+            f"{kind.capitalize()} {name!r} cannot be imported ({error}); check module and class."
+        ) from error
     if not callable(built):
         raise InputError(f"{name} is not a class; name one that follows the contract of docs/robots.md.")
     return built

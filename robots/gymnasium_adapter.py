@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import gymnasium
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from vjepa_mpc.robots.base import Observation, SimulatedRobot
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What the environment needs to know of a task; `ReachTask` is one. Distances in m."""
-
-    success_radius_m: float
-    step_budget: int
-
-    def sample_pair(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def distance(self, state: np.ndarray, goal: np.ndarray) -> float: ...
+from vjepa_mpc.robots.task import Task
 
 
 class RobotEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
@@ -88,7 +77,7 @@ class RobotEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return {**now.images, **goal, "proprioception": now.proprioception.copy()}
 
     def _info(self, applied: np.ndarray) -> dict[str, Any]:
-        distance = self._task.distance(self._observation.proprioception, self._goal)
+        distance = self._task.distance(self._robot.true_state(), self._goal)
         return {
             "distance_m": distance,
             "is_success": distance <= self._task.success_radius_m,

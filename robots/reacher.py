@@ -1,20 +1,22 @@
-"""dm_control's two-joint reacher under position-delta actions."""
+"""dm_control's two-joint reacher under position-delta actions, and the task of reaching with it."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.robots.appearance import DISTRACTOR_MAX_M, DISTRACTORS, Painter
-from vjepa_mpc.robots.base import Camera, Observation, RobotSpec
-from vjepa_mpc.robots.rendering import MujocoRenderer, import_mujoco
+from vjepa_mpc.robots.appearance import add_distractors
+from vjepa_mpc.robots.base import Camera, RobotSpec
+from vjepa_mpc.robots.rendering import dm_control_folder, import_mujoco
+from vjepa_mpc.robots.task import Script, Task
+from vjepa_mpc.robots.world import MujocoWorld
 
 CONTROL_PERIOD_S = 0.2
 WRIST_LIMIT_RAD = math.radians(160.0)
@@ -45,7 +47,7 @@ def reacher_spec(camera_size: int = 64, delta_limit: float = 0.3) -> RobotSpec:
     )
 
 
-class Reacher:
+class Reacher(MujocoWorld):
     """A planar arm of two links (0.12 m each) seen from above; every action turns its joints a little.
 
     Action [shoulder_delta, wrist_delta] in rad per control step of 0.2 s, each within `delta_limit`: the
@@ -54,6 +56,8 @@ class Reacher:
     the shoulder wrapped to [-pi, pi). dm_control's geometry and masses are kept, its target is not drawn.
     """
 
+    obstacles = False
+
     def __init__(
         self, camera_size: int = 64, seed: int = 0, backend: str = "auto", delta_limit: float = 0.3
     ) -> None:
@@ -61,78 +65,46 @@ class Reacher:
             raise InputError(
                 f"delta_limit {delta_limit} rad is outside (0, 0.3]; the servo settles only within it."
             )
-        self._mujoco = import_mujoco()
-        self._spec = reacher_spec(camera_size, delta_limit)
-        self._settings = {"camera_size": camera_size, "seed": seed, "delta_limit": delta_limit}
-        self._model = build_model()
-        self._data = self._mujoco.MjData(self._model)
-        self._substeps = round(CONTROL_PERIOD_S / _TIMESTEP_S)
-        self._fingertip = self._model.geom("finger").id
-        self._painter = Painter(self._model)
-        self._renderer = MujocoRenderer(self._model, camera_size, camera_size, backend)
-        self._generator = np.random.default_rng(seed)
-        self._rest(np.zeros(2))
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
-
-    @property
-    def renderer_identity(self) -> str:
-        return self._renderer.identity
-
-    def settings(self) -> Mapping[str, Any]:
-        """The constructor's arguments, with the back end that was chosen."""
-        return {**self._settings, "backend": self._renderer.backend}
-
-    def reset(self, seed: int | None = None) -> Observation:
-        """Rest in a random pose, uniform over both joints' ranges; `seed` starts the generator anew."""
-        if seed is not None:
-            self._generator = np.random.default_rng(seed)
-        return self.place(self._generator.uniform(self._spec.state_low, self._spec.state_high))
-
-    def place(self, state: Float[np.ndarray, "s"]) -> Observation:
-        self._rest(self._spec.check_state(state))
-        return self.observe()
-
-    def _rest(self, angles: Float[np.ndarray, "2"]) -> None:
-        self._mujoco.mj_resetData(self._model, self._data)
-        self._data.qpos[:] = angles
-        self._data.ctrl[:] = angles
-        self._mujoco.mj_forward(self._model, self._data)
-
-    def observe(self) -> Observation:
-        """The picture and the measured angles of the same instant."""
-        return Observation(
-            images={CAMERA: self._renderer.render(self._data, CAMERA)},
-            proprioception=self._angles().astype(np.float32),
-            time_s=float(self._data.time),
+        super().__init__(
+            reacher_spec(camera_size, delta_limit),
+            build_model(),
+            {"camera_size": camera_size, "seed": seed, "delta_limit": delta_limit},
+            backend,
         )
+        self._fingertip = self._model.geom("finger").id
+        self._put(np.zeros(2))
+
+    def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
+        return self._spec.check_state(state)
+
+    def _rest(self, state: Float[np.ndarray, "w"]) -> None:
+        self._data.qpos[:] = state
+        self._data.ctrl[:] = state
+
+    def sample_state(self, generator: np.random.Generator) -> Float[np.ndarray, "w"]:
+        """Joint angles [rad], uniform over both joints' ranges."""
+        return generator.uniform(self._spec.state_low, self._spec.state_high)
+
+    def true_state(self) -> Float[np.ndarray, "w"]:
+        """The joint angles [rad]; the wrist's may be past its limit by what the servo leaves."""
+        shoulder, wrist = self._data.qpos
+        return np.array([_wrapped(shoulder), wrist])
+
+    def _measure(self) -> Float[np.ndarray, "s"]:
+        return self._angles()
 
     def _angles(self) -> Float[np.ndarray, "2"]:
         """Measured (shoulder, wrist): the shoulder wrapped, the wrist's sensor ending at its limit."""
         shoulder, wrist = self._data.qpos
-        wrapped = (shoulder + math.pi) % (2.0 * math.pi) - math.pi
-        return np.array([wrapped, min(max(wrist, -WRIST_LIMIT_RAD), WRIST_LIMIT_RAD)])
+        return np.array([_wrapped(shoulder), min(max(wrist, -WRIST_LIMIT_RAD), WRIST_LIMIT_RAD)])
 
-    def apply(self, action: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
-        """Turn the joints by `action` [rad] during one control period; return the deltas truly commanded.
-
-        They differ from `action` where it exceeds the action bounds or the wrist would pass its limit. A
-        wrong size or a non-finite value raises `InputError`, and the arm holds its pose.
-        """
-        try:
-            wanted = self._spec.check_action(action)
-        except (InputError, TypeError, ValueError):
-            self.stop()
-            raise
+    def _move(self, wanted: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        """Turn the joints by `wanted` [rad]; less where the wrist would pass its limit."""
         before = self._data.qpos.copy()
-        target = before + np.clip(wanted, self._spec.action_low, self._spec.action_high)
+        target = before + wanted
         target[1] = min(max(target[1], -WRIST_LIMIT_RAD), WRIST_LIMIT_RAD)
         self._data.ctrl[:] = target
         self._mujoco.mj_step(self._model, self._data, self._substeps)
-        # mj_step leaves body poses one substep behind the joint angles: picture and state must agree.
-        self._mujoco.mj_forward(self._model, self._data)
         return target - before
 
     def stop(self) -> None:
@@ -144,27 +116,70 @@ class Reacher:
         """The fingertip's position in the world frame, m."""
         return self._data.geom_xpos[self._fingertip].copy()
 
-    def set_appearance(self, seed: int | None, level: float = 1.0) -> None:
-        """Redraw the world in the appearance of `seed` (see `sample_appearance`); None is the plain one."""
-        self._renderer.upload_textures(self._painter.paint_seed(seed, level))
-        # Positions of lights, camera and shapes on the floor are part of the kinematics.
-        self._mujoco.mj_forward(self._model, self._data)
 
-    def close(self) -> None:
-        """Free the renderer. Safe to call again."""
-        self._renderer.close()
+def _wrapped(angle: float) -> float:
+    """`angle` [rad] in [-pi, pi)."""
+    return (angle + math.pi) % (2.0 * math.pi) - math.pi
 
-    def __enter__(self) -> Reacher:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@dataclass(frozen=True)
+class ReachTask(Task):
+    """Bring the reacher's fingertip to where it is in the goal picture; either elbow will do.
+
+    Distances are the fingertip's to the goal's fingertip, in m.
+    """
+
+    name: ClassVar[str] = "reach"
+    version: ClassVar[int] = 1
+    robot: ClassVar[str] = "reacher"
+    summary: ClassVar[str] = "a two-joint arm brings its fingertip to a place"
+    mixture: ClassVar[Mapping[str, float]] = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
+    success_radius_m: float = 0.03
+    min_start_distance_m: float = 0.05
+    step_budget: int = 25
+    held_steps: int = 3
+
+    @property
+    def spec(self) -> RobotSpec:
+        return reacher_spec()
+
+    def sample_pair(
+        self, generator: np.random.Generator
+    ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
+        """Start and goal joint angles [rad], uniform; pairs under `min_start_distance_m` are redrawn."""
+        spec = self.spec
+        while True:
+            start, goal = generator.uniform(spec.state_low, spec.state_high, (2, 2))
+            if self.distance(start, goal) >= self.min_start_distance_m:
+                return start, goal
+
+    def fingertip(self, state: Float[np.ndarray, "2"]) -> Float[np.ndarray, "3"]:
+        """Where the fingertip is at joint angles `state` [rad]: world frame, m (two links of 0.12 m)."""
+        shoulder, both = float(state[0]), float(state[0] + state[1])
+        return np.array(
+            [0.12 * (math.cos(shoulder) + math.cos(both)), 0.12 * (math.sin(shoulder) + math.sin(both)), 0.01]
+        )
+
+    def distance(self, state: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]) -> float:
+        return float(np.linalg.norm(self.fingertip(state) - self.fingertip(goal)))
+
+    def script(self, goal: Float[np.ndarray, "2"]) -> Script:
+        return partial(self.scripted_action, goal=goal)
+
+    def scripted_action(
+        self, state: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]
+    ) -> Float[np.ndarray, "2"]:
+        """Straight to the goal's joint angles, the shoulder the shorter way round."""
+        spec = self.spec
+        delta = np.asarray(goal, dtype=np.float64) - state
+        delta[0] = _wrapped(float(delta[0]))
+        return np.clip(delta, spec.action_low, spec.action_high)
 
 
 def build_model() -> Any:
     """The `mujoco.MjModel` of dm_control's reacher with position servos and one close camera from above."""
     mujoco = import_mujoco()
-    spec = mujoco.MjSpec.from_file(str(_dm_control_suite() / "reacher.xml"))
+    spec = mujoco.MjSpec.from_file(str(dm_control_folder() / "suite" / "reacher.xml"))
     spec.option.timestep = _TIMESTEP_S
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     for actuator, stiffness, damping in zip(spec.actuators, _STIFFNESS, _DAMPING, strict=True):
@@ -175,27 +190,5 @@ def build_model() -> Any:
     spec.delete(spec.texture("skybox"))  # never in view, and 11 MB to upload
     field_of_view = 2.0 * math.degrees(math.atan(_VIEW_HALF_WIDTH_M / _CAMERA_HEIGHT_M))
     spec.worldbody.add_camera(name=CAMERA, pos=[0.0, 0.0, _CAMERA_HEIGHT_M], fovy=field_of_view)
-    _add_distractors(mujoco, spec)
+    add_distractors(mujoco, spec)
     return spec.compile()
-
-
-def _add_distractors(mujoco: Any, spec: Any) -> None:
-    """Discs and boxes, invisible and without contact until an appearance moves and colours them.
-
-    A body each: MuJoCo fixes at compilation what it needs to move a body's only geom, but not the world's.
-    They are compiled at their greatest size, as ray casting keeps the compiled bounding box.
-    """
-    shapes = (mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_BOX)
-    for index, name in enumerate(DISTRACTORS):
-        spec.worldbody.add_body(name=name).add_geom(
-            name=name, type=shapes[index % 2], size=[DISTRACTOR_MAX_M] * 3, rgba=[0.0, 0.0, 0.0, 0.0],
-            contype=0, conaffinity=0, mass=0.0,
-        )  # fmt: skip
-
-
-def _dm_control_suite() -> Path:
-    """dm_control's folder of MJCF files, found without importing dm_control (which takes seconds)."""
-    found = importlib.util.find_spec("dm_control")
-    if found is None or not found.submodule_search_locations:
-        raise InputError("The reacher's description comes with dm_control: pip install 'dm_control>=1.0.50'.")
-    return Path(next(iter(found.submodule_search_locations))) / "suite"

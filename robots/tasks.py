@@ -1,4 +1,4 @@
-"""What a robot is asked to do, how success is judged, and the frozen lists of start/goal pairs.
+"""The frozen lists of start/goal pairs of tasks, and the proof that their goals can be reached.
 
 A manifest is a JSON file whose hash is checked on loading, so that a number printed for it always belongs
 to the same pairs. Appearance seeds of manifests start at `MANIFEST_SEEDS`; data collection uses seeds
@@ -9,89 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import read_json
-from vjepa_mpc.robots.base import RobotSpec
-from vjepa_mpc.robots.reacher import reacher_spec
+from vjepa_mpc.robots.base import SimulatedRobot
+from vjepa_mpc.robots.factory import find_task, task_names
+from vjepa_mpc.robots.reacher import ReachTask
+from vjepa_mpc.robots.task import Task
 
 MANIFEST_SEEDS = 1_000_000
 _MANIFEST_SCHEMA = "vjepa-mpc-manifest-1"
 
 
 @dataclass(frozen=True)
-class ReachTask:
-    """Bring the reacher's fingertip to where it is in the goal picture.
-
-    Success is judged on the fingertip's distance to the goal's fingertip, in m: `hit` when it was within
-    `success_radius_m` after any step, `held` when it was so after each of the last `held_steps` of
-    `step_budget` steps. Either elbow will do.
-    """
-
-    name: ClassVar[str] = "reach"
-    version: ClassVar[int] = 1
-    robot: ClassVar[str] = "reacher"
-    success_radius_m: float = 0.03
-    min_start_distance_m: float = 0.05
-    step_budget: int = 25
-    held_steps: int = 3
-
-    @property
-    def spec(self) -> RobotSpec:
-        return reacher_spec()
-
-    def sample_pair(
-        self, generator: np.random.Generator
-    ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-        """Start and goal joint angles [rad], uniform; pairs under `min_start_distance_m` are redrawn."""
-        spec = self.spec
-        while True:
-            start, goal = generator.uniform(spec.state_low, spec.state_high, (2, 2))
-            if self.distance(start, goal) >= self.min_start_distance_m:
-                return start, goal
-
-    def fingertip(self, state: Float[np.ndarray, "2"]) -> Float[np.ndarray, "3"]:
-        """Where the fingertip is at joint angles `state` [rad]: world frame, m (two links of 0.12 m)."""
-        shoulder, both = float(state[0]), float(state[0] + state[1])
-        return np.array(
-            [0.12 * (math.cos(shoulder) + math.cos(both)), 0.12 * (math.sin(shoulder) + math.sin(both)), 0.01]
-        )
-
-    def distance(self, state: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]) -> float:
-        """Distance between the fingertips at two joint states, m."""
-        return float(np.linalg.norm(self.fingertip(state) - self.fingertip(goal)))
-
-    def hit(self, distances: Sequence[float]) -> bool:
-        """Whether any of the distances [m] after each step lies within the success radius."""
-        return any(distance <= self.success_radius_m for distance in distances)
-
-    def held(self, distances: Sequence[float]) -> bool:
-        """Whether the budget was used and its last `held_steps` distances [m] lie within the radius."""
-        last = distances[self.step_budget - self.held_steps : self.step_budget]
-        return len(last) == self.held_steps and all(distance <= self.success_radius_m for distance in last)
-
-    def scripted_action(
-        self, state: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]
-    ) -> Float[np.ndarray, "2"]:
-        """The privileged ceiling: straight to the goal's joint angles, the shoulder the shorter way round."""
-        spec = self.spec
-        delta = np.asarray(goal, dtype=np.float64) - state
-        delta[0] = (delta[0] + math.pi) % (2.0 * math.pi) - math.pi
-        return np.clip(delta, spec.action_low, spec.action_high)
-
-
-@dataclass(frozen=True)
 class Pair:
-    """One episode: joint angles in rad, and the seed of the look (None: plain) of start and goal."""
+    """One episode: two states of the world, and the seed of the look (None: plain) of start and goal."""
 
     start: tuple[float, ...]
     goal: tuple[float, ...]
@@ -122,12 +62,22 @@ def _canonical(content: object) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def make_manifest(
-    split: str, n: int, seed: int, *, varied: bool = False, task: ReachTask | None = None
-) -> Manifest:
-    """Draw `n` pairs from `seed`; angles are rounded to 1e-6 rad.
+Accept = Callable[[np.ndarray, np.ndarray], bool]
 
-    With `varied`, pair i gets appearance seed MANIFEST_SEEDS + 1000 * seed + i, otherwise the plain look.
+
+def make_manifest(
+    split: str,
+    n: int,
+    seed: int,
+    *,
+    varied: bool = False,
+    task: Task | None = None,
+    accept: Accept | None = None,
+) -> Manifest:
+    """Draw `n` pairs of `task` (default: the reacher's) from `seed`; numbers are rounded to 1e-6.
+
+    Pairs that `accept(start, goal)` refuses are redrawn, see `proof`. With `varied`, pair i gets appearance
+    seed MANIFEST_SEEDS + 1000 * seed + i, otherwise the plain look.
     """
     if not 1 <= n <= 1000:
         raise InputError(f"A manifest has 1 to 1000 pairs, not {n}.")
@@ -135,15 +85,41 @@ def make_manifest(
         raise InputError(f"A manifest's seed cannot be negative, got {seed}; it numbers appearances.")
     task = task or ReachTask()
     generator = np.random.default_rng([MANIFEST_SEEDS, seed])  # a stream that no robot's reset(seed) shares
-    pairs = []
-    for index in range(n):
+    pairs: list[Pair] = []
+    refused = 0
+    while len(pairs) < n:
         start, goal = (_rounded(state) for state in task.sample_pair(generator))
-        pairs.append(Pair(start, goal, MANIFEST_SEEDS + 1000 * seed + index if varied else None))
+        if accept is not None and not accept(np.array(start), np.array(goal)):
+            refused += 1
+            if refused > 10 * n:
+                raise InputError(
+                    f"{refused} of {refused + len(pairs)} drawn pairs of {task.name} were refused; make its goals "
+                    "easier, or its script better."
+                )
+            continue
+        pairs.append(Pair(start, goal, MANIFEST_SEEDS + 1000 * seed + len(pairs) if varied else None))
     return Manifest(task.name, task.version, task.robot, split, seed, tuple(pairs))
 
 
-def _rounded(state: Float[np.ndarray, "2"]) -> tuple[float, ...]:
-    return tuple(round(float(angle), 6) for angle in state)
+def _rounded(state: Float[np.ndarray, "w"]) -> tuple[float, ...]:
+    return tuple(round(float(value), 6) for value in state)
+
+
+def play_script(
+    robot: SimulatedRobot, task: Task, start: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]
+) -> list[float]:
+    """Distances [m] after each step of the task's budget under its own script."""
+    robot.place(start)
+    script, distances = task.script(goal), []
+    for _ in range(task.step_budget):
+        robot.apply(script(robot.true_state()))
+        distances.append(task.distance(robot.true_state(), goal))
+    return distances
+
+
+def proof(robot: SimulatedRobot, task: Task) -> Accept:
+    """For `make_manifest`: accepts the pairs whose goal the task's script reaches and holds in `robot`."""
+    return lambda start, goal: task.held(play_script(robot, task, start, goal))
 
 
 def manifest_names() -> tuple[str, ...]:
@@ -155,22 +131,25 @@ def _shipped() -> Iterable[Any]:
     return resources.files("vjepa_mpc").joinpath("manifests").iterdir()
 
 
-def load_manifest(path_or_name: str | Path, task: ReachTask | None = None) -> Manifest:
+def load_manifest(path_or_name: str | Path, task: Task | None = None) -> Manifest:
     """A shipped manifest by name ("reacher-dev"; "dev" means that) or a JSON file by path, its hash verified.
 
-    Raises `InputError` when it is missing, altered, of another schema, or its pairs do not fit the task
-    (`task` defaults to `ReachTask()`): outside the joint range, or a start already inside the success region.
+    Raises `InputError` when it is missing, altered, of another schema, or its pairs do not fit the task (by
+    default the one it was made for): outside the world's bounds, or a start inside the success region.
     """
-    task = task or ReachTask()
     name = str(path_or_name)
     if name.endswith(".json") or Path(name).exists():
-        content = read_json(name)
+        manifest = _parse(name, read_json(name))
     else:
-        full = name if name.startswith(f"{task.robot}-") else f"{task.robot}-{name}"
-        if full not in manifest_names():
-            raise unknown_name("manifest", full, manifest_names())
+        shipped = manifest_names()
+        robot = "reacher" if task is None else task.robot
+        full = name if name in shipped or name.startswith(f"{robot}-") else f"{robot}-{name}"
+        if full not in shipped:
+            raise unknown_name("manifest", full, shipped)
         content = json.loads(resources.files("vjepa_mpc").joinpath("manifests", f"{full}.json").read_text())
-    manifest = _parse(name, content)
+        manifest = _parse(name, content)
+    if task is None:
+        task = find_task(manifest.robot) if manifest.robot in task_names() else ReachTask()
     _check_fit(name, manifest, task)
     return manifest
 
@@ -194,7 +173,7 @@ def _parse(name: str, content: Any) -> Manifest:
         raise InputError(f"{name} is not a whole manifest ({error}); restore the committed file.") from error
 
 
-def _check_fit(name: str, manifest: Manifest, task: ReachTask) -> None:
+def _check_fit(name: str, manifest: Manifest, task: Task) -> None:
     wanted = (task.name, task.version, task.robot)
     given = (manifest.task, manifest.task_version, manifest.robot)
     if wanted != given:
@@ -205,7 +184,7 @@ def _check_fit(name: str, manifest: Manifest, task: ReachTask) -> None:
         raise InputError(f"{name} has no start/goal pairs; make one with `make_manifest`.")
     for index, pair in enumerate(manifest.pairs):
         try:
-            start, goal = task.spec.check_state(pair.start), task.spec.check_state(pair.goal)
+            start, goal = task.world.check(pair.start), task.world.check(pair.goal)
         except InputError as error:
             raise InputError(f"Pair {index} of {name} cannot be used: {error}") from error
         if task.distance(start, goal) <= task.success_radius_m:

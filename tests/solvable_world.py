@@ -18,8 +18,7 @@ from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig
 from vjepa_mpc.predictor import PredictorConfig
 from vjepa_mpc.robots.base import Observation, RobotSpec
-from vjepa_mpc.robots.reacher import CAMERA, reacher_spec
-from vjepa_mpc.robots.tasks import ReachTask
+from vjepa_mpc.robots.reacher import CAMERA, ReachTask, reacher_spec
 from vjepa_mpc.rollout import Context, Rollout
 from vjepa_mpc.world_model import Calibration, WorldModel, WorldModelConfig
 
@@ -100,6 +99,12 @@ class SpelledRobot:
     def place(self, state: np.ndarray) -> Observation:
         self.state = self.spec.check_state(state)
         return self.observe()
+
+    def true_state(self) -> np.ndarray:
+        return np.array(self.state)
+
+    def sample_state(self, generator: np.random.Generator) -> np.ndarray:
+        return generator.uniform(self.spec.state_low, self.spec.state_high)
 
     def set_appearance(self, seed: int | None, level: float = 1.0) -> None:
         self.calls.append(f"appearance {seed}")

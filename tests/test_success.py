@@ -38,7 +38,8 @@ from vjepa_mpc.evaluation import (
 from vjepa_mpc.executor import Executor, LocalExecutor, RayExecutor
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.robots.base import SimulatedRobot
-from vjepa_mpc.robots.tasks import Manifest, Pair, ReachTask
+from vjepa_mpc.robots.reacher import ReachTask
+from vjepa_mpc.robots.tasks import Manifest, Pair
 
 # Workers cannot import these modules: they travel by value, as a user's script does.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

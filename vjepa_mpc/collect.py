@@ -28,7 +28,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.settings import commit
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore, ZarrWriter
-from vjepa_mpc.exploration import MIXTURE, SEGMENT_STEPS, EpisodeSettings
+from vjepa_mpc.exploration import SEGMENT_STEPS, EpisodeSettings, mixture_of
 from vjepa_mpc.robots.base import RobotSpec
 
 _IN_FLIGHT = 4  # episodes a worker may be ahead: bounds the memory, keeps the workers busy
@@ -50,8 +50,10 @@ class CollectSettings:
 
     def recipe(self) -> dict[str, Any]:
         """What the store's content depends on, besides the program version, as plain JSON values."""
-        segments = {name: list(steps) for name, steps in SEGMENT_STEPS.items()}
-        return {**asdict(self.episode), "mixture": dict(MIXTURE), "segment_steps": segments}
+        mixture = mixture_of(self.episode.find_task())
+        segments = {name: list(SEGMENT_STEPS[name]) for name in mixture}
+        episode = {name: value for name, value in asdict(self.episode).items() if name != "task" or value is not None}
+        return {**episode, "mixture": dict(mixture), "segment_steps": segments}
 
 
 @dataclass(frozen=True)

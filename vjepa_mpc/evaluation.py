@@ -25,7 +25,9 @@ from vjepa_mpc.core.files import write_text
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
-from vjepa_mpc.robots.tasks import Manifest, Pair, ReachTask
+from vjepa_mpc.robots.task import Task
+from vjepa_mpc.robots.tasks import Manifest, Pair
+from vjepa_mpc.robots.world import MujocoWorld
 from vjepa_mpc.world_model import WorldModel
 
 
@@ -114,28 +116,79 @@ class NoOpPolicy(RandomPolicy):
         return np.zeros(len(self.spec.action_names))
 
 
+@runtime_checkable
+class Privileged(Protocol):
+    """A policy that is shown the simulator itself, before its first episode: a ceiling or a floor, no more."""
+
+    def watch(self, robot: SimulatedRobot) -> None: ...
+
+
 class ScriptedPolicy(RandomPolicy):
-    """Knows the goal's state: the ceiling."""
+    """Knows the goal's state and the world's: the ceiling."""
 
     name = "scripted"
 
-    def __init__(self, task: ReachTask) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__(task.spec)
         self.task = task
+
+    def watch(self, robot: SimulatedRobot) -> None:
+        self._robot = robot
 
     def begin(
         self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
     ) -> None:
-        self._goal = goal_state
+        self._script = self.task.script(goal_state)
 
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
-        return self.task.scripted_action(observation.proprioception.astype(np.float64), self._goal)
+        return self._script(self._robot.true_state())
+
+
+class GreedyPixelPolicy(RandomPolicy):
+    """Tries actions in the simulator itself and takes the one whose next picture is most like the goal's: a floor.
+
+    It has a perfect model and looks one step ahead by the mean absolute difference of pixels: what it does
+    not reach needs a better distance than pixels, or more foresight than one step. It tries `candidates` - 1
+    random actions, a quarter of them of full size, and none.
+    """
+
+    name = "greedy-pixel"
+
+    def __init__(self, spec: RobotSpec, candidates: int = 16) -> None:
+        super().__init__(spec)
+        self.candidates = candidates
+
+    def watch(self, robot: SimulatedRobot) -> None:
+        if not isinstance(robot, MujocoWorld):
+            raise InputError(f"{robot.spec.name} cannot be set back, which the greedy-pixel floor needs.")
+        self._robot = robot
+
+    def begin(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        super().begin(goal, goal_state, seed)
+        self._goal = goal.astype(np.int16)
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
+        tried = self._rng.uniform(low, high, (self.candidates, len(low)))
+        tried[: self.candidates // 4] = np.where(tried[: self.candidates // 4] < (low + high) / 2, low, high)
+        tried[-1] = 0.0
+        now = self._robot.snapshot()
+        differences = []
+        for action in tried:
+            self._robot.apply(action)
+            (picture,) = self._robot.observe().images.values()
+            differences.append(np.abs(picture - self._goal).mean())
+            self._robot.restore(now)
+        return tried[int(np.argmin(differences))]
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode. `distances` [m] after each step; `milliseconds` of each decision; `model_reached`: after
-    how many steps the model itself first judged the goal reached and held (None: never)."""
+    """One episode. `distances[i]` [m, as the task judges them] after action i, `latent_costs[i]` of the view
+    before it; `milliseconds` of each decision; `model_reached`: after how many steps the model itself first
+    judged the goal reached and held (None: never)."""
 
     index: int
     start_distance: float
@@ -151,8 +204,10 @@ class EpisodeResult:
 class Arena:
     """A worker's state: a robot, a task and a policy, built once."""
 
-    def __init__(self, robot: SimulatedRobot, task: ReachTask, policy: Policy, seed: int) -> None:
+    def __init__(self, robot: SimulatedRobot, task: Task, policy: Policy, seed: int) -> None:
         self.robot, self.task, self.policy, self.seed = robot, task, policy, seed
+        if isinstance(policy, Privileged):
+            policy.watch(robot)
 
     def close(self) -> None:
         self.robot.close()
@@ -164,7 +219,7 @@ class ArenaSetup:
 
     robot: Callable[[], SimulatedRobot]
     policy: Callable[[], Policy]
-    task: ReachTask
+    task: Task
     seed: int
 
     def __call__(self) -> Arena:
@@ -179,9 +234,8 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
     robot.set_appearance(pair.appearance)
     camera = next(iter(robot.spec.cameras))
     goal_image = robot.place(goal_state).images[camera]
-    target = robot.end_effector()
     observation = robot.place(np.asarray(pair.start))
-    start_distance = float(np.linalg.norm(robot.end_effector() - target))
+    start_distance = task.distance(robot.true_state(), goal_state)
     policy.begin(goal_image, goal_state, int(np.random.SeedSequence((arena.seed, index)).generate_state(1)[0]))
     distances, costs, times, evaluations, reached = [], [], [], 0, None
     for step in range(task.step_budget):
@@ -190,7 +244,7 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
         times.append(round(1e3 * (time.perf_counter() - started), 2))
         figures = policy.note(robot.apply(action))
         observation = robot.observe()
-        distances.append(round(float(np.linalg.norm(robot.end_effector() - target)), 5))
+        distances.append(round(task.distance(robot.true_state(), goal_state), 5))
         evaluations += int(figures.get("evaluations", 0))
         if "latent_cost" in figures:
             costs.append(round(figures["latent_cost"], 5))

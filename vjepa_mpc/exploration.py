@@ -1,17 +1,19 @@
 """How a robot moves while data is collected, and one whole episode of it.
 
-An episode is a function of (settings, index) alone. It starts in a pose drawn uniformly over the state's
-bounds and runs through segments of random length, each of one behaviour drawn by `MIXTURE`:
+An episode is a function of (settings, index) alone. It starts in a random state of the world and runs
+through segments of random length, each of one behaviour drawn by the task's mixture (`MIXTURE` for a robot
+without a task):
 
 - `smooth`: temporally correlated random actions, a first-order autoregressive process;
 - `reach`: towards a random goal pose at a random speed, with noise; a new goal when it is reached;
+- `script`: the task's own script to a random goal of the task, at a random speed, with noise;
 - `full_speed`: every component at its limit, up or down, or still;
 - `hold`: no action at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +23,11 @@ from jaxtyping import Float
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.datasets.episode import Episode
 from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
+from vjepa_mpc.robots.factory import find_task, task_names
+from vjepa_mpc.robots.task import Task
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
-SEGMENT_STEPS = {"smooth": (6, 30), "reach": (8, 30), "full_speed": (2, 8), "hold": (1, 4)}
+SEGMENT_STEPS = {"smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "full_speed": (2, 8), "hold": (1, 4)}
 APPEARANCE_SEEDS = 1_000_000  # collected looks have seeds below this; benchmark manifests use those above
 APPEARANCES = ("varied", "plain")
 
@@ -34,12 +38,14 @@ Act = Callable[[Float[np.ndarray, "s"]], Float[np.ndarray, "a"]]
 class EpisodeSettings:
     """What the content of an episode depends on, besides its index.
 
-    `frames` observations each. `appearance` "varied": with probability `appearance_fraction` an episode
+    `task` (a name or module:Class; None: the one named as the robot, where there is one) says which behaviours
+    are mixed. `frames` observations each. `appearance` "varied": with probability `appearance_fraction` an episode
     draws an appearance seed below `APPEARANCE_SEEDS`, shown at `appearance_level` in [0, 1]; the others, and
     all of "plain", look plain. `camera_size`: square pictures of so many pixels (None = the robot's own).
     """
 
     robot: str = "reacher"
+    task: str | None = None
     frames: int = 41
     seed: int = 0
     appearance: str = "varied"
@@ -60,13 +66,32 @@ class EpisodeSettings:
         if self.camera_size is not None and not 8 <= self.camera_size <= 1024:
             raise InputError(f"The camera size must lie in [8, 1024] pixels, got {self.camera_size}.")
 
+    def find_task(self) -> Task | None:
+        """The task whose goals and behaviours are collected; None for a robot without one."""
+        if self.task is not None:
+            task = find_task(self.task)
+            if task.robot != self.robot:
+                raise InputError(f"Task {self.task} is played by {task.robot}, not {self.robot}; leave --robot out.")
+            return task
+        return find_task(self.robot) if self.robot in task_names() else None
+
+
+def mixture_of(task: Task | None) -> Mapping[str, float]:
+    """The share of each behaviour, by its name."""
+    mixture = MIXTURE if task is None else task.mixture
+    for kind in mixture:
+        if kind not in SEGMENT_STEPS:
+            raise unknown_name("behaviour", kind, SEGMENT_STEPS)
+    return mixture
+
 
 def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: int) -> Episode:
     """Episode `index`: place the robot, act by the mixture, record. The robot's own seed is not used."""
     spec, generator = robot.spec, np.random.default_rng([settings.seed, index])
+    task = settings.find_task()
     varied = settings.appearance == "varied" and generator.random() < settings.appearance_fraction
     appearance = int(generator.integers(APPEARANCE_SEEDS)) if varied else None
-    start = generator.uniform(spec.state_low, spec.state_high)
+    start = robot.sample_state(generator)
     robot.set_appearance(appearance, settings.appearance_level)
     observation = robot.place(start)
     steps = settings.frames
@@ -74,16 +99,18 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     states = np.empty((steps, len(spec.state_names)), np.float32)
     actions = np.empty((steps - 1, len(spec.action_names)), np.float32)
     times = np.empty(steps, np.float64)
+    world: list[list[float]] = []
     segments: list[tuple[int, str]] = []
-    act, until = _draw_segment(spec, generator, 0, segments)
+    act, until = _draw_segment(robot, task, generator, 0, segments)
     for step in range(steps):
         for name, frames in images.items():
             frames[step] = observation.images[name]
         states[step], times[step] = observation.proprioception, observation.time_s
+        world.append([round(float(value), 6) for value in robot.true_state()])
         if step == steps - 1:
             break
         if step == until:
-            act, until = _draw_segment(spec, generator, step, segments)
+            act, until = _draw_segment(robot, task, generator, step, segments)
         actions[step] = robot.apply(act(states[step].astype(np.float64)))
         observation = robot.observe()
     metadata: dict[str, Any] = {
@@ -93,20 +120,46 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
         "appearance_level": settings.appearance_level if varied else 0.0,
         "behaviours": [list(segment) for segment in segments],
     }
+    if task is not None and task.world.names != spec.state_names:  # what the robot itself cannot feel
+        metadata["world_states"] = world
     return Episode(images, states, actions, times - times[0], metadata)
 
 
 def _draw_segment(
-    spec: RobotSpec, generator: np.random.Generator, step: int, segments: list[tuple[int, str]]
+    robot: SimulatedRobot,
+    task: Task | None,
+    generator: np.random.Generator,
+    step: int,
+    segments: list[tuple[int, str]],
 ) -> tuple[Act, int]:
     """A behaviour and the step it lasts until; noted in `segments` as (first step, behaviour)."""
-    kind = str(generator.choice(list(MIXTURE), p=list(MIXTURE.values())))
+    mixture = mixture_of(task)
+    kind = str(generator.choice(list(mixture), p=list(mixture.values())))
     low, high = SEGMENT_STEPS[kind]
     segments.append((step, kind))
     until = step + int(generator.integers(low, high + 1))
+    if kind == "script":
+        if task is None:
+            raise InputError(f"{robot.spec.name} has no task, and so no script to collect by.")
+        return _Scripted(robot, task, generator), until
     makers: dict[str, Callable[[RobotSpec, np.random.Generator], Act]]
     makers = {"smooth": _Smooth, "reach": _Reach, "full_speed": _full_speed, "hold": _hold}
-    return makers[kind](spec, generator), until
+    return makers[kind](robot.spec, generator), until
+
+
+class _Scripted:
+    """The task's script to one of its goals, slowed down and disturbed; it is told the truth."""
+
+    def __init__(self, robot: SimulatedRobot, task: Task, generator: np.random.Generator) -> None:
+        self._robot, self._generator = robot, generator
+        self._centre, self._half = _box(robot.spec)
+        self._speed, self._noise = generator.uniform(0.3, 1.0), generator.uniform(0.0, 0.3)
+        self._script = task.script(task.sample_pair(generator)[1])
+
+    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+        wanted = self._speed * self._script(self._robot.true_state())
+        noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
+        return _clip(self._robot.spec, wanted + noise)
 
 
 class _Smooth:

@@ -34,7 +34,8 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.images import load_image
 from vjepa_mpc.planners.base import Planner
-from vjepa_mpc.robots.base import Observation, Robot, RobotSpec, SimulatedRobot
+from vjepa_mpc.robots.base import Observation, Robot, RobotSpec, SimulatedRobot, StateSpec
+from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.world_model import Calibration, WorldModel
 
 START_TRIES = 50
@@ -60,6 +61,11 @@ def load_goal(path: Path | str) -> Goal:
     return Goal(path, image, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+def world_of(spec: RobotSpec) -> StateSpec:
+    """What a state of the world of this robot consists of: its task's, or the robot's own."""
+    return find_task(spec.name).world if spec.name in task_names() else spec.proprioception
+
+
 def known_goal_state(picture: Path, spec: RobotSpec) -> tuple[Float[np.ndarray, "s"] | None, str | None]:
     """The goal's state from `{"state": [...]}` in `<picture>.json` beside it (goal.png: goal.json), and a note.
 
@@ -73,7 +79,7 @@ def known_goal_state(picture: Path, spec: RobotSpec) -> tuple[Float[np.ndarray, 
         content = json.loads(sidecar.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or "state" not in content:
             return None, None
-        return spec.check_state(content["state"]), None
+        return world_of(spec).check(content["state"]), None
     except (OSError, ValueError, TypeError) as error:  # InputError is a ValueError
         return None, f"{sidecar} is not used for distances: {error}"
 
@@ -87,6 +93,16 @@ def trained(model: WorldModel, name: str) -> Calibration:
             "with; finish it with `vjepa-mpc train`."
         )
     return calibration
+
+
+def other_renderer(robot: SimulatedRobot, model: WorldModel) -> str | None:
+    """A warning when another renderer draws than drew the pictures that `model` was trained on, else None."""
+    trained_on = model.config.renderer
+    if not trained_on or robot.renderer_identity == trained_on:
+        return None
+    return (
+        f"Pictures come from {robot.renderer_identity}, but the model was trained on {trained_on}: it may plan worse."
+    )
 
 
 def doubt(picture: str, score: float, calibration: Calibration) -> str | None:
@@ -212,12 +228,12 @@ def place_start(
         robot.reset(seed)
         return
     if start is not None:
-        robot.place(robot.spec.check_state(start))
+        robot.place(np.asarray(start, dtype=np.float64))
         return
     model, generator = controller.model, np.random.default_rng(seed)
     farthest, away = np.zeros(0), calibration.reached_cost
     for _ in range(START_TRIES):
-        state = generator.uniform(robot.spec.state_low, robot.spec.state_high)
+        state = robot.sample_state(generator)
         view = model.encode(robot.place(state).images[model.config.camera][None])
         distance = float(latent_distance(view, controller.goal))
         if distance > CLEARLY_AWAY * calibration.reached_cost:
@@ -232,14 +248,19 @@ def place_start(
 
 
 def distance_to(robot: Robot, goal_state: Float[np.ndarray, "s"] | None) -> Callable[[], float] | None:
-    """A function that gives the end effector's distance [m] to where it is in `goal_state`; simulation only.
+    """A function that gives the distance [m] to `goal_state` as the robot's own task judges it, or else the end
+    effector's to where it is in `goal_state`; simulation only.
 
-    Moves the robot there for a moment: call it before the start is placed.
+    May move the robot there for a moment: call it before the start is placed.
     """
     if goal_state is None or not isinstance(robot, SimulatedRobot):
         return None
+    simulated = robot
+    if robot.spec.name in task_names():
+        task = find_task(robot.spec.name)
+        return lambda: task.distance(simulated.true_state(), goal_state)
     robot.place(goal_state)
-    target, simulated = robot.end_effector(), robot
+    target = robot.end_effector()
     return lambda: float(np.linalg.norm(simulated.end_effector() - target))
 
 

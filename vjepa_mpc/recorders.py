@@ -120,6 +120,18 @@ class VideoRecorder:
                 temporary.write_bytes(content)
 
 
+def write_video(
+    path: Path | str, frames: Sequence[UInt8[np.ndarray, "height width 3"]], fps: float
+) -> None:
+    """Write pictures of one size as MP4, at `fps` frames a second; odd sides lose their last row or column."""
+    height, width = (side - side % 2 for side in frames[0].shape[:2])
+    film = _Film(width, height, Fraction(fps).limit_denominator(1000))
+    for frame in frames:
+        film.add(np.ascontiguousarray(frame[:height, :width]))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(film.finish())
+
+
 class _OnlyTrying(Exception):
     """Leaves `atomic_path` without a file."""
 

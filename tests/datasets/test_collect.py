@@ -66,6 +66,12 @@ class ToyRobot:
         self.state = np.array([(target[0] + math.pi) % (2 * math.pi) - math.pi, target[1]])
         return applied
 
+    def true_state(self) -> np.ndarray:
+        return self.state.copy()
+
+    def sample_state(self, generator: np.random.Generator) -> np.ndarray:
+        return generator.uniform(self.spec.state_low, self.spec.state_high)
+
     def set_appearance(self, seed: int | None, level: float = 1.0) -> None:
         self.looks.append(seed)
 

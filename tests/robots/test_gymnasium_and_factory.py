@@ -11,8 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.factory import make_robot, robot_names
 from vjepa_mpc.robots.gymnasium_adapter import RobotEnv
-from vjepa_mpc.robots.reacher import Reacher
-from vjepa_mpc.robots.tasks import ReachTask
+from vjepa_mpc.robots.reacher import Reacher, ReachTask
 
 
 def test_passes_gymnasiums_checker() -> None:

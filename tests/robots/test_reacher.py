@@ -14,8 +14,7 @@ import pytest
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.appearance import Factors, contrast, sample_appearance
 from vjepa_mpc.robots.base import SimulatedRobot
-from vjepa_mpc.robots.reacher import CAMERA, WRIST_LIMIT_RAD, Reacher, reacher_spec
-from vjepa_mpc.robots.tasks import ReachTask
+from vjepa_mpc.robots.reacher import CAMERA, WRIST_LIMIT_RAD, Reacher, ReachTask, reacher_spec
 
 
 @pytest.fixture(scope="module")

@@ -11,22 +11,22 @@ import pytest
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_json
-from vjepa_mpc.robots.reacher import Reacher
+from vjepa_mpc.robots.reacher import Reacher, ReachTask
 from vjepa_mpc.robots.tasks import (
     MANIFEST_SEEDS,
     Manifest,
     Pair,
-    ReachTask,
     load_manifest,
     make_manifest,
     manifest_names,
+    play_script,
 )
 
 SHIPPED = ("reacher-dev", "reacher-dev-varied", "reacher-test", "reacher-test-varied")
 
 
 def test_manifests_are_shipped_distinct_and_frozen() -> None:
-    assert manifest_names() == SHIPPED
+    assert set(SHIPPED) <= set(manifest_names())
     manifests = [load_manifest(name) for name in SHIPPED]
     assert all(len(manifest.pairs) == 100 for manifest in manifests)
     pairs = {(pair.start, pair.goal) for manifest in manifests for pair in manifest.pairs}
@@ -55,14 +55,7 @@ def test_every_shipped_goal_is_reached_and_held_by_the_script() -> None:
     with Reacher(camera_size=8) as robot:
         for name in SHIPPED:
             for pair in load_manifest(name).pairs:
-                robot.place(np.array(pair.goal))
-                goal_fingertip = robot.end_effector()
-                robot.place(np.array(pair.start))
-                distances = []
-                for _ in range(task.step_budget):
-                    # Not `observe`: 10,000 pictures that nobody looks at.
-                    robot.apply(task.scripted_action(robot._angles(), np.array(pair.goal)))
-                    distances.append(float(np.linalg.norm(robot.end_effector() - goal_fingertip)))
+                distances = play_script(robot, task, np.array(pair.start), np.array(pair.goal))
                 assert task.hit(distances) and task.held(distances), (name, pair)
 
 

@@ -9,7 +9,10 @@ import typer
 
 
 def collect(
-    robot: str = typer.Option("reacher", help="Which robot: a name, or module:Class."),
+    robot: str | None = typer.Option(None, help="Which robot: a name, or module:Class (default: the task's)."),
+    task: str | None = typer.Option(
+        None, help="Whose goals and behaviours: a name, or module:Class (default: as the robot, or the reacher's)."
+    ),
     episodes: int = typer.Option(1000, help="Episodes the store shall hold in the end."),
     out: Path = typer.Option(..., help="The store (a folder, by custom *.zarr); an existing one is continued."),
     frames: int = typer.Option(41, help="Observations in an episode; one action fewer."),
@@ -33,9 +36,13 @@ def collect(
     from vjepa_mpc.collect import CollectSettings
     from vjepa_mpc.collect import collect as run
     from vjepa_mpc.exploration import EpisodeSettings
+    from vjepa_mpc.robots.factory import find_task
 
+    if robot is None:
+        robot = "reacher" if task is None else find_task(task).robot
     episode = EpisodeSettings(
         robot=robot,
+        task=None if task == robot else task,
         frames=frames,
         seed=seed,
         appearance=appearance,

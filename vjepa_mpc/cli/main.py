@@ -28,7 +28,9 @@ COMMANDS: dict[str, str] = {
     "data": "vjepa_mpc.cli.data:app",
     "pretrain": "vjepa_mpc.cli.pretrain:pretrain",
     "train": "vjepa_mpc.cli.train:train",
+    "tasks": "vjepa_mpc.cli.tasks:app",
     "evaluate": "vjepa_mpc.cli.evaluate:evaluate",
+    "bench": "vjepa_mpc.cli.bench:app",
     "doctor": "vjepa_mpc.cli.doctor:doctor",
 }
 

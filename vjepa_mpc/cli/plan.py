@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
 from vjepa_mpc.cli.plan_screen import Screen
-from vjepa_mpc.core.errors import InputError, unknown_name
+from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vjepa_mpc.controller import StepRecord
     from vjepa_mpc.plan_files import Setting
     from vjepa_mpc.planning import Goal, GoalController, Outcome
-    from vjepa_mpc.robots.base import Robot
+    from vjepa_mpc.robots.base import Robot, RobotSpec
     from vjepa_mpc.world_model import Calibration, WorldModel
 
 REACHED, NOT_REACHED, INTERRUPTED = 0, 3, 130
@@ -27,15 +30,16 @@ def plan(
     goal: Path = typer.Option(..., help="Picture of the goal, of any size."),
     model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
     max_steps: int = typer.Option(50, min=1, help="Give up after so many actions."),
-    planner: str = typer.Option("cem", help="cem or gradient.", rich_help_panel=PLANNING),
+    planner: str = typer.Option("cem", help=PLANNER_HELP, rich_help_panel=PLANNING),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead.", rich_help_panel=PLANNING),
     samples: int | None = typer.Option(
-        None, help="Candidates an iteration (starts of the gradient planner).", rich_help_panel=PLANNING
+        None, help="Candidates an iteration (starts of gradient and lbfgs).", rich_help_panel=PLANNING
     ),
     iterations: int | None = typer.Option(None, help="Iterations of a plan.", rich_help_panel=PLANNING),
     elites: int | None = typer.Option(
-        None, help="Candidates that make the next distribution (cem).", rich_help_panel=PLANNING
+        None, help="Candidates that make the next distribution (cem, icem, discrete).", rich_help_panel=PLANNING
     ),
+    settings: list[str] = typer.Option([], "--set", help=SET_HELP, rich_help_panel=PLANNING),
     seed: int = typer.Option(
         0, min=0, max=2**32, help="Of the planner, and of a start that is drawn.", rich_help_panel=PLANNING
     ),
@@ -44,7 +48,7 @@ def plan(
         None, min=1, help="Torch threads (default: the cores this process may use).", rich_help_panel=PLANNING
     ),
     start: str | None = typer.Option(
-        None, help='Where the robot starts, "q1,q2" in its units (default: drawn from --seed).',
+        None, help='Where the world starts, "q1,q2" in its units (default: drawn from --seed).',
         rich_help_panel=SIMULATION,
     ),
     robot: str | None = typer.Option(
@@ -78,7 +82,7 @@ def plan(
     started = time.perf_counter()
     screen = Screen(json_output, quiet)
     job = _Job(
-        goal, model, planner, horizon, samples, iterations, elites, seed, device, out, screen,
+        goal, model, planner, horizon, samples, iterations, elites, settings, seed, device, out, screen,
         {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads},
         started,
     )  # fmt: skip
@@ -109,6 +113,7 @@ class _Job:
     samples: int | None
     iterations: int | None
     elites: int | None
+    settings: list[str]
     seed: int
     device: str
     out: Path
@@ -131,12 +136,11 @@ class _Ready:
     notes: list[str] = field(default_factory=list)
 
 
-def _prepare(job: _Job, *states: tuple[float, ...] | None, observation: Goal | None = None) -> _Ready:
-    """Check everything that can be checked, cheap things first."""
-    from vjepa_mpc.cli.building import PLANNERS
+def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
+    """Check everything that can be checked, cheap things first; `check` the states that were given."""
+    from vjepa_mpc.cli.building import check_planner
 
-    if job.planner not in PLANNERS:
-        raise unknown_name("planner", job.planner, PLANNERS)
+    check_planner(job.planner)
     with job.screen.busy("Loading the world model"):
         import torch
 
@@ -160,12 +164,11 @@ def _prepare(job: _Job, *states: tuple[float, ...] | None, observation: Goal | N
         world = load_model(str(folder), device)
         settings = control_settings(world, horizon=job.horizon, running=1.0)
         calibration = trained(world, str(folder))
-        for state in states:
-            if state is not None:
-                world.config.robot.check_state(state)
+        check(world.config.robot)
         optimiser = make_planner(
-            job.planner, world.action_bounds, samples=job.samples, iterations=job.iterations, elites=job.elites
-        )
+            job.planner, world.action_bounds, samples=job.samples, iterations=job.iterations, elites=job.elites,
+            settings=job.settings,
+        )  # fmt: skip
         generator = torch.Generator(device).manual_seed(job.seed)
         controller = GoalController(world, optimiser, goal.image, settings, generator)
     warning = doubt(f"The goal {job.goal}", controller.goal_score, calibration)
@@ -180,7 +183,7 @@ def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> in
     from vjepa_mpc.planning import doubt, load_goal, plan_once
 
     now = load_goal(observation)
-    ready = _prepare(job, state)
+    ready = _prepare(job, lambda spec: spec.check_state(state))
     score = float(ready.world.outlier_score(ready.world.encode(now.image[None])))
     warning = doubt(f"The picture {observation}", score, ready.calibration)
     if warning is not None:
@@ -201,10 +204,11 @@ def _closed_loop(
     job: _Job, name: str | None, start: tuple[float, ...] | None, goal_state: tuple[float, ...] | None
 ) -> int:
     """Drive the robot to the goal."""
-    from vjepa_mpc.planning import distance_to, place_start, reach
+    from vjepa_mpc.planning import distance_to, place_start, reach, world_of
     from vjepa_mpc.recorders import VideoRecorder
 
-    ready = _prepare(job, start, goal_state)
+    given = [state for state in (start, goal_state) if state is not None]
+    ready = _prepare(job, lambda spec: [world_of(spec).check(state) for state in given])
     config = ready.world.config
     with job.screen.busy("Starting the robot"):
         robot = _make_robot(job, ready, name)
@@ -250,14 +254,15 @@ def _finish(
 
 def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
     """The robot asked for, or the model's own; refused when the model was trained for another."""
+    from vjepa_mpc.planning import other_renderer
     from vjepa_mpc.robots.base import SimulatedRobot
-    from vjepa_mpc.robots.factory import make_robot
+    from vjepa_mpc.robots.factory import is_built_in, make_robot
 
     config = ready.world.config
     name = name or config.robot.name
     backend, appearance = job.options["backend"], job.options["appearance"]
     settings: dict[str, Any] = {}
-    if name == "reacher":
+    if is_built_in(name):
         settings = {"camera_size": config.robot.cameras[config.camera].height, "backend": backend}
     elif backend != "auto":
         settings = {"backend": backend}
@@ -270,11 +275,8 @@ def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
             if appearance is not None:
                 robot.set_appearance(appearance)
             job.options["robot_settings"] = dict(robot.settings())
-            if config.renderer and robot.renderer_identity != config.renderer:
-                note = (
-                    f"Pictures come from {robot.renderer_identity}, but the model was trained on "
-                    f"{config.renderer}: it may plan worse."
-                )
+            note = other_renderer(robot, ready.world)
+            if note is not None:
                 ready.notes.append(note)
                 job.screen.warn(note)
     except BaseException:
@@ -285,11 +287,11 @@ def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
 
 def _goal_state(job: _Job, ready: _Ready, given: tuple[float, ...] | None) -> Any:
     """The goal's state for the distance column: given, or known from the file beside the picture."""
-    from vjepa_mpc.planning import known_goal_state
+    from vjepa_mpc.planning import known_goal_state, world_of
 
     spec = ready.world.config.robot
     if given is not None:
-        return spec.check_state(given)
+        return world_of(spec).check(given)
     known, note = known_goal_state(ready.goal.path, spec)
     if known is not None:
         note = f"Distances are measured to the state in {ready.goal.path.with_suffix('.json')}; planning never sees it."

@@ -1,0 +1,179 @@
+"""`vjepa-mpc tasks`: what there is to do, what it looks like, what it costs, and frozen pairs of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+app = typer.Typer(help="List tasks, show one, measure what a step costs, freeze start/goal pairs.")
+
+NAME = typer.Argument(..., help="A task's name, or module:Class.")
+BACKEND = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL).")
+
+
+@app.callback(invoke_without_command=True)
+def tasks(
+    context: typer.Context, json_output: bool = typer.Option(False, "--json", help="Print the list as JSON.")
+) -> None:
+    """List the tasks."""
+    if context.invoked_subcommand is not None:
+        return
+    from vjepa_mpc.robots.factory import find_task, task_names
+    from vjepa_mpc.robots.tasks import manifest_names
+
+    manifests = manifest_names()
+    rows = []
+    for name in task_names():
+        task = find_task(name)
+        spec = task.spec
+        actions = zip(spec.action_names, spec.action_low, spec.action_high, spec.action_units, strict=True)
+        rows.append(
+            {
+                "name": name,
+                "summary": task.summary,
+                "actions": [f"{action} {low:g} to {high:g} {unit}" for action, low, high, unit in actions],
+                "control_period_s": spec.control_period_s,
+                "step_budget": task.step_budget,
+                "success_radius_m": task.success_radius_m,
+                "manifests": [entry for entry in manifests if entry.startswith(f"{name}-")],
+            }
+        )
+    _print_list(rows, json_output)
+
+
+def _print_list(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        splits = ", ".join(entry[len(row["name"]) + 1 :] for entry in row["manifests"]) or "none"
+        typer.echo(f"{row['name']:{width}}  {row['summary']}")
+        typer.echo(
+            f"{'':{width}}  {row['step_budget']} steps of {row['control_period_s']:g} s, success within "
+            f"{100 * row['success_radius_m']:g} cm; manifests: {splits}"
+        )
+        typer.echo(f"{'':{width}}  {'; '.join(row['actions'])}")
+
+
+@app.command()
+def show(
+    name: str = NAME,
+    out: Path = typer.Option(Path("."), help="Folder for the contact sheet (PNG) and the video (MP4)."),
+    size: int = typer.Option(96, min=8, max=1024, help="Width and height of the pictures, pixels."),
+    seed: int = typer.Option(0, min=0, help="Of the episode's start and goal."),
+    vary: list[str] = typer.Option(
+        [], help="A factor of variation and its level, 0 to 1, as light=0.5; may be given several times."
+    ),
+    backend: str = BACKEND,
+) -> None:
+    """Write a contact sheet and a short video: the task's own script at work, and other looks."""
+    from vjepa_mpc.robots.dynamics import check_factors
+    from vjepa_mpc.showcase import show as write
+
+    levels = dict(_level(text) for text in vary)
+    check_factors(levels)
+    task, robot = _built(name, size, backend)
+    try:
+        sheet, video, episode = write(robot, task, out, seed, levels)
+    finally:
+        robot.close()
+    end = f"{100 * episode.distances[-1]:.1f} cm from the goal"
+    typer.echo(f"{sheet} and {video}: the script {'holds' if episode.held else 'does NOT hold'}, and ends {end}.")
+
+
+@app.command()
+def cost(
+    names: list[str] = typer.Argument(None, help="Tasks (default: all)."),
+    size: int = typer.Option(96, min=8, max=1024, help="Width and height of the pictures, pixels."),
+    steps: int = typer.Option(100, min=1, help="Steps measured."),
+    backend: str = BACKEND,
+    json_output: bool = typer.Option(False, "--json", help="Print it as JSON."),
+) -> None:
+    """Measure the CPU time of one step of each task: physics, picture, and the task's own script."""
+    import json
+
+    from vjepa_mpc.robots.factory import task_names
+    from vjepa_mpc.showcase import step_cost
+
+    figures = {}
+    for name in names or task_names():
+        task, robot = _built(name, size, backend)
+        try:
+            figures[name] = step_cost(robot, task, steps)
+        finally:
+            robot.close()
+    if json_output:
+        typer.echo(json.dumps({name: vars(figure) for name, figure in figures.items()}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"CPU ms at {size} px, medians of {steps}")
+    for column in ("task", "physics", "picture", "both", "script"):
+        table.add_column(column)
+    for name, figure in figures.items():
+        values = (figure.physics, figure.picture, figure.step, figure.script)
+        table.add_row(name, *(f"{value:.2f}" for value in values))
+    Console().print(table)
+
+
+@app.command()
+def freeze(
+    name: str = NAME,
+    split: str = typer.Option(..., help="What the manifest is called, e.g. dev."),
+    out: Path = typer.Option(..., help="The JSON file to write."),
+    pairs: int = typer.Option(100, min=1, max=1000, help="Start/goal pairs."),
+    seed: int = typer.Option(..., min=0, help="The pairs are a function of it."),
+    varied: bool = typer.Option(False, "--varied", help="A look of its own for every pair."),
+) -> None:
+    """Draw start/goal pairs that the task's script reaches and holds, and write them with their hash."""
+    from vjepa_mpc.core.errors import InputError
+    from vjepa_mpc.core.files import write_json
+    from vjepa_mpc.robots.tasks import make_manifest, proof
+
+    if out.exists():
+        raise InputError(f"{out} exists, and frozen pairs are not replaced; choose another --out.")
+    task, robot = _built(name, 16, "auto")
+    tried = 0
+    accept = proof(robot, task)
+
+    def counted(start: Any, goal: Any) -> bool:
+        nonlocal tried
+        tried += 1
+        return accept(start, goal)
+
+    try:
+        manifest = make_manifest(split, pairs, seed, varied=varied, task=task, accept=counted)
+    finally:
+        robot.close()
+    write_json(out, manifest.to_json())
+    typer.echo(f"{out}: {pairs} pairs, sha256 {manifest.sha256[:12]}; the script held {pairs} of {tried} drawn.")
+
+
+def _level(text: str) -> tuple[str, float]:
+    """`light=0.5` as (light, 0.5)."""
+    from vjepa_mpc.core.errors import InputError
+
+    name, _, level = text.partition("=")
+    try:
+        return name.strip(), float(level or "1")
+    except ValueError as error:
+        raise InputError(f"--vary {text} is not a factor and a level; write it as light=0.5.") from error
+
+
+def _built(name: str, size: int, backend: str) -> tuple[Any, Any]:
+    """The task called `name`, and its world."""
+    from vjepa_mpc.core.errors import InputError
+    from vjepa_mpc.robots.base import SimulatedRobot
+    from vjepa_mpc.robots.factory import find_task, make_robot
+
+    task = find_task(name)
+    robot = make_robot(task.robot, camera_size=size, backend=backend)
+    if not isinstance(robot, SimulatedRobot):
+        raise InputError(f"{task.robot} is no simulated robot: it cannot be placed at starts and goals.")
+    return task, robot
