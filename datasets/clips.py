@@ -37,7 +37,8 @@ class Clip(NamedTuple):
 
 
 class ClipDataset(Dataset[Clip]):
-    """Every clip of `length` frames, `stride` control steps apart, in the chosen episodes of a store.
+    """Every clip of `length` frames, `stride` control steps apart, in the chosen episodes of a store; with
+    `shorter`, also those whose frames are 1 to `stride` - 1 apart (all gaps of a clip are alike).
 
     `frames`: a `FrameCache` or `LatentCache` of the same store; None builds the `FrameCache` of `camera`.
     `episodes`: which ones (None = all). With stride k the action between two frames of a clip is the SUM of
@@ -54,6 +55,7 @@ class ClipDataset(Dataset[Clip]):
         *,
         episodes: Sequence[int] | None = None,
         frames: FrameSource | None = None,
+        shorter: bool = False,
     ) -> None:
         if length < 1 or stride < 1:
             raise InputError(f"Clip length and stride must be at least 1, got {length} and {stride}.")
@@ -67,8 +69,11 @@ class ClipDataset(Dataset[Clip]):
         if self._frames.store_hash != store.content_hash():
             raise InputError(f"The frames were cached from another state of {store.path}; build the cache again.")
         self._states, self._actions = store.states_and_actions()
-        self._starts = _starts(store, (length - 1) * stride + 1, episodes)
-        if not len(self._starts):
+        gaps = range(1 if shorter else stride, stride + 1)
+        starts = [_starts(store, (length - 1) * gap + 1, episodes) for gap in gaps]
+        self._starts = np.concatenate(starts)
+        self._gaps = np.repeat(np.array(gaps), [len(some) for some in starts])
+        if not len(starts[-1]):
             raise InputError(
                 f"{store.path} has no clip of {length} frames at stride {stride} in the chosen episodes; "
                 "use shorter clips or collect more."
@@ -88,25 +93,33 @@ class ClipDataset(Dataset[Clip]):
     def batch(self, indices: Int64[np.ndarray, "b"]) -> Clip:
         """The clips `indices` stacked: frames [b, t, ...], states [b, t, s], actions [b, t-1, a]."""
         rows = self.rows(indices)
-        steps = rows[:, :-1, None] + np.arange(self.stride)
         return Clip(
             torch.from_numpy(self._frames.take(rows)),
             torch.from_numpy(self._states[rows]),
-            torch.from_numpy(self._actions[steps].sum(axis=2)),
+            torch.from_numpy(self._added_up(rows[:, :-1], self._gaps[indices][:, None])),
         )
 
     def rows(self, indices: Int64[np.ndarray, "b"]) -> Int64[np.ndarray, "b t"]:
         """The frame rows (as in the caches) of each clip."""
-        return self._starts[indices][:, None] + np.arange(self.length) * self.stride
+        return self._starts[indices][:, None] + np.arange(self.length) * self._gaps[indices][:, None]
+
+    def _added_up(
+        self, first: Int64[np.ndarray, "*n"], gaps: Int64[np.ndarray, "*#n"]
+    ) -> Float32[np.ndarray, "*n a"]:
+        """The sum of the actions of `gaps` control steps from the rows `first` on."""
+        steps = np.arange(self.stride)
+        within = steps < gaps[..., None]
+        rows = np.where(within, first[..., None] + steps, 0)  # past the end of the store: any row, times nothing
+        return np.where(within[..., None], self._actions[rows], np.float32(0)).sum(axis=-2)
 
     def states_and_actions(self) -> tuple[Float32[Tensor, "n s"], Float32[Tensor, "m a"]]:
         """Every state of some clip and every action between two frames of some clip, each once: what
         normalisation statistics are taken from."""
         rows = self.rows(np.arange(len(self)))
         states = self._states[np.unique(rows)]
-        first = np.unique(rows[:, :-1])
-        actions = self._actions[first[:, None] + np.arange(self.stride)].sum(axis=1)
-        return torch.from_numpy(states), torch.from_numpy(actions)
+        gaps = np.broadcast_to(self._gaps[:, None], rows[:, :-1].shape)
+        first, gap = np.unique(np.stack([rows[:, :-1].ravel(), gaps.ravel()]), axis=1)
+        return torch.from_numpy(states), torch.from_numpy(self._added_up(first, gap))
 
 
 def sample_batches(n_clips: int, batch: int, seed: int, start_step: int = 0) -> Iterator[Int64[np.ndarray, "b"]]:

@@ -117,6 +117,11 @@ class ZarrStore:
             metadata=self.metadata(index),
         )
 
+    def read_numbers(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """States [t, s], actions [t-1, a] and times [t] of an episode, without its pictures."""
+        rows = slice(*self._rows(index))
+        return self._slice("states", rows), self._slice("actions", rows)[:-1], self._slice("times", rows)
+
     def read_frames(self, index: int, camera: str) -> UInt8[np.ndarray, "t h w 3"]:
         """All frames of one camera of one episode."""
         return self._slice(f"images/{camera}", slice(*self._rows(index)))
@@ -140,7 +145,11 @@ class ZarrStore:
 
     def verify(self, index: int) -> None:
         """Read episode `index` whole and compare it with the hash taken when it was written."""
-        if self.read(index).digest() != self._line(index)["digest"]:
+        self.compare(index, self.read(index))
+
+    def compare(self, index: int, episode: Episode) -> None:
+        """`InputError` when `episode`, read whole, is not what was written as number `index`."""
+        if episode.digest() != self._line(index)["digest"]:
             raise InputError(f"{self.path}: episode {index} is not what was written; restore it from a copy.")
 
     def _rows(self, index: int) -> tuple[int, int]:

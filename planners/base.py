@@ -22,12 +22,14 @@ class Evaluation:
     """What a cost function says of candidates.
 
     `cost` [b, n]: lower is better, `+inf` rejects, NaN is an error. `violation` [b, n, k] >= 0: how far
-    each hard constraint named in `names` is broken (0 = kept). k may be 0.
+    each hard constraint named in `names` is broken (0 = kept). k may be 0. `slope` is none of the cost
+    function's business: the search adds what planners that descend asked for.
     """
 
     cost: Float[Tensor, "b n"]
     violation: Float[Tensor, "b n k"]
     names: tuple[str, ...] = ()
+    slope: Float[Tensor, "b n h a"] | None = None
 
 
 @runtime_checkable
@@ -50,6 +52,10 @@ class Bounds:
         if bool((self.low > self.high).any()):
             raise InputError(f"Action bounds are crossed: low {self.low.tolist()} above high {self.high.tolist()}.")
 
+    def rows(self, problems: Int[Tensor, "r"]) -> Bounds:
+        """Those of these problems: a box is everyone's."""
+        return self
+
     def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Project actions into the box."""
         return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
@@ -59,18 +65,23 @@ class Bounds:
 class Budget:
     """What a plan may cost: model evaluations per problem, and seconds of wall time. None = no limit.
 
-    Benchmarks budget evaluations, never seconds, so that results do not depend on the machine.
+    A problem also stops, by itself, once a plan that breaks no constraint costs `target` or less, and after
+    `patience` iterations that brought no relative improvement above `tolerance`. Benchmarks budget
+    evaluations, never seconds, so that results do not depend on the machine.
     """
 
     max_evaluations: int | None = None
     deadline_s: float | None = None
+    patience: int | None = None
+    tolerance: float = 1e-3
+    target: float | None = None
 
 
 @dataclass(frozen=True)
 class IterationStatistics:
     """One iteration's record: `best` [b] so far, this population's `mean_cost` [b] over finite candidates,
-    `std` [b] of the search distribution averaged over horizon and actions (nan-free; 0 where meaningless),
-    `evaluations` per problem so far, `seconds` since the start."""
+    `std` [b] of the population averaged over horizon and actions, `evaluations` so far of a problem still
+    being solved, `seconds` since the start. Problems that stopped before keep their last values."""
 
     best: tuple[float, ...]
     mean_cost: tuple[float, ...]
@@ -80,8 +91,21 @@ class IterationStatistics:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """How the search for one problem's plan ended: its evaluations, and why it stopped ("iterations",
+    "max_evaluations", "deadline", "converged" or "target")."""
+
+    evaluations: int
+    stopped: str
+
+
+@dataclass(frozen=True)
 class ActionPlan:
-    """The whole answer: the plan, what it costs, which constraints it breaks, and how it was found."""
+    """The whole answer: the plan, what it costs, which constraints it breaks, and how it was found.
+
+    `evaluations` and `stopped` are those of the problem that took longest, `endings` [b] each one's.
+    `others` [b, m, h, a]: further good plans, best first, worth suggesting to the next search (m may be 0).
+    """
 
     actions: Float[Tensor, "b h a"]
     cost: Float[Tensor, "b"]
@@ -91,14 +115,17 @@ class ActionPlan:
     seconds: float
     stopped: str
     iterations: tuple[IterationStatistics, ...] = field(default=(), repr=False)
+    endings: tuple[Ending, ...] = field(default=(), repr=False)
+    others: Float[Tensor, "b m h a"] | None = field(default=None, repr=False)
 
 
 @runtime_checkable
 class Planner(Protocol):
     """Lowers a cost function from a starting plan, inside its own action bounds.
 
-    `generators` holds one `torch.Generator` a problem: the only randomness used. The returned plan has
-    been evaluated and is never worse than `init` (clipped to the bounds).
+    `generators` holds one `torch.Generator` a problem: the only randomness used. `suggestions` [b, m, h, a]
+    (of a policy, or earlier plans) are candidates of the first population. The returned plan has been
+    evaluated and is never worse than `init` (projected into the bounds).
     """
 
     bounds: Bounds
@@ -110,4 +137,5 @@ class Planner(Protocol):
         *,
         budget: Budget,
         generators: Sequence[torch.Generator],
+        suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan: ...

@@ -17,7 +17,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planners.base import Bounds, Evaluation
 from vjepa_mpc.planners.evaluation import join, rank, take
 from vjepa_mpc.planners.noise import draw
-from vjepa_mpc.planners.sampling import SamplingPlanner
+from vjepa_mpc.planners.search import Proposal, SearchPlanner
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,22 @@ class CEMState:
 
     mean: Float[Tensor, "b h a"]
     std: Float[Tensor, "b h a"]
-    floor: Float[Tensor, "a"]
+    floor: Float[Tensor, "b 1 a"]
     kept_actions: Float[Tensor, "b m h a"]
     kept: Evaluation | None  # None before the first update
 
 
 @dataclass(frozen=True)
-class CEMProposal:
-    """CEM as a proposal of the sampling loop."""
+class CEMProposal(Proposal[CEMState]):
+    """CEM as a proposal of the search loop."""
 
     settings: CEMSettings
 
-    def init(self, init_actions: Float[Tensor, "b h a"], bounds: Bounds) -> CEMState:
+    def sizes(self) -> tuple[int, ...]:
+        """`iterations` populations of `samples`."""
+        return (self.settings.samples,) * self.settings.iterations
+
+    def init(self, init_actions: Float[Tensor, "b h a"], bounds: Bounds, iterations: int) -> CEMState:
         """A Gaussian around the start, as wide as the settings say."""
         std = self.settings.std_fraction * (bounds.high / 2 - bounds.low / 2)
         if self.settings.std is not None:
@@ -98,7 +102,7 @@ class CEMProposal:
         return CEMState(
             init_actions,
             std.expand_as(init_actions),
-            self.settings.std_floor * std,
+            (self.settings.std_floor * std).expand_as(init_actions[:, :1]),
             init_actions[:, None][:, :0],
             None,
         )
@@ -111,14 +115,21 @@ class CEMProposal:
         return torch.cat((state.mean[:, None], samples), dim=1) if with_mean else samples
 
     def update(self, state: CEMState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> CEMState:
-        """Move to the elites. Rejected candidates (+inf) are none: where they fill places among the elites
-        the old spread stays in their share, and where all are rejected the distribution does not move."""
+        """Move to the elites. A population cut short by the budget has fewer: the same quantile, not the same
+        number."""
+        kept, settings = state.kept_actions.shape[1] if state.kept is not None else 0, self.settings
+        count = settings.elites * (samples.shape[1] + kept) // settings.samples
+        return self.move(state, samples, evaluation, min(settings.elites, max(1, count)))
+
+    def move(
+        self, state: CEMState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation, count: int
+    ) -> CEMState:
+        """Move to the best `count`, those kept among them. Rejected candidates (+inf) are no elites: where they
+        fill places the old spread stays in their share, and where all are rejected nothing moves."""
         settings = self.settings
         if state.kept is not None:
             samples = torch.cat((state.kept_actions, samples), dim=1)
             evaluation = join((state.kept, evaluation))
-        # A population cut short by the budget has fewer elites: the same quantile, not the same number.
-        count = min(settings.elites, max(1, settings.elites * samples.shape[1] // settings.samples))
         best = rank(evaluation)[:, :count]
         mean, std = _fit(take(samples, best), evaluation.cost.gather(1, best) != torch.inf, state)
 
@@ -131,9 +142,9 @@ class CEMProposal:
             Evaluation(evaluation.cost.gather(1, kept), take(evaluation.violation, kept), evaluation.names),
         )
 
-    def mean(self, state: CEMState) -> Float[Tensor, "b h a"]:
+    def final(self, state: CEMState) -> Float[Tensor, "b 1 h a"]:
         """The Gaussian's mean."""
-        return state.mean
+        return state.mean[:, None]
 
 
 def _fit(
@@ -160,15 +171,9 @@ def _fit(
     return mean, torch.where(found > 1, std, state.std)
 
 
-class CEM(SamplingPlanner[CEMState]):
+class CEM(SearchPlanner[CEMState]):
     """The cross-entropy method inside `bounds` (action units)."""
 
     def __init__(self, bounds: Bounds, settings: CEMSettings | None = None) -> None:
         self.settings = settings or CEMSettings()
-        super().__init__(
-            bounds,
-            CEMProposal(self.settings),
-            samples=self.settings.samples,
-            iterations=self.settings.iterations,
-            chunk=self.settings.chunk,
-        )
+        super().__init__(bounds, CEMProposal(self.settings), chunk=self.settings.chunk)

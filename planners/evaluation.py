@@ -8,26 +8,16 @@ then those whose cost is `+inf`, which never win.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.planners.base import Bounds, Budget, CostFunction, Evaluation
-
-
-@dataclass(frozen=True)
-class BadCandidates:
-    """Evidence of a `NotFiniteError`: the candidates of one problem whose evaluation is not a number."""
-
-    problem: int
-    actions: Float[Tensor, "m h a"]
-    cost: Float[Tensor, "m"]
-    violation: Float[Tensor, "m k"]
-    gradient: Float[Tensor, "m h a"] | None = None
+from vjepa_mpc.planners.slopes import BadCandidates, with_slope
 
 
 def bounds_like(bounds: Bounds, actions: Float[Tensor, "*batch a"]) -> Bounds:
@@ -43,11 +33,15 @@ def bounds_like(bounds: Bounds, actions: Float[Tensor, "*batch a"]) -> Bounds:
         inner_high = torch.where(high.double() > bounds.high.to(high.device).double(), high.nextafter(down), high)
         fits = inner_low <= inner_high
         low, high = torch.where(fits, inner_low, low), torch.where(fits, inner_high, high)
-    return Bounds(low, high)
+    return replace(bounds, low=low, high=high)
 
 
 def check_task(
-    init: Float[Tensor, "b h a"], bounds: Bounds, budget: Budget, generators: Sequence[torch.Generator]
+    init: Float[Tensor, "b h a"],
+    bounds: Bounds,
+    budget: Budget,
+    generators: Sequence[torch.Generator],
+    suggestions: Float[Tensor, "b m h a"] | None = None,
 ) -> Bounds:
     """Refuse with `InputError` what no planner can start from; return the bounds in the type of `init`."""
     if init.ndim != 3 or 0 in init.shape:
@@ -68,11 +62,24 @@ def check_task(
         raise InputError(f"A budget of {budget.max_evaluations} evaluations cannot judge the start; give at least 1.")
     if budget.deadline_s is not None and not budget.deadline_s >= 0:
         raise InputError(f"A deadline of {budget.deadline_s} s is not a time; give seconds >= 0, or None.")
+    if (budget.patience is not None and budget.patience < 1) or not 0 <= budget.tolerance < 1:
+        raise InputError(
+            f"A patience of {budget.patience} iterations with tolerance {budget.tolerance} cannot be kept; "
+            "give a patience of at least 1 and a tolerance in [0, 1)."
+        )
+    if suggestions is not None:
+        shape = tuple(suggestions.shape)
+        if len(shape) != 4 or (shape[0], *shape[2:]) != tuple(init.shape):
+            raise InputError(f"Suggestions of shape {shape} do not fit a start {tuple(init.shape)}; give [b, m, h, a].")
+        if not bool(torch.isfinite(suggestions).all()):
+            raise InputError("A suggested plan holds NaN or infinity; leave it out.")
     return bounds_like(bounds, init)
 
 
-def check_evaluation(evaluation: Evaluation, actions: Float[Tensor, "b n h a"]) -> None:
-    """Refuse an evaluation of `actions` that cannot be ranked.
+def check_evaluation(
+    evaluation: Evaluation, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"] | None = None
+) -> None:
+    """Refuse an evaluation of `actions` (of these problems; None: all of them, in order) that cannot be ranked.
 
     Raises `NotFiniteError` with `BadCandidates` for NaN (and for a cost of -inf, which would always win),
     `InputError` for wrong shapes and for negative violations, which would hide broken constraints.
@@ -92,18 +99,18 @@ def check_evaluation(evaluation: Evaluation, actions: Float[Tensor, "b n h a"]) 
         bad |= ~(violation >= 0).all(dim=-1)
     if not bool(bad.any()):
         return
-    problem = int(bad.any(dim=1).nonzero()[0])
-    found = bad[problem]
-    if bool((violation[problem, found] < 0).any()):
+    row = int(bad.any(dim=1).nonzero()[0])
+    found, problem = bad[row], row if problems is None else int(problems[row])
+    if bool((violation[row, found] < 0).any()):
         raise InputError("A constraint violation is negative; return how far it is broken, and 0 where it is kept.")
     raise NotFiniteError(
         f"The cost function returned NaN or -inf for {int(found.sum())} of {found.numel()} candidates of "
         f"problem {problem}; the error's evidence holds their actions.",
         BadCandidates(
             problem,
-            actions[problem, found].detach().clone(),
-            cost[problem, found].detach().clone(),
-            violation[problem, found].detach().clone(),
+            actions[row, found].detach().clone(),
+            cost[row, found].detach().clone(),
+            violation[row, found].detach().clone(),
         ),
     )
 
@@ -131,6 +138,14 @@ def first(evaluation: Evaluation) -> Int[Tensor, "b"]:
     return torch.where(key == key.amin(dim=1, keepdim=True), evaluation.cost, torch.inf).argmin(dim=1)
 
 
+def merit(evaluation: Evaluation) -> Float[Tensor, "b n"]:
+    """One number a candidate, lower is better, for planners that weigh candidates instead of ranking them: where
+    a problem has a candidate that breaks nothing the cost of those (+inf for the others), else the violation."""
+    key = _first_key(evaluation.cost, evaluation.violation)
+    kept = torch.where(key == 0, evaluation.cost, torch.inf)
+    return torch.where((key == 0).any(dim=1, keepdim=True), kept, key)
+
+
 def take(values: Float[Tensor, "b n *rest"], index: Int[Tensor, "b m"]) -> Float[Tensor, "b m *rest"]:
     """The entries `index` of each problem."""
     return values[torch.arange(values.shape[0], device=values.device)[:, None], index]
@@ -143,6 +158,20 @@ class Best:
     actions: Float[Tensor, "b h a"]
     cost: Float[Tensor, "b"]
     violation: Float[Tensor, "b k"]
+
+    def clearly_better(self, than: Best, tolerance: float) -> Bool[Tensor, "b"]:
+        """Where this breaks less, or breaks as much and costs less by more than `tolerance` of the other's cost."""
+        key, old = _first_key(self.cost, self.violation), _first_key(than.cost, than.violation)
+        margin = torch.where(than.cost == torch.inf, 0.0, tolerance * than.cost.abs())
+        return (key < old) | ((key == old) & (self.cost < than.cost - margin))
+
+    def where(self, keep: Bool[Tensor, "b"], other: Best) -> Best:
+        """This where `keep`, else the other."""
+        return Best(
+            torch.where(keep[:, None, None], self.actions, other.actions),
+            torch.where(keep, self.cost, other.cost),
+            torch.where(keep[:, None], self.violation, other.violation),
+        )
 
     def improved_by(self, actions: Float[Tensor, "b n h a"], evaluation: Evaluation) -> Best:
         """This, or where a candidate is strictly better, the best of them."""
@@ -166,12 +195,11 @@ class Best:
 class Ledger:
     """Calls the cost function for one plan: checks each answer, counts evaluations, keeps the time."""
 
-    def __init__(self, cost_fn: CostFunction, budget: Budget, problems: int, device: torch.device) -> None:
+    def __init__(self, cost_fn: CostFunction, budget: Budget) -> None:
         self._cost_fn = cost_fn
         self._budget = budget
-        self._problems = torch.arange(problems, device=device)
         self._began = time.perf_counter()
-        self.evaluations = 0  # per problem
+        self.evaluations = 0  # of each problem still being solved
 
     @property
     def seconds(self) -> float:
@@ -188,22 +216,46 @@ class Ledger:
         deadline_s = self._budget.deadline_s
         return deadline_s is not None and self.seconds + expected_s >= deadline_s
 
-    def evaluate(self, actions: Float[Tensor, "b n h a"], chunk: int | None = None) -> Evaluation:
+    def evaluate(
+        self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"], chunk: int | None = None
+    ) -> Evaluation:
         """Evaluate candidates, `chunk` at a time. After the deadline the remaining chunks are left out, so
         the answer may be of the first candidates only."""
+        return self._in_chunks(self._call, actions, problems, chunk)
+
+    def evaluate_with_slope(
+        self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"], penalty: float, chunk: int | None = None
+    ) -> Evaluation:
+        """The same, with the gradient of cost + penalty * violation of each candidate by its own actions.
+
+        Raises `InputError` for a cost without gradient, `NotFiniteError` for a gradient that is not finite.
+        """
+
+        def call(part: Tensor, problems: Tensor) -> Evaluation:
+            return with_slope(part, problems, lambda leaf: self._call(leaf, problems), penalty)
+
+        return self._in_chunks(call, actions, problems, chunk)
+
+    def _in_chunks(
+        self,
+        call: Callable[[Tensor, Tensor], Evaluation],
+        actions: Float[Tensor, "b n h a"],
+        problems: Int[Tensor, "b"],
+        chunk: int | None,
+    ) -> Evaluation:
         if chunk is None or chunk >= actions.shape[1]:
-            return self._call(actions)
+            return call(actions, problems)
         parts: list[Evaluation] = []
         for part in actions.split(chunk, dim=1):
             if parts and self.late():
                 break
-            parts.append(self._call(part))
+            parts.append(call(part, problems))
         return join(parts)
 
-    def _call(self, actions: Float[Tensor, "b n h a"]) -> Evaluation:
-        evaluation = self._cost_fn(actions, self._problems)
+    def _call(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
+        evaluation = self._cost_fn(actions, problems)
         self.evaluations += actions.shape[1]
-        check_evaluation(evaluation, actions)
+        check_evaluation(evaluation, actions, problems)
         return evaluation
 
 
@@ -213,4 +265,7 @@ def join(parts: Sequence[Evaluation]) -> Evaluation:
         torch.cat([part.cost for part in parts], dim=1),
         torch.cat([part.violation for part in parts], dim=1),
         parts[0].names,
+        torch.cat([part.slope for part in parts if part.slope is not None], dim=1)
+        if all(part.slope is not None for part in parts)
+        else None,
     )

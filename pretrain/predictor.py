@@ -27,14 +27,17 @@ class PredictorSettings:
     """`frames` per clip; `history` frames begin a rollout of `rollout_steps` predictions (0: none); its loss
     counts `rollout_weight`. `l2`: squared instead of absolute error. `grid`: latents pooled to grid x grid.
     `stride`: control steps a model step spans; its action is their sum. A few long steps see as far ahead
-    as many short ones, at a fraction of the cost. `residual`: predict the change of the latents.
+    as many short ones, at a fraction of the cost. `shorter`: learn from clips of 1 to `stride` control steps
+    a model step, not of `stride` alone: a planner asks for displacements of every size. `residual`: predict
+    the change of the latents.
     `centre`: take each picture's mean over its patches out of the latents."""
 
     grid: int = 4
     width: int = 128
     depth: int = 4
     heads: int = 2
-    stride: int = 10
+    stride: int = 15
+    shorter: bool = True
     frames: int = 2
     history: int = 1
     rollout_steps: int = 0

@@ -250,8 +250,9 @@ def train_world_model(
     _fit_latent_space(model.latent_space, latents, store, train_episodes)
     calibration = calibrate(model, held_out_episodes(model, store, latents, held_out))  # fails early if at all
     clips = ClipDataset(
-        store, settings.frames, settings.stride, camera, episodes=train_episodes, frames=latents
-    )
+        store, settings.frames, settings.stride, camera, episodes=train_episodes, frames=latents,
+        shorter=settings.shorter,
+    )  # fmt: skip
     learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
     result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
     if weights_hash(model.encoder) != encoder_hash:
@@ -317,11 +318,15 @@ def _cache_latents(
     )
 
 
+STATISTICS_FRAMES = 20_000  # at most about so many give the latents' mean and deviation
+
+
 def _fit_latent_space(space: LatentSpace, latents: LatentCache, store: ZarrStore, episodes: list[int]) -> None:
-    """Statistics over at most 20,000 frames, evenly spread over the training episodes."""
-    ends = store.lengths().cumsum()
-    rows = torch.cat([torch.arange(int(ends[i] - store.lengths()[i]), int(ends[i])) for i in episodes])
-    rows = rows[:: max(1, -(-len(rows) // 20_000))]
+    """Statistics of WHOLE episodes, evenly spread over the training ones: a frame or two of each would say
+    little, or nothing, of the variation within them."""
+    lengths, ends = store.lengths(), store.lengths().cumsum()
+    every = max(1, -(-int(lengths[episodes].sum()) // STATISTICS_FRAMES))
+    rows = torch.cat([torch.arange(int(ends[i] - lengths[i]), int(ends[i])) for i in episodes[::every]])
     numbers = torch.from_numpy(ends.searchsorted(rows.numpy(), side="right")).to(space.mean.device)
     space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device), numbers)
 

@@ -27,7 +27,7 @@ ARROWS = {
     "pretrain": REST,
     "cli": {*REST, "pretrain"},
 }
-HEAVY = ("ray", "transformers", "matplotlib", "dm_control", "mujoco", "av", "tensorboard")
+HEAVY = ("ray", "transformers", "matplotlib", "dm_control", "mujoco", "av", "tensorboard", "h5py", "pyarrow")
 
 
 def _modules() -> dict[str, Path]:

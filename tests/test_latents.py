@@ -64,8 +64,13 @@ def test_what_never_varies_is_not_blown_up() -> None:
     space.fit(pooled, one_episode(50))
     assert float(space.std[1, 2]) == 1.0 and float(space.mean[1, 2]) == pytest.approx(7.0, abs=1e-4)
     assert float((space.std != 1.0).sum()) == 11
-    space.fit(torch.full((5, 4, 3), 2.0), one_episode(5))
-    assert torch.equal(space.std, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("episodes", [[0, 0, 0, 0, 0], [0, 1, 2, 3, 4]])
+def test_statistics_of_nothing_that_varies_are_refused(episodes: list[int]) -> None:
+    pooled = torch.full((5, 4, 3), 2.0) + torch.tensor(episodes)[:, None, None]  # still, or a frame an episode
+    with pytest.raises(InputError, match="varies within any episode"):
+        LatentSpace(LatentConfig(2, 2, 3)).fit(pooled, torch.tensor(episodes))
 
 
 def test_predictions_are_layer_normed_only_when_not_standardised() -> None:

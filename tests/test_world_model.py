@@ -68,6 +68,15 @@ def test_the_configuration_survives_json(model: WorldModel) -> None:
     assert from_plain(WorldModelConfig, plain, "here") == model.config
 
 
+def test_a_misspelt_setting_is_named_and_refused(model: WorldModel, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    plain = json.loads((folder / "config.json").read_text())
+    plain["latent"]["grod"] = 3
+    (folder / "config.json").write_text(json.dumps(plain))
+    with pytest.raises(InputError, match=r"unknown field latent\.grod"):
+        WorldModel.from_pretrained(folder)
+
+
 def test_without_calibration_there_is_none(tmp_path: Path) -> None:
     assert WorldModel.from_pretrained(save_tiny_model(tmp_path / "m", calibration=None)).config.calibration is None
 

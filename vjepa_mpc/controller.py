@@ -61,14 +61,15 @@ class ControlSettings:
 @dataclass(frozen=True)
 class ControllerState:
     """What one step hands to the next: the last k = (history - 1) * stride + 1 latents and states, the k - 1
-    actions between them, what is left of the last plan (in model steps), and for how many views in a row
-    the goal has been judged reached."""
+    actions between them, what is left of the last plan (in model steps), for how many views in a row
+    the goal has been judged reached, and what is left of further plans worth suggesting to the planner."""
 
     latents: Float[Tensor, "k p d"] | None = None
     states: Float[Tensor, "k s"] | None = None
     actions: Float[Tensor, "past a"] | None = None
     plan: Float[Tensor, "h a"] | None = None
     reached_for: int = 0
+    others: Float[Tensor, "m h a"] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,10 @@ class Controller:
         init = self._init(state)
         here = float(latent_distance(latent, self.goal))
         threshold = model.config.calibration.reached_cost if model.config.calibration else 0.0
-        plan = self.planner.plan(cost, init, budget=settings.budget, generators=[self.generator])
+        earlier: dict[str, Tensor] = {}  # plans of the last step that its planner held worth keeping
+        if state.others is not None:
+            earlier["suggestions"] = self._starts(state.others)[None]
+        plan = self.planner.plan(cost, init, budget=settings.budget, generators=[self.generator], **earlier)
         with torch.no_grad():
             parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
         reached_for = state.reached_for + 1 if here <= threshold else 0
@@ -154,19 +158,21 @@ class Controller:
             reached=reached_for >= settings.hold_steps,
             cost=cost,
         )
-        return decision, ControllerState(state.latents, state.states, state.actions, kept, reached_for)
+        others = None if plan.others is None else plan.others[0]
+        return decision, ControllerState(state.latents, state.states, state.actions, kept, reached_for, others)
 
     def applied(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
         """Note the action that the robot truly applied, for the next step's history."""
         row = torch.as_tensor(action, dtype=torch.float32, device=self.model.device)[None]
         keep = self._frames_kept - 1
         past = row if state.actions is None else torch.cat([state.actions, row])
-        plan = state.plan
+        plan, others = state.plan, state.others
         if plan is not None and self.model.config.stride > 1:
             left = plan[:1] - row  # of the model step under way
             done = bool((left.abs() < 0.1 * self.model.action_bounds.high / self.model.config.stride).all())
-            plan = torch.cat([plan[1:], torch.zeros_like(left)]) if done else torch.cat([left, plan[1:]])
-        return ControllerState(state.latents, state.states, past[len(past) - keep :], plan, state.reached_for)
+            plan = _carried(plan, row, done)
+            others = None if others is None else torch.stack([_carried(other, row, done) for other in others])
+        return ControllerState(state.latents, state.states, past[len(past) - keep :], plan, state.reached_for, others)
 
     @property
     def _frames_kept(self) -> int:
@@ -188,16 +194,20 @@ class Controller:
             actions = pose.new_zeros(kept - 1, len(self.model.config.robot.action_names))
         sums = actions.unflatten(0, (-1, stride)).sum(1) if kept > 1 else actions
         context = Context(latents[::stride][None], states[::stride][None], sums[None])
-        return context, ControllerState(latents, states, actions, state.plan, state.reached_for)
+        return context, ControllerState(latents, states, actions, state.plan, state.reached_for, state.others)
 
     def _init(self, state: ControllerState) -> Float[Tensor, "1 h a"]:
         size = len(self.model.config.robot.action_names)
         hold = torch.zeros(size, device=self.model.device)
         if state.plan is None:
             return hold.expand(1, self.settings.horizon, size).clone()
-        if self.model.config.stride == 1:
-            return shift_plan(state.plan[None], hold)
-        return state.plan[None]
+        return self._starts(state.plan[None])
+
+    def _starts(self, plans: Float[Tensor, "m h a"]) -> Float[Tensor, "m h a"]:
+        """Plans of the last step as they are to be begun now: `applied` has carried blocks over already."""
+        if self.model.config.stride > 1:
+            return plans
+        return shift_plan(plans, torch.zeros(plans.shape[-1], device=plans.device))
 
     def _terms(self) -> list[CostTerm]:
         terms: list[CostTerm] = [GoalDistance(self.goal, self.settings.running)]
@@ -207,6 +217,13 @@ class Controller:
 
     def _constraints(self) -> list[Constraint]:
         return [StateBox(self.model.states)] if self.settings.state_box else []
+
+
+def _carried(plan: Float[Tensor, "h a"], applied: Float[Tensor, "1 a"], done: bool) -> Float[Tensor, "h a"]:
+    """What is left of a plan of blocks after a control step; once its first block is done the next one begins."""
+    if done:
+        return torch.cat([plan[1:], torch.zeros_like(plan[:1])])
+    return torch.cat([plan[:1] - applied, plan[1:]])
 
 
 @runtime_checkable

@@ -91,6 +91,7 @@ class LatentSpace(nn.Module):
         The mean is that of all frames; the deviation that WITHIN episodes (`episodes` numbers each frame's),
         so that what an action can change has unit size, whatever the looks that differ between episodes.
         Channels that hardly vary keep std 1 (divided by their own tiny deviation they would be noise).
+        `InputError` when nothing varies within any episode: there is nothing that actions could be seen to change.
         """
         pooled = self._centred(pooled.float())
         _, group, count = episodes.unique(return_inverse=True, return_counts=True)
@@ -98,5 +99,7 @@ class LatentSpace(nn.Module):
         centres /= count[:, None, None]
         within = (pooled - centres[group]).square().sum(0) / max(1, len(pooled) - len(count))
         std = within.sqrt()
+        if not bool((std > 0).any()):
+            raise InputError("No latent varies within any episode: give episodes of several different frames.")
         self.mean.copy_(pooled.mean(0))
         self.std.copy_(torch.where(std > 1e-2 * std.mean(), std, torch.ones_like(std)))

@@ -59,6 +59,23 @@ def test_clips_are_those_cut_by_hand(store: ZarrStore, length: int, stride: int)
     torch.testing.assert_close(batch.states[:, :-1] + batch.actions, batch.states[:, 1:])
 
 
+@pytest.mark.parametrize(("length", "stride"), [(2, 4), (3, 2)])
+def test_shorter_gaps_add_the_clips_of_every_smaller_stride(store: ZarrStore, length: int, stride: int) -> None:
+    dataset = ClipDataset(store, length, stride, "top", shorter=True)
+    expected = [clip for gap in range(1, stride + 1) for clip in expected_clips(length, gap)]
+    assert len(dataset) == len(expected)
+    batch = dataset.batch(np.arange(len(dataset)))
+    for index, clip in enumerate(expected):
+        assert torch.equal(batch.frames[index], clip.frames) and torch.equal(batch.states[index], clip.states)
+        torch.testing.assert_close(batch.actions[index], clip.actions)
+    every = {
+        (clip.states[i].numpy().tobytes(), clip.actions[i].numpy().tobytes())
+        for clip in expected
+        for i in range(length - 1)
+    }
+    assert len(dataset.states_and_actions()[1]) == len(every)
+
+
 def test_a_data_loader_gives_batches_also_from_another_process(store: ZarrStore) -> None:
     dataset = ClipDataset(store, 3, 1, "top")
     for workers in (0, 1):

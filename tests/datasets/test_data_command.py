@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ def run(*arguments: str) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    with ZarrStore.create(tmp_path / "a.zarr", toy_spec()) as writer:
+    spec = replace(toy_spec(), state_low=(-9.0, -9.0), state_high=(9.0, 9.0))
+    with ZarrStore.create(tmp_path / "a.zarr", spec) as writer:
         writer.extend([toy_episode(0, 5), toy_episode(1, 9)])
     return tmp_path / "a.zarr"
 
@@ -63,7 +65,24 @@ def test_info_of_a_store_without_episodes(tmp_path: Path) -> None:
 
 
 def test_validate_passes_a_whole_store_and_names_what_is_broken(path: Path) -> None:
-    assert "all 2 episodes (14 frames)" in run("validate", str(path))
+    text = run("validate", str(path))
+    assert "all 2 episodes (14 frames)" in text and "Nothing is wrong" in text
     (path / "times" / "c.2").unlink()
-    with pytest.raises(InputError, match=r"chunk times/c\.2 is missing"):
-        run("validate", str(path))
+    shown = CliRunner().invoke(app, ["validate", str(path)])
+    assert shown.exit_code == 3 and "1 of 2 episodes" in shown.stdout
+    assert "damaged: episode 1" in shown.stdout and "chunk times/c.2 is missing" in shown.stdout
+
+
+def test_validate_lists_findings_and_mends_a_copy(path: Path, tmp_path: Path) -> None:
+    with ZarrStore.append_to(path) as writer:
+        dark = toy_episode(2, 6)
+        dark.images["top"][2:4] = 0
+        writer.extend([dark, toy_episode(1, 9)])
+    shown = CliRunner().invoke(app, ["validate", str(path), "--json"])
+    found = json.loads(shown.stdout)["findings"]
+    assert shown.exit_code == 3
+    assert [(f["check"], f["episode"], f["rows"]) for f in found] == [("black", 2, [2, 4]), ("duplicate", 3, None)]
+    text = run("validate", str(path), "--fix", str(tmp_path / "b.zarr"))
+    assert "black: episode 2, rows 2 to 3: camera top shows nothing" in text and "with --fix: left out" in text
+    assert ZarrStore.open(tmp_path / "b.zarr").lengths().tolist() == [5, 9, 2, 2]
+    assert "Nothing is wrong" in run("validate", str(tmp_path / "b.zarr"))

@@ -62,7 +62,7 @@ def test_update_moves_to_the_elites_with_momentum() -> None:
         keep_fraction=0.5,
     )
     proposal = CEMProposal(settings)
-    state = proposal.init(torch.zeros(1, 1, 1), box(1, 10.0))
+    state = proposal.init(torch.zeros(1, 1, 1), box(1, 10.0), 3)
     state = proposal.update(state, line([9.0, 3.0, 1.0, 7.0]), judged([5.0, 1.0, 0.0, 9.0]))
     assert float(state.mean) == 0.25 * 0 + 0.75 * 2
     assert float(state.std) == 0.5 * 4 + 0.5 * 1
@@ -77,7 +77,7 @@ def test_rejected_candidates_are_no_elites() -> None:
     """Two usable of four elites give the mean and half of the variance; one alone leaves it as it was."""
     settings = CEMSettings(samples=4, elites=4, momentum_mean=0, momentum_std=0, std=(4.0,), keep_fraction=0)
     proposal = CEMProposal(settings)
-    state = proposal.init(torch.zeros(1, 1, 1), box(1, 10.0))
+    state = proposal.init(torch.zeros(1, 1, 1), box(1, 10.0), 3)
     candidates, no = line([9.0, 3.0, 5.0, -9.0]), math.inf
     some = proposal.update(state, candidates, judged([no, 1.0, 2.0, no]))
     assert float(some.mean) == 4.0 and float(some.std) == pytest.approx(math.sqrt(1 / 2 + 16 / 2))
@@ -90,12 +90,12 @@ def test_rejected_candidates_are_no_elites() -> None:
 def test_std_has_a_floor_and_a_start_in_the_units_of_each_action() -> None:
     bounds = Bounds(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 90.0]))
     proposal = CEMProposal(CEMSettings(samples=2, elites=2, std_fraction=0.5, std_floor=0.1, momentum_std=0))
-    state = proposal.init(torch.zeros(1, 3, 2), bounds)
+    state = proposal.init(torch.zeros(1, 3, 2), bounds, 3)
     assert state.std[0, 0].tolist() == [0.5, 22.5]
     state = proposal.update(state, torch.zeros(1, 2, 3, 2), judged([0.0, 1.0]))
     torch.testing.assert_close(state.std[0, 2], torch.tensor([0.05, 2.25]))
     with pytest.raises(InputError, match="std has 1 values for 2 actions"):
-        CEMProposal(CEMSettings(std=(1.0,))).init(torch.zeros(1, 3, 2), bounds)
+        CEMProposal(CEMSettings(std=(1.0,))).init(torch.zeros(1, 3, 2), bounds, 3)
 
 
 def test_the_mean_is_a_candidate_after_the_first_update() -> None:
@@ -149,7 +149,7 @@ def test_coloured_noise_moves_steps_together() -> None:
 def test_the_state_is_a_value() -> None:
     """Sampling and updating leave the state they were given as it was."""
     proposal = CEMProposal(CEMSettings(samples=4, elites=2))
-    state = proposal.init(torch.zeros(1, 2, 1), box(1))
+    state = proposal.init(torch.zeros(1, 2, 1), box(1), 3)
     before = state.mean.clone(), state.std.clone()
     samples = proposal.sample(state, 4, generators(1))
     proposal.update(state, samples, judged([3.0, 1.0, 2.0, 0.0]))

@@ -104,10 +104,10 @@ def test_ledger_leaves_chunks_out_after_the_deadline() -> None:
         return Evaluation(actions.flatten(2).sum(dim=-1), actions.new_zeros(*actions.shape[:2], 0))
 
     actions = torch.arange(10.0).reshape(1, 10, 1, 1)
-    whole = Ledger(cost, Budget(), 1, actions.device).evaluate(actions, chunk=4)
+    whole = Ledger(cost, Budget()).evaluate(actions, torch.arange(1), chunk=4)
     assert calls == [4, 4, 2] and torch.equal(whole.cost[0], torch.arange(10.0))
-    late = Ledger(cost, Budget(deadline_s=0.0), 1, actions.device)
-    assert late.evaluate(actions, chunk=4).cost.shape == (1, 4) and late.evaluations == 4
+    late = Ledger(cost, Budget(deadline_s=0.0))
+    assert late.evaluate(actions, torch.arange(1), chunk=4).cost.shape == (1, 4) and late.evaluations == 4
 
 
 def test_join_keeps_order_and_names() -> None:

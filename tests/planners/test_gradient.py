@@ -10,8 +10,8 @@ import torch
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.planners.base import Budget, Evaluation
-from vjepa_mpc.planners.evaluation import BadCandidates
-from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
+from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings, clipped
+from vjepa_mpc.planners.slopes import BadCandidates
 from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
 
 
@@ -59,10 +59,8 @@ def test_the_first_step_is_adams() -> None:
 
 
 def test_gradients_are_clipped_for_each_start() -> None:
-    planner = GradientPlanner(box(1), GradientSettings(gradient_clip=1.0))
     slopes = torch.tensor([3.0, 4.0, 0.3, 0.4]).reshape(1, 2, 2, 1)
-    clipped = planner._clipped(slopes)
-    torch.testing.assert_close(clipped.flatten(), torch.tensor([0.6, 0.8, 0.3, 0.4]))
+    torch.testing.assert_close(clipped(slopes, 1.0).flatten(), torch.tensor([0.6, 0.8, 0.3, 0.4]))
 
 
 def test_decided_without_gradients_descended_with_them() -> None:

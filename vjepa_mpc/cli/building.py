@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from vjepa_mpc.core.errors import InputError, unknown_name
 
@@ -15,7 +17,22 @@ if TYPE_CHECKING:
     from vjepa_mpc.world_model import WorldModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "reacher"
-PLANNERS = ("cem", "gradient")
+
+_STARTS = {"samples": "starts", "iterations": "steps"}
+PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    # name: module, planner, settings, and what they call --samples, --iterations and --elites where not so
+    "cem": ("cem", "CEM", "CEMSettings", {}),
+    "icem": ("icem", "ICEM", "ICEMSettings", {}),
+    "mppi": ("mppi", "MPPI", "MPPISettings", {}),
+    "cma": ("cma_es", "CMAES", "CMASettings", {}),
+    "shooting": ("shooting", "RandomShooting", "ShootingSettings", {}),
+    "predictive": ("shooting", "PredictiveSampling", "PredictiveSettings", {}),
+    "discrete": ("discrete", "DiscreteCEM", "DiscreteSettings", {}),
+    "gradient": ("gradient", "GradientPlanner", "GradientSettings", _STARTS),
+    "lbfgs": ("lbfgs", "LBFGS", "LBFGSSettings", _STARTS),
+}
+PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
+SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
 
 
 def choose_device(name: str) -> torch.device:
@@ -96,24 +113,77 @@ def _from_hub(source: str) -> Path:
         raise InputError(f"{source} is no folder here and could not be had from Hugging Face ({reason}).") from error
 
 
+def check_planner(name: str) -> None:
+    """Refuse an unknown planner, cheaply: nothing is imported."""
+    for part in name.split("+"):
+        if part not in PLANNERS:
+            raise unknown_name("planner", part, PLANNERS)
+    if name.count("+") > 1:
+        raise InputError(f"{name} are more than two planners; refine with one: cem+lbfgs.")
+
+
 def make_planner(
-    name: str, bounds: Bounds, *, samples: int | None, iterations: int | None, elites: int | None = None
+    name: str,
+    bounds: Bounds,
+    *,
+    samples: int | None = None,
+    iterations: int | None = None,
+    elites: int | None = None,
+    settings: Sequence[str] = (),
 ) -> Planner:
-    """The planner called `name` within action bounds; None leaves a setting at its default."""
+    """The planner called `name` within action bounds; None leaves a setting at its default.
+
+    `settings` are "name=value"; of two planners ("cem+lbfgs") the first takes the numbers and each the settings
+    it knows. `InputError` for names that do not exist (with the nearest) and values that do not fit.
+    """
+    check_planner(name)
     given: dict[str, Any] = {"samples": samples, "iterations": iterations, "elites": elites}
     given = {key: value for key, value in given.items() if value is not None}
-    if name == "cem":
-        from vjepa_mpc.planners.cem import CEM, CEMSettings
+    wanted: dict[str, str] = {}
+    for text in settings:
+        key, found, value = text.partition("=")
+        if not found:
+            raise InputError(f"--set {text} lacks a value; write --set NAME=VALUE.")
+        wanted[key.strip()] = value.strip()
+    parts = name.split("+")
+    known = {key for part in parts for key in _setting_types(part)}
+    for key in wanted:
+        if key not in known:
+            raise unknown_name(f"setting of {name}", key, known)
+    made = [_one_planner(part, bounds, {} if i else given, wanted) for i, part in enumerate(parts)]
+    if len(made) == 1:
+        return made[0]
+    from vjepa_mpc.planners.wrappers import Refined
 
-        return CEM(bounds, CEMSettings(**{**CEM_DEFAULTS, **given}))
-    if name == "gradient":
-        from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
+    return Refined(made[0], made[1])
 
-        names = {"samples": "starts", "iterations": "steps"}
-        if "elites" in given:
-            raise InputError("The gradient planner has no elites; leave --elites out.")
-        return GradientPlanner(bounds, GradientSettings(**{names[key]: value for key, value in given.items()}))
-    raise unknown_name("planner", name, PLANNERS)
+
+def _setting_types(name: str) -> dict[str, Any]:
+    module, _, settings, _ = PLANNERS[name]
+    return get_type_hints(getattr(import_module(f"vjepa_mpc.planners.{module}"), settings))
+
+
+def _one_planner(name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[str, str]) -> Planner:
+    from pydantic import TypeAdapter, ValidationError
+
+    module, planner, settings, aliases = PLANNERS[name]
+    place, types = import_module(f"vjepa_mpc.planners.{module}"), _setting_types(name)
+    values: dict[str, Any] = dict(CEM_DEFAULTS) if name == "cem" else {}
+    for key, value in given.items():
+        own = aliases.get(key, key)
+        if own not in types:
+            raise InputError(f"The {name} planner has no {key}; leave --{key} out.")
+        values[own] = value
+    for key, text in wanted.items():
+        if key not in types:
+            continue
+        try:
+            plain: Any = text.split(",") if "tuple" in str(types[key]) else text
+            values[key] = TypeAdapter(types[key]).validate_python(plain)
+        except ValidationError as error:
+            raise InputError(f"--set {key}={text} does not fit: {error.errors()[0]['msg']}.") from error
+    made: Planner = getattr(place, planner)(bounds, getattr(place, settings)(**values))
+    return made
 
 
 CEM_DEFAULTS: dict[str, Any] = {
@@ -123,7 +193,6 @@ CEM_DEFAULTS: dict[str, Any] = {
     "noise_exponent": 2.0,
 }
 """As docs/experiments.md says under "Planner and cost"."""
-
 
 
 def control_settings(model: WorldModel, *, horizon: int | None, running: float) -> Any:

@@ -7,7 +7,12 @@ from typing import Any
 
 import typer
 
-app = typer.Typer(help="Look at and check trajectory stores.", no_args_is_help=True)
+from vjepa_mpc.cli.data_import import import_log
+from vjepa_mpc.cli.data_validate import validate
+
+app = typer.Typer(help="Bring logs into trajectory stores, look at them, check them.", no_args_is_help=True)
+app.command("import")(import_log)
+app.command()(validate)
 
 
 @app.command()
@@ -26,23 +31,6 @@ def info(
         typer.echo(json.dumps(summary, indent=2))
     else:
         _print(summary)
-
-
-@app.command()
-def validate(path: Path = typer.Argument(..., help="The store.")) -> None:
-    """Read every episode and compare it with the hash taken when it was written."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from vjepa_mpc.core.errors import InputError
-    from vjepa_mpc.datasets.store import ZarrStore
-
-    store = ZarrStore.open(path)
-    if not len(store):
-        raise InputError(f"{path} holds no episodes yet; add some with `vjepa-mpc collect`.")
-    for index in track(range(len(store)), "checking", console=Console(stderr=True)):
-        store.verify(index)
-    typer.echo(f"{path}: all {len(store)} episodes ({int(store.lengths().sum())} frames) are what was written.")
 
 
 def _print(summary: dict[str, Any]) -> None:

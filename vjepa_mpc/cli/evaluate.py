@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
+
 if TYPE_CHECKING:
     from vjepa_mpc.evaluation import EpisodeResult
 
@@ -17,11 +19,12 @@ def evaluate(
         None, help="Name or module:Class (default: the model's); without --model only the reacher has a shipped one."
     ),
     model: list[str] = typer.Option([], help="World model folder(s) or Hugging Face id(s); the shipped one if none."),
-    planner: str = typer.Option("cem", help="cem or gradient."),
+    planner: str = typer.Option("cem", help=PLANNER_HELP),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
-    samples: int | None = typer.Option(None, help="Candidates an iteration (starts of the gradient planner)."),
+    samples: int | None = typer.Option(None, help="Candidates an iteration (starts of gradient and lbfgs)."),
     iterations: int | None = typer.Option(None, help="Iterations of a plan."),
-    elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem)."),
+    elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem, icem, discrete)."),
+    settings: list[str] = typer.Option([], "--set", help=SET_HELP),
     running: float = typer.Option(1.0, help="Weight of imagined frames before the last."),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
@@ -40,10 +43,11 @@ def evaluate(
 
     A --task without a --model is played by its floors and its ceiling alone.
     """
+    from contextlib import closing
     from dataclasses import asdict
     from functools import partial
 
-    from vjepa_mpc.cli.building import choose_device, control_settings, load_model, make_planner
+    from vjepa_mpc.cli.building import check_planner, choose_device, control_settings, load_model, make_planner
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import (
         ArenaSetup,
@@ -54,10 +58,11 @@ def evaluate(
         ScriptedPolicy,
     )
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
-    from vjepa_mpc.planning import trained
+    from vjepa_mpc.planning import other_renderer, trained
     from vjepa_mpc.robots.factory import find_task, make_robot
     from vjepa_mpc.robots.tasks import load_manifest
 
+    check_planner(planner)
     target = choose_device(device)
     sources: list[str | None] = [*model]
     if task is None or task == "reacher":
@@ -71,17 +76,22 @@ def evaluate(
     for source, world in worlds.items():
         trained(world, source or "the shipped model")
         world.check_fits(asked.spec)
-        settings = control_settings(world, horizon=horizon, running=running)
+        control = control_settings(world, horizon=horizon, running=running)
         optimiser: Any = make_planner(
-            planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites
+            planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites, settings=settings
         )
         name = source or "shipped"
-        policies[name] = partial(PlannedPolicy, world, optimiser, settings, name)
-        played[name] = {
-            "weights": weights_hash(world), "control": asdict(settings), "planner": asdict(optimiser.settings),
-        }  # fmt: skip
         size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
         robots[name] = partial(make_robot, asked.robot, backend=backend, camera_size=size)
+        with closing(robots[name]()) as robot:
+            renderer, note = robot.renderer_identity, other_renderer(robot, world)
+        if note is not None:
+            typer.echo(f"{name}: {note}", err=True)
+        policies[name] = partial(PlannedPolicy, world, optimiser, control, name)
+        played[name] = {
+            "weights": weights_hash(world), "control": asdict(control), "planner": asdict(optimiser.settings),
+            "renderer": renderer,
+        }  # fmt: skip
     if floors:
         policies |= {"random": partial(RandomPolicy, asked.spec), "no-op": partial(NoOpPolicy, asked.spec)}
         if greedy:
@@ -91,11 +101,13 @@ def evaluate(
     executor: Any = LocalExecutor(workers, threads)
     if ray or ray_address:
         executor = RayExecutor(workers, ray_address, threads=threads)
-    options = {
+    options: dict[str, Any] = {
         "manifest": frozen.sha256, "planner": planner, "horizon": horizon, "samples": samples,
         "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
         "device": target.type, "backend": backend,
     }  # fmt: skip
+    if settings:
+        options["set"] = list(settings)
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
     for name, policy in policies.items():
         arena = ArenaSetup(robots.get(name, plain), policy, asked, seed)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
 from vjepa_mpc.cli.plan_screen import Screen
-from vjepa_mpc.core.errors import InputError, unknown_name
+from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,15 +30,16 @@ def plan(
     goal: Path = typer.Option(..., help="Picture of the goal, of any size."),
     model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
     max_steps: int = typer.Option(50, min=1, help="Give up after so many actions."),
-    planner: str = typer.Option("cem", help="cem or gradient.", rich_help_panel=PLANNING),
+    planner: str = typer.Option("cem", help=PLANNER_HELP, rich_help_panel=PLANNING),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead.", rich_help_panel=PLANNING),
     samples: int | None = typer.Option(
-        None, help="Candidates an iteration (starts of the gradient planner).", rich_help_panel=PLANNING
+        None, help="Candidates an iteration (starts of gradient and lbfgs).", rich_help_panel=PLANNING
     ),
     iterations: int | None = typer.Option(None, help="Iterations of a plan.", rich_help_panel=PLANNING),
     elites: int | None = typer.Option(
-        None, help="Candidates that make the next distribution (cem).", rich_help_panel=PLANNING
+        None, help="Candidates that make the next distribution (cem, icem, discrete).", rich_help_panel=PLANNING
     ),
+    settings: list[str] = typer.Option([], "--set", help=SET_HELP, rich_help_panel=PLANNING),
     seed: int = typer.Option(
         0, min=0, max=2**32, help="Of the planner, and of a start that is drawn.", rich_help_panel=PLANNING
     ),
@@ -80,7 +82,7 @@ def plan(
     started = time.perf_counter()
     screen = Screen(json_output, quiet)
     job = _Job(
-        goal, model, planner, horizon, samples, iterations, elites, seed, device, out, screen,
+        goal, model, planner, horizon, samples, iterations, elites, settings, seed, device, out, screen,
         {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads},
         started,
     )  # fmt: skip
@@ -111,6 +113,7 @@ class _Job:
     samples: int | None
     iterations: int | None
     elites: int | None
+    settings: list[str]
     seed: int
     device: str
     out: Path
@@ -135,10 +138,9 @@ class _Ready:
 
 def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
     """Check everything that can be checked, cheap things first; `check` the states that were given."""
-    from vjepa_mpc.cli.building import PLANNERS
+    from vjepa_mpc.cli.building import check_planner
 
-    if job.planner not in PLANNERS:
-        raise unknown_name("planner", job.planner, PLANNERS)
+    check_planner(job.planner)
     with job.screen.busy("Loading the world model"):
         import torch
 
@@ -164,8 +166,9 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         calibration = trained(world, str(folder))
         check(world.config.robot)
         optimiser = make_planner(
-            job.planner, world.action_bounds, samples=job.samples, iterations=job.iterations, elites=job.elites
-        )
+            job.planner, world.action_bounds, samples=job.samples, iterations=job.iterations, elites=job.elites,
+            settings=job.settings,
+        )  # fmt: skip
         generator = torch.Generator(device).manual_seed(job.seed)
         controller = GoalController(world, optimiser, goal.image, settings, generator)
     warning = doubt(f"The goal {job.goal}", controller.goal_score, calibration)
@@ -251,6 +254,7 @@ def _finish(
 
 def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
     """The robot asked for, or the model's own; refused when the model was trained for another."""
+    from vjepa_mpc.planning import other_renderer
     from vjepa_mpc.robots.base import SimulatedRobot
     from vjepa_mpc.robots.factory import is_built_in, make_robot
 
@@ -271,11 +275,8 @@ def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
             if appearance is not None:
                 robot.set_appearance(appearance)
             job.options["robot_settings"] = dict(robot.settings())
-            if config.renderer and robot.renderer_identity != config.renderer:
-                note = (
-                    f"Pictures come from {robot.renderer_identity}, but the model was trained on "
-                    f"{config.renderer}: it may plan worse."
-                )
+            note = other_renderer(robot, ready.world)
+            if note is not None:
                 ready.notes.append(note)
                 job.screen.warn(note)
     except BaseException:

@@ -24,7 +24,8 @@ def train(
     width: int = typer.Option(128, help="Predictor width."),
     depth: int = typer.Option(4, help="Predictor layers."),
     heads: int = typer.Option(2, help="Predictor heads."),
-    stride: int = typer.Option(10, help="Control steps a model step spans (their displacements add up)."),
+    stride: int = typer.Option(15, help="Control steps a model step spans (their displacements add up)."),
+    shorter: bool = typer.Option(True, "--shorter/--exact", help="Also learn from spans shorter than the stride."),
     frames: int = typer.Option(2, help="Frames a clip: bounds history and horizon, in model steps."),
     history: int = typer.Option(1, help="Past frames the model sees when planning."),
     rollout: int = typer.Option(0, help="Steps of the rollout loss; 0 for none."),
@@ -51,8 +52,8 @@ def train(
     if steps is None and minutes is None:
         minutes = 30.0
     settings = PredictorSettings(
-        grid=grid, width=width, depth=depth, heads=heads, stride=stride, frames=frames, history=history,
-        rollout_steps=rollout, l2=l2, residual=residual, centre=centre,
+        grid=grid, width=width, depth=depth, heads=heads, stride=stride, shorter=shorter, frames=frames,
+        history=history, rollout_steps=rollout, l2=l2, residual=residual, centre=centre,
     )  # fmt: skip
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,

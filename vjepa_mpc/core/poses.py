@@ -52,3 +52,21 @@ def pose_difference(start: Float[Tensor, "*batch 7"], end: Float[Tensor, "*batch
     """The delta with which `integrate_pose` goes from `start` to `end`; V-JEPA 2-AC's actions are made so."""
     relative = euler_to_matrix(end[..., 3:6]) @ euler_to_matrix(start[..., 3:6]).mT
     return torch.cat((end[..., :3] - start[..., :3], matrix_to_euler(relative), end[..., 6:] - start[..., 6:]), -1)
+
+
+def quaternion_to_matrix(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotation matrices of quaternions (x, y, z, w), which are normalised first; a zero one gives NaN."""
+    x, y, z, w = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def rotation_vector_to_matrix(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotation matrices of rotation vectors: the axis times the angle in rad."""
+    half = vector.norm(dim=-1, keepdim=True) / 2
+    # sinc is smooth at 0, where the axis is undefined: sin(half) * axis = vector * sinc(half) / 2.
+    return quaternion_to_matrix(torch.cat([vector * torch.sinc(half / torch.pi) / 2, half.cos()], dim=-1))

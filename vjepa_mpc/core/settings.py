@@ -26,13 +26,30 @@ def to_plain(settings: Any) -> dict[str, Any]:
 
 
 def from_plain(kind: type[T], values: Any, origin: Path | str) -> T:
-    """Rebuild a dataclass from `to_plain`'s values; `InputError` names the field of `origin` that is wrong."""
+    """Rebuild a dataclass from `to_plain`'s values; `InputError` names the field of `origin` that is wrong or
+    that `kind` does not have (a misspelt setting would otherwise leave its default in force)."""
     try:
-        return TypeAdapter(kind).validate_python(values)
+        built = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "its top level"
         raise InputError(f"{origin} is not valid at {where}: {first['msg']}.") from error
+    unknown = _unknown_field(values, to_plain(built))
+    if unknown:
+        raise InputError(f"{origin} has an unknown field {unknown}; correct its spelling or take it out.")
+    return built
+
+
+def _unknown_field(given: Any, known: Any, path: str = "") -> str:
+    """The first key of `given` that `known` lacks, as a dotted path; "" if there is none."""
+    if not (isinstance(given, dict) and isinstance(known, dict)):
+        return ""
+    for key, value in given.items():
+        where = f"{path}.{key}" if path else str(key)
+        deeper = _unknown_field(value, known[key], where) if key in known else where
+        if deeper:
+            return deeper
+    return ""
 
 
 @cache

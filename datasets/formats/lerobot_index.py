@@ -1,0 +1,154 @@
+"""Where the episodes of a LeRobot dataset lie: v3.0 (many episodes in a file) and v2.x (a file an episode).
+
+The path templates of `meta/info.json` are trusted, not the version string. Nothing of the lerobot package is
+used: the layout is read with pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vjepa_mpc.core.errors import InputError, first_line
+from vjepa_mpc.datasets.logs import LogOptions, inside
+
+_FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """A video file, and the second in it at which an episode begins."""
+
+    file: str
+    start_s: float
+
+
+@dataclass(frozen=True)
+class EpisodePlace:
+    """Where an episode lies: `file` is relative to the dataset, `video` by camera."""
+
+    length: int
+    file: str
+    videos: Mapping[str, VideoSpan]
+    task: str
+
+
+def fill(template: str, values: Mapping[str, int | str]) -> str:
+    """A path template with its fields filled in. Only plain `{name}` and `{name:03d}` are understood."""
+
+    def one(match: re.Match[str]) -> str:
+        name, width = match[1], match[2]
+        if name not in values:
+            raise InputError(f"meta/info.json has the path template {template!r}, whose {name!r} is not known.")
+        value = values[name]
+        return f"{int(value):0{int(width)}d}" if width else str(value)
+
+    path = _FIELD.sub(one, template)
+    if "{" in path or "}" in path:
+        raise InputError(f"meta/info.json has the path template {template!r}, which is not understood.")
+    return path
+
+
+def read_index(
+    root: Path, info: Mapping[str, Any], cameras: list[str], options: LogOptions
+) -> tuple[dict[int, EpisodePlace], dict[str, str]]:
+    """Places by episode number, and the reason for every episode that is announced and has none."""
+    per_episode = "episode_index" in str(info["data_path"])
+    reasons: list[str] = []
+    places: dict[int, EpisodePlace] = {}
+    if per_episode:
+        for row in _lines(root, options):
+            number = int(row["episode_index"])
+            places[number] = _place_v2(info, cameras, number, row)
+    else:
+        for row in _tables(root, cameras, options, reasons):
+            places[int(row["episode_index"])] = _place_v3(info, cameras, row)
+    announced = info.get("total_episodes")
+    announced = announced if isinstance(announced, int) and 0 <= announced < 100_000_000 else len(places)
+    why = "; ".join(reasons) or "meta/ does not say where it lies"
+    missing = {str(number): why for number in range(announced) if number not in places} if announced else {}
+    if not places:
+        raise InputError(f"{root} has no episode that can be read ({why}).")
+    return places, missing
+
+
+def _place_v2(info: Mapping[str, Any], cameras: list[str], number: int, row: Mapping[str, Any]) -> EpisodePlace:
+    values: dict[str, int | str] = {
+        "episode_index": number,
+        "episode_chunk": number // max(int(info.get("chunks_size") or 1000), 1),
+    }
+    spans = {
+        camera: VideoSpan(fill(str(info["video_path"]), {**values, "video_key": camera}), 0.0) for camera in cameras
+    }
+    return EpisodePlace(int(row["length"]), fill(str(info["data_path"]), values), spans, _task(row))
+
+
+def _place_v3(info: Mapping[str, Any], cameras: list[str], row: Mapping[str, Any]) -> EpisodePlace:
+    values = {"chunk_index": int(row["data/chunk_index"]), "file_index": int(row["data/file_index"])}
+    spans = {}
+    for camera in cameras:
+        head = f"videos/{camera}"
+        where: dict[str, int | str] = {
+            "chunk_index": int(row[f"{head}/chunk_index"]),
+            "file_index": int(row[f"{head}/file_index"]),
+            "video_key": camera,
+        }
+        spans[camera] = VideoSpan(fill(str(info["video_path"]), where), float(row[f"{head}/from_timestamp"]))
+    return EpisodePlace(int(row["length"]), fill(str(info["data_path"]), values), spans, _task(row))
+
+
+def _task(row: Mapping[str, Any]) -> str:
+    tasks = row.get("tasks") or []
+    return "; ".join(map(str, tasks)) if isinstance(tasks, list) else str(tasks)
+
+
+def _lines(root: Path, options: LogOptions) -> Iterator[dict[str, Any]]:
+    """The rows of `meta/episodes.jsonl` (v2.x)."""
+    path = inside(root, "meta/episodes.jsonl", options)
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                row = json.loads(line)
+                int(row["episode_index"]), int(row["length"])
+                yield row
+    except FileNotFoundError as error:
+        raise InputError(f"{root} has no meta/episodes.jsonl, which says what is in it; copy it again.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({first_line(error)}); copy it again.") from error
+
+
+def _tables(root: Path, cameras: list[str], options: LogOptions, reasons: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of `meta/episodes/*/*.parquet` (v3.0); what cannot be read is told in `reasons`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    columns += [f"videos/{camera}/{part}" for camera in cameras for part in ("chunk_index", "file_index")]
+    columns += [f"videos/{camera}/from_timestamp" for camera in cameras]
+    files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    if not files:
+        reasons.append("meta/episodes has no parquet file: the recording was not finished")
+    for file in files:
+        name = str(file.relative_to(root))
+        try:
+            table = pq.read_table(inside(root, name, options), columns=columns)
+            rows = table.to_pylist()
+            absent = set(columns) - set(table.column_names)
+        except (OSError, pa.ArrowException) as error:
+            reasons.append(f"{name} {parquet_fault(error)}")
+            continue
+        if absent - {"tasks"}:
+            reasons.append(f"{name} lacks the columns {', '.join(sorted(absent))}")
+            continue
+        yield from rows
+
+
+def parquet_fault(error: Exception) -> str:
+    """What is wrong with a parquet file, to be read after its name."""
+    if "footer" in str(error) or "too small" in str(error) or "0 bytes" in str(error):
+        return "has no footer: the recording was not finished, or the file is cut short"
+    return f"cannot be read ({first_line(error)})"

@@ -1,0 +1,115 @@
+"""States written down as CSV or JSON: columns by name, times in seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vjepa_mpc.core.errors import InputError, first_line
+
+_TIME = ("time", "times", "time_s", "timestamp", "timestamps", "t")
+_MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Table:
+    """`columns`: [n, w] by name; `names`: of the numbers of a column, where the file gives them. `times` in
+    seconds, None when the file has none."""
+
+    columns: Mapping[str, np.ndarray]
+    names: Mapping[str, tuple[str, ...]]
+    times: np.ndarray | None
+    rate_hz: float | None = None
+    task: str = ""
+
+
+def read_table(path: Path) -> Table:
+    """Read a table. CSV: a line of names, then numbers; the columns whose names begin with "action" together
+    are `action`, the others `state`. JSON: a list of objects (as CSV), or an object of arrays, each with one
+    entry a row, and perhaps `rate_hz` and `task`. An empty cell is NaN. `InputError` when it cannot be read."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path.name} is larger than a gigabyte, which no table of states is")
+        if path.suffix.lower() == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                reader = csv.DictReader(stream, strict=True)
+                return _from_records(list(reader), path)
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path.name} is missing") from error
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path.name} cannot be read ({first_line(error)})") from error
+    if isinstance(value, list):
+        return _from_records(value, path)
+    if isinstance(value, dict):
+        return _from_arrays(value, path)
+    raise InputError(f"{path.name} is neither a list of rows nor an object of columns")
+
+
+def _from_records(records: list[Any], path: Path) -> Table:
+    """Rows that are objects with the same keys; columns that are not numbers are left out."""
+    if not records or not isinstance(records[0], dict):
+        raise InputError(f"{path.name} holds no rows")
+    columns = {}
+    for key in records[0]:
+        cells = [record.get(key) if isinstance(record, dict) else None for record in records]
+        if key is None or any(isinstance(cell, list) for cell in cells):
+            raise InputError(f"{path.name} has a row with more cells than names")
+        values = _numbers(cells)
+        if values is not None:
+            columns[str(key).strip()] = values
+    times = next((columns.pop(name) for name in _TIME if name in columns), None)
+    groups = {
+        "state": [name for name in columns if not name.startswith("action")],
+        "action": [name for name in columns if name.startswith("action")],
+    }
+    found = {name: values[:, None] for name, values in columns.items()}
+    for group, members in groups.items():
+        if members and group not in columns:
+            found[group] = np.stack([columns[name] for name in members], axis=1)
+    if not found:
+        raise InputError(f"{path.name} has no column of numbers")
+    return Table(found, {group: tuple(members) for group, members in groups.items()}, times)
+
+
+def _numbers(cells: list[Any]) -> np.ndarray | None:
+    """Cells as numbers, NaN where empty; None when some cell is a word."""
+    try:
+        return np.array([float("nan") if cell in ("", None) else float(cell) for cell in cells])
+    except (TypeError, ValueError):
+        return None
+
+
+def _from_arrays(value: dict[str, Any], path: Path) -> Table:
+    columns = {}
+    for key, cells in value.items():
+        if not isinstance(cells, list) or not cells or isinstance(cells[0], str):
+            continue
+        try:
+            array = np.array(cells, np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path.name}: {key} is no even table of numbers ({first_line(error)})") from error
+        columns[key] = array.reshape(len(array), -1)
+    times = next((columns.pop(name)[:, 0] for name in _TIME if name in columns), None)
+    if not columns:
+        raise InputError(f"{path.name} has no array of numbers")
+    if "states" in columns and "state" not in columns:
+        columns["state"] = columns.pop("states")
+    if "actions" in columns and "action" not in columns:
+        columns["action"] = columns.pop("actions")
+    names = {
+        key: tuple(map(str, value[f"{key}_names"]))
+        for key in columns
+        if isinstance(value.get(f"{key}_names"), list) and len(value[f"{key}_names"]) == columns[key].shape[1]
+    }
+    rate = value.get("rate_hz")
+    rate_hz = float(rate) if isinstance(rate, int | float) and rate > 0 else None
+    return Table(columns, names, times, rate_hz, str(value.get("task") or ""))

@@ -1,0 +1,99 @@
+"""Chosen frames of a video file, decoded one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+
+from vjepa_mpc.core.errors import InputError, first_line
+from vjepa_mpc.datasets.formats.pictures import MAX_PIXELS
+from vjepa_mpc.datasets.logs import CameraInfo
+
+
+def frames_by_number(path: Path, rows: Int64[np.ndarray, "n"], total: int) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
+    """Frames number `rows` (increasing, counted from 0) of a video that must have `total` frames: one short,
+    and nobody knows which row it belongs to. `InputError` when it has another number or cannot be decoded."""
+    wanted, seen = iter(rows.tolist()), 0
+    following = next(wanted, None)
+    with _opened(path) as (container, stream):
+        for frame in container.decode(stream):
+            if seen == following:
+                yield _rgb(frame)
+                following = next(wanted, None)
+            seen += 1
+    if seen != total:
+        raise InputError(f"{path.name} has {seen} frames for {total} rows; which row lacks one is not known")
+
+
+def frames_by_time(
+    path: Path, times: Float64[np.ndarray, "n"], tolerance_s: float
+) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
+    """The frames shown at `times` (s, increasing) of a video, each within `tolerance_s` of what was asked.
+
+    `InputError` when one is missing or the file cannot be decoded.
+    """
+    wanted = times.tolist()
+    done = 0
+    if not wanted:
+        return
+    with _opened(path) as (container, stream):
+        start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
+        # To the key frame at or before the first one wanted; a little earlier for rounding.
+        container.seek(max(int((wanted[0] + start - tolerance_s) / stream.time_base), 0), stream=stream)
+        best: tuple[float, Any] | None = None
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                continue
+            shown = float(frame.pts * stream.time_base) - start
+            while done < len(wanted) and best is not None and abs(best[0] - wanted[done]) <= abs(shown - wanted[done]):
+                yield _near(best, wanted[done], tolerance_s, path)
+                done += 1
+            if done == len(wanted):
+                return
+            best = (shown, frame)
+        while done < len(wanted):
+            yield _near(best, wanted[done], tolerance_s, path)
+            done += 1
+
+
+def describe_video(path: Path) -> tuple[CameraInfo, int, float | None]:
+    """Picture size, frames by the file's own word (0 = it does not say) and frames a second."""
+    with _opened(path) as (_, stream):
+        rate = float(stream.average_rate) if stream.average_rate else None
+        return CameraInfo(stream.height, stream.width), stream.frames, rate
+
+
+def _near(best: tuple[float, Any] | None, wanted: float, tolerance_s: float, path: Path) -> UInt8[np.ndarray, "_ _ 3"]:
+    if best is None or abs(best[0] - wanted) > tolerance_s:
+        there = "it has none" if best is None else f"the nearest is at {best[0]:.3f} s"
+        raise InputError(f"{path.name} has no frame at {wanted:.3f} s ({there}); it is short, or of another recording")
+    return _rgb(best[1])
+
+
+def _rgb(frame: Any) -> UInt8[np.ndarray, "_ _ 3"]:
+    return np.asarray(frame.to_ndarray(format="rgb24"))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream; decoding errors become `InputError`s."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path.name} holds no video; it is cut short, or of another kind")
+            stream = container.streams.video[0]
+            if stream.height * stream.width > MAX_PIXELS:
+                raise InputError(f"{path.name} claims pictures of {stream.width} x {stream.height} pixels")
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except FileNotFoundError as error:
+        raise InputError(f"{path.name} is missing") from error
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path.name} cannot be decoded ({first_line(error)}); it is cut short or damaged") from error

@@ -1,0 +1,151 @@
+"""The contract of a log format: what a recording offers, and how its episodes are read one at a time.
+
+A format is one small file in `formats/` with a class that implements `Log`. It says which vectors and cameras
+there are and hands them out by row; what they mean is the mapping's business (`mapping.py`), and rates, gaps,
+sizes, resuming and the report are the importer's (`importing.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+
+from vjepa_mpc.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class VectorInfo:
+    """One vector a log holds at every row: how many numbers, and their names (empty when it has none)."""
+
+    width: int
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CameraInfo:
+    """One camera of a log: its picture size in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """What a user may have to add to a log.
+
+    `rate_hz`: rows a second of a log that has no time stamps. `follow_links`: read symbolic links that lead
+    out of the log's folder. `states`: a folder's table of states, when it cannot be found by its name.
+    """
+
+    rate_hz: float | None = None
+    follow_links: bool = False
+    states: Path | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The numbers of one episode: `times` [n] in seconds, `vectors` [n, width] by name, and the task in words."""
+
+    times: Float64[np.ndarray, "n"]
+    vectors: Mapping[str, Float64[np.ndarray, "_ _"]]
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.times).all():
+            raise InputError(f"{np.count_nonzero(~np.isfinite(self.times))} of its time stamps are NaN or infinite")
+        if (np.diff(self.times) <= 0).any():
+            raise InputError("its time stamps do not increase")
+        for name, values in self.vectors.items():
+            if len(values) != len(self.times):
+                raise InputError(f"{name} has {len(values)} rows, the time stamps {len(self.times)}")
+
+
+@runtime_checkable
+class Log(Protocol):
+    """A recording, opened for reading. Errors that concern one episode are `InputError`s of `rows` and
+    `frames`, worded so that they read on after "episode 3: "; the others go on. Must survive cloudpickle."""
+
+    format: ClassVar[str]  # the format's name for the user
+
+    @property
+    def robot(self) -> str:
+        """The robot's name, "" if the log does not say."""
+        ...
+
+    @property
+    def vectors(self) -> Mapping[str, VectorInfo]: ...
+
+    @property
+    def cameras(self) -> Mapping[str, CameraInfo]: ...
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Rows a second by the log's own word; None = read it off the time stamps."""
+        ...
+
+    @property
+    def suggestion(self) -> tuple[str, ...]:
+        """The parts of the state to use when none are given; () when they must be given."""
+        ...
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Episodes known from the start to be unreadable, with the reason."""
+        ...
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether `path` looks like a log of this format; a look at names, without reading."""
+        ...
+
+    @classmethod
+    def open(cls, path: Path, options: LogOptions) -> Log:
+        """Open the log; `InputError` when nothing of it can be read."""
+        ...
+
+    def episodes(self) -> Sequence[str]:
+        """The names of its episodes in order; the same ones each time."""
+        ...
+
+    def rows(self, episode: str, names: Sequence[str]) -> Rows:
+        """The time stamps and the vectors `names` of an episode, whole."""
+        ...
+
+    def frames(self, episode: str, camera: str, rows: Int64[np.ndarray, "n"]) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
+        """The RGB pictures of the increasing `rows`, one after the other: no more than a few in memory."""
+        ...
+
+    def files(self) -> Sequence[Path]:
+        """The files the log consists of."""
+        ...
+
+
+def fingerprint(log: Log, root: Path) -> str:
+    """SHA-256 of the names and sizes of a log's files below `root`: tells another log, not a changed byte."""
+    value = hashlib.sha256()
+    for file in sorted(log.files()):
+        size = file.stat().st_size if file.exists() else -1
+        value.update(f"{os.path.relpath(file, root)} {size}\n".encode())
+    return value.hexdigest()
+
+
+def inside(root: Path, relative: str, options: LogOptions) -> Path:
+    """`root / relative`, refused when it leads out of `root`: by "..", an absolute path or a symbolic link."""
+    path = Path(os.path.normpath(root / relative))
+    if not path.is_relative_to(os.path.normpath(root)):
+        raise InputError(f"the log names the file {relative!r}, which lies outside of it; such a log is not read")
+    if not options.follow_links and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{relative} is a link that leads out of the log; --follow-links reads it all the same")
+    return path
+
+
+def only(path: Path) -> str:
+    """A path's name, or the path itself when it has none (`.`)."""
+    return path.resolve().name or str(path)

@@ -1,0 +1,127 @@
+"""A mended copy of a store: what `validate` found is left out, cut away or corrected. Never in place."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.episode import Episode, StoreSpec
+from vjepa_mpc.datasets.findings import REMEDIES, Finding, runs
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.datasets.validation import Validation
+
+_LEFT_OUT = {"damaged", "duplicate"}
+_ROWS = {"black", "frozen", "out of range"}
+_CUTS = {"gap", "jump", "action out of range"}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What a mended copy holds, and how often each remedy was used, by check."""
+
+    out: Path
+    episodes: int
+    frames: int
+    remedies: dict[str, int]
+
+
+def mend(store: ZarrStore, found: Validation, out: Path, progress: Progress | None = None) -> Mended:
+    """Write a mended copy of `store` to `out`. `InputError` when nothing is left, or `out` exists."""
+    shift = int(sum(finding.amount for finding in found.of("misaligned")))
+    degrees = [column for finding in found.of("degrees") for column in finding.columns]
+    spec = _spec(store.spec, found, degrees)
+    used = Counter(finding.check for finding in found.findings if REMEDIES[finding.check] != "kept")
+    left_out = {finding.episode for finding in found.findings if finding.check in _LEFT_OUT}
+    with ZarrStore.create(out, spec) as writer:
+        for index in range(len(store)):
+            if index not in left_out:
+                episode = store.read(index)
+                own = [finding for finding in found.findings if finding.episode == index]
+                parts = [_corrected(spec, p, degrees) for p in _parts(episode, own, shift)]
+                writer.extend([_noted(part, store, index, number) for number, part in enumerate(parts)])
+            if progress is not None:
+                progress(index + 1, len(store))
+        if not len(writer):
+            raise InputError(f"Nothing of {store.path} is left after mending; {out} is an empty store.")
+        return Mended(out, len(writer), int(writer.lengths().sum()), dict(used))
+
+
+def _spec(spec: StoreSpec, found: Validation, degrees: list[int]) -> StoreSpec:
+    """The mended store's description: bounds in radians, the period that the time stamps have, its origin."""
+    factor = np.ones(len(spec.state_names))
+    factor[degrees] = math.pi / 180
+    moves = factor if spec.state_model == "joints" else np.ones(len(spec.action_names))
+    period = next((finding.amount for finding in found.of("wrong rate")), spec.control_period_s)
+    remedies = sorted({finding.check for finding in found.findings})
+    provenance: dict[str, Any] = {**spec.provenance, "mended": remedies}
+    return replace(
+        spec,
+        state_low=tuple((np.array(spec.state_low) * factor).tolist()),
+        state_high=tuple((np.array(spec.state_high) * factor).tolist()),
+        action_low=tuple((np.array(spec.action_low) * moves).tolist()),
+        action_high=tuple((np.array(spec.action_high) * moves).tolist()),
+        control_period_s=period,
+        provenance=provenance,
+    )
+
+
+def _parts(episode: Episode, findings: list[Finding], shift: int) -> Iterator[Episode]:
+    """The stretches of an episode that nothing speaks against, of two observations at least."""
+    length = len(episode)
+    good, joined = np.ones(length, bool), np.ones(length - 1, bool)
+    for finding in findings:
+        if finding.rows is None:
+            continue
+        first, end = finding.rows
+        if finding.check in _ROWS:
+            good[first:end] = False
+        elif finding.check == "action out of range":
+            joined[first:end] = False
+        elif finding.check in _CUTS:
+            joined[first] = False
+    actions = np.zeros_like(episode.actions)
+    steps = np.arange(max(shift, 0), length - 1 + min(shift, 0))
+    actions[steps] = episode.actions[steps - shift]
+    known = np.zeros(length - 1, bool)
+    known[steps] = True
+    for rows in _stretches(good, joined & known):
+        yield Episode(
+            {camera: frames[rows] for camera, frames in episode.images.items()},
+            episode.states[rows],
+            actions[rows[:-1]],
+            episode.times[rows],
+            episode.metadata,
+        )
+
+
+def _stretches(good: Bool[np.ndarray, "t"], joined: Bool[np.ndarray, "t_minus_1"]) -> Iterator[Int64[np.ndarray, "_"]]:
+    """Rows of each longest stretch whose observations are good and joined to the next."""
+    for first, end in runs(joined & good[:-1] & good[1:]):
+        yield np.arange(first, end + 1)
+
+
+def _corrected(spec: StoreSpec, episode: Episode, degrees: list[int]) -> Episode:
+    """Values in degrees turned into radians; of joint states, their displacements too."""
+    if not degrees:
+        return episode
+    states, actions = episode.states.copy(), episode.actions.copy()
+    states[:, degrees] *= np.float32(math.pi / 180)
+    if spec.state_model == "joints":
+        actions[:, degrees] *= np.float32(math.pi / 180)
+    return replace(episode, states=states, actions=actions)
+
+
+def _noted(episode: Episode, store: ZarrStore, index: int, part: int) -> Episode:
+    """The episode with a word on where it comes from."""
+    origin = {"store": store.path.name, "episode": index, "part": part}
+    return replace(episode, metadata={**episode.metadata, "mended_from": origin})

@@ -1,0 +1,179 @@
+"""Plans by a few knots: blocks, lines and splines over the horizon, for any planner.
+
+A planner over knots searches fewer numbers, and its plans are smooth. The knots' curve is a matrix with
+non-negative rows that sum to 1, so that every action lies between knots and thus inside a box that the knots keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction, Ending, Evaluation, Planner
+from vjepa_mpc.planners.evaluation import Best, Ledger, check_task
+
+Curve = Callable[[int], Float[Tensor, "h k"]]
+"""From the horizon to the matrix that turns k knots into h actions."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """One decision held over `steps` steps; the last block may be shorter."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"A block of {self.steps} steps decides nothing; give at least 1.")
+
+    def __call__(self, horizon: int) -> Float[Tensor, "h k"]:
+        """Ones where a step belongs to a block."""
+        block = torch.arange(horizon) // self.steps
+        return (block[:, None] == torch.arange(int(block[-1]) + 1)).double()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """`knots` decisions, joined by straight lines; the first and last are the first and last action."""
+
+    knots: int
+
+    def __post_init__(self) -> None:
+        if self.knots < 1:
+            raise InputError(f"A plan of {self.knots} knots decides nothing; give at least 1.")
+
+    def __call__(self, horizon: int) -> Float[Tensor, "h k"]:
+        """Hat functions. More knots than steps are not used."""
+        knots = min(self.knots, horizon)
+        place = torch.linspace(0, knots - 1, horizon, dtype=torch.float64)
+        return (1 - (place[:, None] - torch.arange(knots)).abs()).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Splines:
+    """`knots` control points of a clamped uniform cubic B-spline (de Boor 1978): twice continuously
+    differentiable over the horizon, and never outside the hull of its points. Fewer than 4 lower the degree."""
+
+    knots: int
+
+    def __post_init__(self) -> None:
+        if self.knots < 1:
+            raise InputError(f"A spline of {self.knots} knots decides nothing; give at least 1.")
+
+    def __call__(self, horizon: int) -> Float[Tensor, "h k"]:
+        """B-spline bases by the Cox-de Boor recursion."""
+        count = min(self.knots, horizon)
+        degree = min(3, count - 1)
+        inner = torch.linspace(0, 1, count - degree + 1, dtype=torch.float64)
+        knots = torch.cat((inner[:1].expand(degree), inner, inner[-1:].expand(degree)))
+        at = torch.linspace(0, 1, horizon, dtype=torch.float64)
+        # The last interval that is no point is closed on the right.
+        begins = (at[:, None] >= knots[:-1]) & (knots[:-1] < knots[1:])
+        interval = begins.double().cumsum(1).argmax(dim=1)
+        basis = torch.nn.functional.one_hot(interval, len(knots) - 1).double()
+        for order in range(1, degree + 1):
+            rise, fall = knots[order:-1] - knots[: -order - 1], knots[order + 1 :] - knots[1:-order]
+            left = torch.where(rise > 0, (at[:, None] - knots[: -order - 1]) / rise, 0.0)
+            right = torch.where(fall > 0, (knots[order + 1 :] - at[:, None]) / fall, 0.0)
+            basis = left * basis[:, :-1] + right * basis[:, 1:]
+        return basis
+
+
+@dataclass(frozen=True)
+class KnotSettings:
+    """The curve, and the settings of the planner that chooses its knots."""
+
+    curve: object
+    planner: object
+
+
+class ByKnots:
+    """A planner whose decisions are knots of a curve over the horizon.
+
+    The start is judged as it is; the search begins at the knots that come nearest to it (least squares). The
+    better of the two answers is returned, so a start that no curve can follow is not lost. Bounds hold for
+    knots and actions alike: rates of `Limits` from knot to knot, too.
+    """
+
+    def __init__(self, planner: Planner, curve: Curve) -> None:
+        self.planner, self.curve = planner, curve
+        self.bounds: Bounds = planner.bounds
+        self.settings = KnotSettings(curve, getattr(planner, "settings", None))
+
+    def plan(
+        self,
+        cost_fn: CostFunction,
+        init: Float[Tensor, "b h a"],
+        *,
+        budget: Budget,
+        generators: Sequence[torch.Generator],
+        suggestions: Float[Tensor, "b m h a"] | None = None,
+    ) -> ActionPlan:
+        """The best curve found, or the start. Raises what the planner raises."""
+        bounds = check_task(init, self.bounds, budget, generators, suggestions)
+        start = bounds.clip(init)
+        with torch.no_grad():
+            ledger = Ledger(cost_fn, replace(budget, deadline_s=None))
+            first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
+        before_s = ledger.seconds
+        kept = Best(start, first.cost[:, 0], first.violation[:, 0])
+        if budget.max_evaluations == 1 or (budget.deadline_s is not None and before_s >= budget.deadline_s):
+            why = "max_evaluations" if budget.max_evaluations == 1 else "deadline"
+            ends = (Ending(1, why),) * len(start)
+            return ActionPlan(start, kept.cost, kept.violation, first.names, 1, before_s, why, (), ends)
+        matrix = self.curve(init.shape[1])
+        to_actions, to_knots = matrix.to(init), torch.linalg.pinv(matrix).to(init)
+        rest = replace(
+            budget,
+            max_evaluations=None if budget.max_evaluations is None else budget.max_evaluations - 1,
+            deadline_s=None if budget.deadline_s is None else max(0.0, budget.deadline_s - before_s),
+        )
+        found = self.planner.plan(
+            _Unrolled(cost_fn, to_actions, bounds),
+            to_knots @ start,
+            budget=rest,
+            generators=generators,
+            suggestions=None if suggestions is None else to_knots @ suggestions.to(init),
+        )
+        return _better(kept, found, bounds, to_actions, before_s)
+
+
+@dataclass(frozen=True)
+class _Unrolled:
+    """The cost of knots: that of the actions they stand for."""
+
+    cost_fn: CostFunction
+    to_actions: Float[Tensor, "h k"]
+    bounds: Bounds
+
+    def __call__(self, actions: Float[Tensor, "b n k a"], problems: Int[Tensor, "b"]) -> Evaluation:
+        return self.cost_fn(self.bounds.rows(problems).clip(self.to_actions @ actions), problems)
+
+
+def _better(
+    kept: Best, found: ActionPlan, bounds: Bounds, to_actions: Float[Tensor, "h k"], before_s: float
+) -> ActionPlan:
+    """The plan found, unrolled, or the start where that is better; with the start's evaluation counted."""
+    unrolled = bounds.clip(to_actions @ found.actions)
+    best = kept.improved_by(
+        unrolled[:, None], Evaluation(found.cost[:, None], found.violation[:, None], found.names)
+    )
+    others = None
+    if found.others is not None:
+        others = torch.stack([bounds.clip(to_actions @ plan) for plan in found.others.unbind(1)], dim=1)
+    return replace(
+        found,
+        actions=best.actions,
+        cost=best.cost,
+        violation=best.violation,
+        evaluations=found.evaluations + 1,
+        seconds=found.seconds + before_s,
+        iterations=tuple(replace(record, evaluations=record.evaluations + 1) for record in found.iterations),
+        endings=tuple(replace(ending, evaluations=ending.evaluations + 1) for ending in found.endings),
+        others=others,
+    )

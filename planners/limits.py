@@ -1,0 +1,119 @@
+"""Bounds beyond a box: groups of actions inside a ball, actions that stay fixed, and limits on their change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planners.base import Bounds
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Actions `members` (indices) whose Euclidean norm is at most `radius`, in their common unit: the length of
+    a Cartesian step, say, while the gripper keeps its own interval."""
+
+    members: tuple[int, ...]
+    radius: float
+
+    def __post_init__(self) -> None:
+        if not self.members or not 0 < self.radius < float("inf"):
+            raise InputError(f"A ball needs members and a positive radius; got {self.members} and {self.radius}.")
+
+
+def fixed(bounds: Bounds, values: Mapping[int, float]) -> Bounds:
+    """The same box with these actions (index: value) held fixed."""
+    low, high = bounds.low.clone(), bounds.high.clone()
+    for action, value in values.items():
+        if not 0 <= action < low.numel():
+            raise InputError(f"There is no action {action} to be fixed; they are numbered 0 to {low.numel() - 1}.")
+        if not float(low[action]) <= value <= float(high[action]):
+            raise InputError(f"Action {action} cannot be fixed at {value}: that is outside its bounds.")
+        low[action] = high[action] = value
+    return replace(bounds, low=low, high=high)
+
+
+@dataclass(frozen=True)
+class Limits(Bounds):
+    """A box, balls inside it, and the largest change from one step of the horizon to the next.
+
+    `rate` [a]: in action units a step (+inf for none); `previous` [b, a]: the actions just executed, from
+    which the first step may differ by `rate` (None: the first step is free). Every candidate a cost function
+    sees keeps all of it (to rounding), so a sampling planner wastes none on what a robot would clip.
+
+    The projection takes the steps in order: into the box, into each ball, then as far towards that as the
+    rate allows, starting from the step before. Where a ball's members have rates their change is
+    shortened as a whole, so that it stays inside the ball. A `previous` outside balls or box is approached
+    as fast as the rate allows, and the box comes first.
+    """
+
+    balls: tuple[Ball, ...] = ()
+    rate: Float[Tensor, "a"] | None = None
+    previous: Float[Tensor, "b a"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        seen: set[int] = set()
+        for ball in self.balls:
+            if seen & set(ball.members) or not all(0 <= member < self.low.numel() for member in ball.members):
+                raise InputError(f"The ball of actions {ball.members} overlaps another, or names none of the actions.")
+            seen |= set(ball.members)
+            members = list(ball.members)
+            nearest = torch.zeros_like(self.low).clamp(self.low, self.high)[members]
+            if float(nearest.norm()) > ball.radius:
+                raise InputError(f"No action of {ball.members} lies in the box and within {ball.radius} of zero.")
+        if self.rate is not None and not bool((self.rate > 0).all()):
+            raise InputError(f"Action rates must be positive (+inf for none); got {self.rate.tolist()}.")
+
+    def rows(self, problems: Int[Tensor, "r"]) -> Limits:
+        """Those of these problems."""
+        return self if self.previous is None else replace(self, previous=self.previous[problems])
+
+    def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Project sequences [..., h, a]; single actions [a] or [n, a] have no step before them."""
+        wanted = self._placed(super().clip(actions))
+        if self.rate is None or actions.ndim < 3:
+            return wanted
+        rate = self.rate.to(actions)
+        before: Tensor | None = None
+        if self.previous is not None:
+            shape = (-1, *(1,) * (actions.ndim - 3), actions.shape[-1])
+            before = super().clip(self.previous.to(actions)).reshape(shape).expand_as(wanted[..., 0, :])
+        steps = []
+        for step in wanted.unbind(dim=-2):
+            before = step if before is None else super().clip(before + self._slowed(step - before, rate))
+            steps.append(before)
+        return torch.stack(steps, dim=-2)
+
+    def _placed(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Into each ball, towards the point of the box nearest to zero."""
+        for ball in self.balls:
+            members = list(ball.members)
+            low, high = self.low.to(actions)[members], self.high.to(actions)[members]
+            centre = torch.zeros_like(low).clamp(low, high)
+            part = actions[..., members] - centre
+            # The largest t in [0, 1] with |centre + t * part| <= radius.
+            square = part.square().sum(dim=-1, keepdim=True)
+            along = (part * centre).sum(dim=-1, keepdim=True)
+            room = ball.radius**2 - centre.square().sum()
+            root = (along.square() + square * room).clamp(min=0).sqrt()
+            reach = torch.where(square > 0, (root - along) / torch.where(square > 0, square, 1.0), 1.0)
+            shrunk = centre + part * reach.clamp(0, 1)
+            actions = actions.index_copy(-1, torch.tensor(members, device=actions.device), shrunk)
+        return actions
+
+    def _slowed(self, change: Float[Tensor, "*batch a"], rate: Float[Tensor, "a"]) -> Float[Tensor, "*batch a"]:
+        """The change shortened to the rate: a ball's members together, the others each by itself."""
+        slowed = change.clamp(-rate, rate)
+        for ball in self.balls:
+            members = list(ball.members)
+            part = change[..., members]
+            share = (rate[members] / part.abs().clamp(min=torch.finfo(change.dtype).tiny)).amin(dim=-1, keepdim=True)
+            index = torch.tensor(members, device=change.device)
+            slowed = slowed.index_copy(-1, index, part * share.clamp(max=1))
+        return slowed

@@ -1,0 +1,91 @@
+"""The planners' contract as checks: a new planner is trusted once these pass for it.
+
+Each check takes a `PlannerFactory` (a planner from its bounds) and raises `AssertionError` with a
+sentence when the planner breaks the contract. `CHECKS` are for every planner, `SEARCHES_WELL` for those that
+claim to find optima; `check_finds_the_global_optimum` and `check_spends_the_whole_budget` are promises that
+not every planner makes. `vjepa_mpc.planners.testing.defects` shows what they catch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vjepa_mpc.planners.testing.honest import (
+    check_all_infeasible_progresses,
+    check_bounds_kept,
+    check_constraints_first,
+    check_evidence,
+    check_leaves_no_gradient_behind,
+    check_makes_progress,
+    check_nan_raises,
+    check_never_worse_than_start,
+    check_rejected_never_wins,
+    check_suggestions_are_judged,
+)
+from vjepa_mpc.planners.testing.known import (
+    check_finds_a_corner,
+    check_finds_every_step,
+    check_finds_the_global_optimum,
+    check_ill_conditioned,
+    check_small_tasks,
+    check_uneven_units,
+)
+from vjepa_mpc.planners.testing.limits import (
+    check_bad_input_refused,
+    check_budget_kept,
+    check_deadline_kept,
+    check_shift,
+    check_spends_the_whole_budget,
+)
+from vjepa_mpc.planners.testing.same import (
+    check_batch_equals_loop,
+    check_global_generators_untouched,
+    check_problems_stop_one_by_one,
+    check_same_seed_same_plan,
+    check_units,
+)
+from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, Watch, box, distinct_goals, generators, solve
+
+CHECKS: tuple[Callable[[PlannerFactory], None], ...] = (
+    check_same_seed_same_plan,
+    check_global_generators_untouched,
+    check_batch_equals_loop,
+    check_problems_stop_one_by_one,
+    check_units,
+    check_bounds_kept,
+    check_never_worse_than_start,
+    check_makes_progress,
+    check_suggestions_are_judged,
+    check_evidence,
+    check_leaves_no_gradient_behind,
+    check_rejected_never_wins,
+    check_nan_raises,
+    check_constraints_first,
+    check_all_infeasible_progresses,
+    check_budget_kept,
+    check_deadline_kept,
+    check_bad_input_refused,
+)
+SEARCHES_WELL: tuple[Callable[[PlannerFactory], None], ...] = (
+    check_finds_every_step,
+    check_finds_a_corner,
+    check_ill_conditioned,
+    check_uneven_units,
+    check_small_tasks,
+)
+
+__all__ = [
+    "CHECKS",
+    "SEARCHES_WELL",
+    "Bowl",
+    "PlannerFactory",
+    "Watch",
+    "box",
+    "check_bounds_kept",
+    "check_finds_the_global_optimum",
+    "check_shift",
+    "check_spends_the_whole_budget",
+    "distinct_goals",
+    "generators",
+    "solve",
+]

@@ -1,0 +1,311 @@
+"""Defects to plant in the planners, and the check that must fail for each: the proof that the suite sees.
+
+`DEFECTS` is the list. `goes_unseen(defect, make)` plants one, runs its check and says whether it passed:
+
+    assert not [d.name for d in DEFECTS if goes_unseen(d, make)]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+
+from vjepa_mpc.planners import cem, search
+from vjepa_mpc.planners import evaluation as judging
+from vjepa_mpc.planners.base import ActionPlan, Bounds, Evaluation
+from vjepa_mpc.planners.cem import CEM, CEMProposal, CEMSettings
+from vjepa_mpc.planners.evaluation import Best, Ledger
+from vjepa_mpc.planners.gradient import AdamProposal, GradientPlanner, GradientSettings
+from vjepa_mpc.planners.testing import honest, known, limits, same
+from vjepa_mpc.planners.testing.worlds import PlannerFactory
+
+Plant = Callable[[Any, str, Any], None]
+"""Replaces an attribute (owner, name, value) until the check is over."""
+
+
+# ---- in the search all planners share ------------------------------------------------------------------
+
+
+def dropped_clip(plant: Plant) -> None:
+    """Actions are not projected into the bounds."""
+    plant(Bounds, "clip", lambda self, actions: actions)
+
+
+def nan_ranked_first(plant: Plant) -> None:
+    """NaN becomes a number, and the best one."""
+    original = Ledger._call
+
+    def forgiving(self: Ledger, actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        with mock.patch.object(judging, "check_evaluation", lambda *_: None):
+            found = original(self, actions, problems)
+        return Evaluation(found.cost.nan_to_num(nan=-1e10), found.violation.nan_to_num(nan=0.0), found.names)
+
+    plant(Ledger, "_call", forgiving)
+
+
+def forgotten_generator(plant: Plant) -> None:
+    """Noise comes from the global generator."""
+    original = torch.randn
+    plant(torch, "randn", lambda *shape, generator=None, **rest: original(*shape, **rest))
+
+
+def one_generator_for_all(plant: Plant) -> None:
+    """Every problem draws from the first one's generator."""
+    _with_generators(plant, lambda generators: (generators[0],) * len(generators))
+
+
+def fixed_seed(plant: Plant) -> None:
+    """The generators handed in are not used."""
+    _with_generators(plant, lambda generators: tuple(torch.Generator().manual_seed(0) for _ in generators))
+
+
+def _with_generators(plant: Plant, change: Callable[[tuple[torch.Generator, ...]], Any]) -> None:
+    original = search._Search._iterate
+
+    def iterate(self: Any, live: Any, n: int, suggestions: Any) -> Any:
+        found = original(self, dataclasses.replace(live, generators=change(live.generators)), n, suggestions)
+        return dataclasses.replace(found, generators=live.generators)
+
+    plant(search._Search, "_iterate", iterate)
+
+
+def off_by_one_step(plant: Plant) -> None:
+    """Candidates are judged one step early: what the planner calls step t is done at step t - 1."""
+    _with_actions(plant, lambda actions: actions.roll(1, dims=2))
+
+
+def last_step_is_noise(plant: Plant) -> None:
+    """The last action never reaches the cost function, and so is never optimised."""
+    _with_actions(plant, lambda actions: torch.cat((actions[:, :, :-1], actions[:, :, -1:] * 0), dim=2))
+
+
+def _with_actions(plant: Plant, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    original = Ledger._call
+    plant(Ledger, "_call", lambda self, actions, problems: original(self, change(actions), problems))
+
+
+def best_that_forgets(plant: Plant) -> None:
+    """The newest candidate replaces the best so far."""
+
+    def newest(self: Best, actions: torch.Tensor, evaluation: Evaluation) -> Best:
+        return Best(actions[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
+
+    plant(Best, "improved_by", newest)
+
+
+def start_not_counted(plant: Plant) -> None:
+    """The start is judged and thrown away."""
+    original = Best.__init__
+
+    def worthless(self: Best, actions: torch.Tensor, cost: torch.Tensor, violation: torch.Tensor) -> None:
+        original(self, actions, torch.full_like(cost, 1e9), violation)
+
+    plant(Best, "__init__", worthless)
+
+
+def infinity_wins(plant: Plant) -> None:
+    """A rejected candidate is taken for a very cheap one."""
+    original = Best.improved_by
+
+    def improved_by(self: Best, actions: torch.Tensor, evaluation: Evaluation) -> Best:
+        cheap = evaluation.cost.masked_fill(evaluation.cost == torch.inf, -1e10)
+        return original(self, actions, dataclasses.replace(evaluation, cost=cheap))
+
+    plant(Best, "improved_by", improved_by)
+
+
+def constraints_ignored(plant: Plant) -> None:
+    """Cost alone decides."""
+    plant(judging, "_first_key", lambda cost, violation: torch.zeros_like(cost))
+
+
+def names_lost(plant: Plant) -> None:
+    """The answer does not say which constraint is meant."""
+    plant(search, "ActionPlan", lambda *parts: dataclasses.replace(ActionPlan(*parts), names=()))
+
+
+def budget_off_by_one(plant: Plant) -> None:
+    """One evaluation more than allowed."""
+    original = Ledger.affordable
+    plant(Ledger, "affordable", lambda self, wanted: original(self, wanted - 1) + 1)
+
+
+def evaluations_miscounted(plant: Plant) -> None:
+    """The start "does not count"."""
+    original = Ledger._call
+
+    def free(self: Ledger, actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        found = original(self, actions, problems)
+        self.evaluations -= actions.shape[1] == 1
+        return found
+
+    plant(Ledger, "_call", free)
+
+
+def deadline_ignored(plant: Plant) -> None:
+    """The clock is not looked at."""
+    plant(Ledger, "late", lambda self, expected_s=0.0: False)
+
+
+def problems_swapped(plant: Plant) -> None:
+    """The cost function is told the wrong problems."""
+    original = Ledger._call
+    plant(Ledger, "_call", lambda self, actions, problems: original(self, actions, problems.flip(0)))
+
+
+def never_stops_alone(plant: Plant) -> None:
+    """Problems that are done are solved on until all are."""
+    plant(search._Search, "_stop_satisfied", lambda self, live, schedule: live)
+
+
+def suggestions_dropped(plant: Plant) -> None:
+    """Suggested plans are taken, and forgotten."""
+    original = search._Search._iterate
+    plant(search._Search, "_iterate", lambda self, live, n, suggestions: original(self, live, n, None))
+
+
+def inference_mode_used(plant: Plant) -> None:
+    """Plans are made in inference mode, which spoils what gradient planners share."""
+    plant(torch, "no_grad", torch.inference_mode)
+
+
+def anything_accepted(plant: Plant) -> None:
+    """Nothing is checked before planning."""
+    plant(search, "check_task", lambda init, bounds, *rest: bounds)
+
+
+def wrong_shift(plant: Plant) -> None:
+    """A warm start that keeps the step already done."""
+    from vjepa_mpc.planners import warm_start
+
+    def off_by_one(actions: torch.Tensor, hold: torch.Tensor) -> torch.Tensor:
+        return torch.cat((actions[:, :-1], hold.expand_as(actions[:, :1])), dim=1)
+
+    plant(warm_start, "shift_plan", off_by_one)
+
+
+# ---- in one algorithm --------------------------------------------------------------------------------
+
+
+def std_is_a_variance(plant: Plant) -> None:
+    """The elites' variance is used where a standard deviation belongs."""
+    original = cem._fit
+
+    def squared(*parts: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, std = original(*parts)
+        return mean, std.square()
+
+    plant(cem, "_fit", squared)
+
+
+def elites_of_the_first_problem(plant: Plant) -> None:
+    """Goals mix: every problem learns from the first one's elites."""
+    original = judging.take
+    plant(cem, "take", lambda values, index: original(values, index[:1].expand_as(index)))
+
+
+def worst_are_elites(plant: Plant) -> None:
+    """A sign is wrong."""
+    plant(cem, "rank", lambda evaluation: judging.rank(evaluation).flip(1))
+
+
+def never_updates(plant: Plant) -> None:
+    """The distribution stays as it was."""
+    plant(CEMProposal, "update", lambda self, state, samples, evaluation: state)
+
+
+def adam_never_steps(plant: Plant) -> None:
+    """Slopes are computed and not followed."""
+    original = AdamProposal.update
+
+    def idle(self: AdamProposal, state: Any, samples: torch.Tensor, evaluation: Evaluation) -> Any:
+        found = original(self, state, samples, evaluation)
+        return dataclasses.replace(found, position=found.box.of_actions(samples))
+
+    plant(AdamProposal, "update", idle)
+
+
+def gradients_pile_up(plant: Plant) -> None:
+    """backward() instead of grad(): the model's parameters keep gradients."""
+
+    def backward(total: torch.Tensor, leaf: torch.Tensor, allow_unused: bool) -> tuple[torch.Tensor | None]:
+        total.backward()
+        return (leaf.grad,)
+
+    plant(torch.autograd, "grad", backward)
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What to plant, the check that must fail, and which `make`s of `PLANNERS` it concerns."""
+
+    plant: Callable[[Plant], None]
+    check: Callable[[PlannerFactory], None]
+    planners: tuple[str, ...] = ("cem", "gradient")
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return f"{self.plant.__name__}-{self.check.__name__}"
+
+
+def check_shift_of_the_module(make: PlannerFactory) -> None:
+    """`warm_start.shift_plan` as it is now."""
+    from vjepa_mpc.planners import warm_start
+
+    limits.check_shift(warm_start.shift_plan)
+
+
+PLANNERS: dict[str, PlannerFactory] = {
+    "cem": lambda bounds: CEM(bounds, CEMSettings(samples=128, elites=16, iterations=20)),
+    "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
+}
+ONLY_CEM, ONLY_GRADIENT = ("cem",), ("gradient",)
+DEFECTS: tuple[Defect, ...] = (
+    Defect(dropped_clip, honest.check_bounds_kept, ONLY_CEM),
+    Defect(nan_ranked_first, honest.check_nan_raises),
+    Defect(forgotten_generator, same.check_global_generators_untouched),
+    Defect(forgotten_generator, same.check_same_seed_same_plan),
+    Defect(one_generator_for_all, same.check_batch_equals_loop),
+    Defect(fixed_seed, same.check_same_seed_same_plan),
+    Defect(off_by_one_step, known.check_finds_every_step),
+    Defect(last_step_is_noise, known.check_finds_every_step),
+    Defect(best_that_forgets, honest.check_never_worse_than_start),
+    Defect(start_not_counted, honest.check_never_worse_than_start),
+    Defect(infinity_wins, honest.check_rejected_never_wins),
+    Defect(constraints_ignored, honest.check_constraints_first),
+    Defect(constraints_ignored, honest.check_all_infeasible_progresses, ONLY_CEM),
+    Defect(names_lost, honest.check_constraints_first),
+    Defect(budget_off_by_one, limits.check_budget_kept),
+    Defect(evaluations_miscounted, limits.check_budget_kept),
+    Defect(deadline_ignored, limits.check_deadline_kept),
+    Defect(problems_swapped, same.check_batch_equals_loop),
+    Defect(never_stops_alone, same.check_problems_stop_one_by_one),
+    Defect(suggestions_dropped, honest.check_suggestions_are_judged),
+    Defect(inference_mode_used, honest.check_evidence, ONLY_CEM),
+    Defect(anything_accepted, limits.check_bad_input_refused),
+    Defect(wrong_shift, check_shift_of_the_module, ONLY_CEM),
+    Defect(std_is_a_variance, same.check_units, ONLY_CEM),
+    Defect(elites_of_the_first_problem, same.check_batch_equals_loop, ONLY_CEM),
+    Defect(worst_are_elites, known.check_finds_every_step, ONLY_CEM),
+    Defect(never_updates, known.check_finds_every_step, ONLY_CEM),
+    Defect(adam_never_steps, known.check_finds_every_step, ONLY_GRADIENT),
+    Defect(gradients_pile_up, honest.check_leaves_no_gradient_behind, ONLY_GRADIENT),
+)
+
+
+def goes_unseen(defect: Defect, make: PlannerFactory) -> bool:
+    """Whether the check passes although the defect is planted. Everything is as before afterwards."""
+    with contextlib.ExitStack() as stack:
+        defect.plant(lambda owner, name, value: stack.enter_context(mock.patch.object(owner, name, value)) and None)
+        try:
+            defect.check(make)
+        except AssertionError:
+            return False
+    return True

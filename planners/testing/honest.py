@@ -1,0 +1,170 @@
+"""The answer is inside the bounds, as good as anything seen, and honestly told; NaN and infinity never win."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vjepa_mpc.core.errors import NotFiniteError
+from vjepa_mpc.planners.base import Bounds, Budget, CostFunction, Evaluation
+from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, Watch, assert_near, box, distinct_goals, solve
+
+
+def check_bounds_kept(
+    make: PlannerFactory, bounds: Bounds | None = None, init: Float[Tensor, "b h a"] | None = None
+) -> None:
+    """Cost functions see only actions in bounds, wherever the start and the optimum lie; so is the plan."""
+    bounds = bounds or Bounds(torch.tensor([-0.1, 0.3]), torch.tensor([0.1, 0.35]))
+    init = torch.full((1, 3, bounds.low.numel()), 7.0) if init is None else init
+    goals = torch.full_like(init, 1e3)
+    goals[:, ::2] *= -1
+    watch = Watch(Bowl(goals))
+    plan = solve(make(bounds), watch, init, budget=Budget(max_evaluations=60))
+    for actions, who in ((watch.candidates, "the cost function saw"), (plan.actions, "the plan holds")):
+        inside = (actions.double() >= bounds.low.double()) & (actions.double() <= bounds.high.double())
+        assert bool(inside.all()), f"{who} actions out of bounds: {actions[~inside][:5].tolist()}"
+    assert plan.actions.dtype == init.dtype, f"a start in {init.dtype} was answered in {plan.actions.dtype}"
+    assert plan.actions.shape == init.shape, "the plan's shape is not the start's"
+
+
+def check_never_worse_than_start(make: PlannerFactory) -> None:
+    """The cost returned is that of the actions returned, and the lowest of all evaluated, the start too."""
+    for seed in range(5):
+        wave = 20 + 5 * seed
+
+        def rugged(actions: Tensor, problems: Tensor, wave: int = wave) -> Evaluation:
+            cost = (actions * wave).sin().flatten(2).sum(dim=-1)
+            return Evaluation(cost, actions.new_zeros(*actions.shape[:2], 0))
+
+        watch = Watch(rugged)
+        init = distinct_goals(2, 2, 2, seed)
+        plan = solve(make(box(2)), watch, init, budget=Budget(max_evaluations=40))
+        problems = torch.arange(2)
+        seen = rugged(watch.candidates, problems).cost
+        assert bool((plan.cost <= rugged(init[:, None], problems).cost[:, 0]).all()), "worse than the start"
+        assert_near(plan.cost, seen.amin(dim=1), 1e-5, "the best of all candidates was not returned")
+        assert_near(rugged(plan.actions[:, None], problems).cost[:, 0], plan.cost, 1e-5, "the plan's cost")
+    goals = distinct_goals(1, 3, 2)
+    plan = solve(make(box(2)), Bowl(goals), goals)
+    assert torch.equal(plan.actions, goals), "a start that is the optimum was left"
+
+
+def check_evidence(make: PlannerFactory) -> None:
+    """Statistics: one record an iteration, best never rising, evaluations adding up, no NaN."""
+    watch = Watch(Bowl(distinct_goals(2, 2, 2), limit=0.0))
+    plan = solve(make(box(2)), watch, torch.zeros(2, 2, 2))
+    assert plan.iterations, "no iteration was recorded"
+    assert plan.evaluations == watch.candidates.shape[1], "evaluations were not counted right"
+    spent = [record.evaluations for record in plan.iterations]
+    assert spent == sorted(set(spent)) and spent[-1] <= plan.evaluations, "evaluations do not add up"
+    for record in plan.iterations:
+        values = (*record.best, *record.mean_cost, *record.std)
+        assert len(values) == 6 and not np.isnan(values).any(), "a record is not of two problems, or NaN"
+    assert plan.names == ("first_step",) and plan.stopped == "iterations" and plan.seconds > 0
+
+
+def check_leaves_no_gradient_behind(make: PlannerFactory) -> None:
+    """Parameters of the model behind the cost keep no gradient; the plan has no graph; no_grad is no bar."""
+    weight = torch.nn.Parameter(torch.ones(2))
+
+    def cost(actions: Tensor, problems: Tensor) -> Evaluation:
+        total = ((actions - 0.3).square() * weight).flatten(2).sum(dim=-1)
+        return Evaluation(total, actions.new_zeros(*actions.shape[:2], 0))
+
+    with torch.no_grad():
+        plan = solve(make(box(2)), cost, torch.zeros(1, 2, 2))
+    assert weight.grad is None, "planning piled gradients up in the model's parameters"
+    assert not plan.actions.requires_grad and not plan.cost.requires_grad, "the plan drags a graph along"
+    assert float(plan.cost[0]) < 0.1, f"no way down under no_grad: {float(plan.cost[0]):.3g} of 0.36"
+
+
+def check_makes_progress(make: PlannerFactory) -> None:
+    """A bowl in four dimensions: at least nine tenths of the way down, however plain the planner."""
+    goals = torch.full((1, 2, 2), 0.7)
+    plan = solve(make(box(2)), Bowl(goals), torch.zeros(1, 2, 2))
+    assert float(plan.cost[0]) < 0.196, f"from 1.96 only down to {float(plan.cost[0]):.3g}"
+
+
+def check_suggestions_are_judged(make: PlannerFactory) -> None:
+    """A suggested plan that is better than all else is the answer; nothing suggested makes the answer worse."""
+    goals = torch.tensor([[[0.61, -0.43], [0.27, 0.11]]])
+
+    def needle(actions: Tensor, problems: Tensor) -> Evaluation:
+        far = (actions - goals[problems][:, None]).abs().flatten(2).amax(dim=-1)
+        total = torch.where(far < 1e-6, far * 0 - 1.0, actions.square().flatten(2).sum(dim=-1) * 1e-3)
+        return Evaluation(total, actions.new_zeros(*actions.shape[:2], 0))
+
+    for count in (1, 3):
+        given = torch.full((1, count, 2, 2), 0.9)
+        given[:, 0] = goals
+        budget = Budget(max_evaluations=40)
+        planner, rng = make(box(2)), [torch.Generator().manual_seed(0)]
+        plan = planner.plan(needle, torch.zeros(1, 2, 2), budget=budget, generators=rng, suggestions=given)
+        assert float(plan.cost[0]) < -0.5, f"the first of {count} suggested plans was not judged"
+        assert plan.evaluations <= 40, "suggestions were judged beyond the budget"
+
+
+def check_rejected_never_wins(make: PlannerFactory) -> None:
+    """A candidate that costs +inf is never the answer, nor are all of them together."""
+    goals = distinct_goals(1, 2, 2)
+
+    def finite_where(keep: Callable[[Tensor], Tensor]) -> CostFunction:
+        def cost(actions: Tensor, problems: Tensor) -> Evaluation:
+            base = Bowl(goals)(actions, problems)
+            return Evaluation(torch.where(keep(actions), base.cost, torch.inf), base.violation)
+
+        return cost
+
+    start = torch.full((1, 2, 2), 0.25)
+    plan = solve(make(box(2)), finite_where(lambda x: (x == 0.25).flatten(2).all(dim=-1)), start)
+    assert torch.equal(plan.actions, start), "+inf won against the start, the one finite candidate"
+    assert bool(torch.isfinite(plan.cost).all()), "the start's cost was lost"
+    plan = solve(make(box(2)), finite_where(lambda x: x.new_zeros(x.shape[:2]).bool()), start)
+    assert torch.equal(plan.actions, start) and bool((plan.cost == torch.inf).all()), "an all-inf plan moved"
+    half = finite_where(lambda x: x[:, :, 0, 0] > -0.5)
+    plan = solve(make(box(2)), half, torch.full((1, 2, 2), -0.9))
+    assert bool(torch.isfinite(plan.cost).all()), "no way out of a rejected start was found"
+
+
+def check_nan_raises(make: PlannerFactory) -> None:
+    """NaN in a cost or a violation raises, with the problem and the actions that led there."""
+    for where in ("cost", "violation"):
+
+        def cost(actions: Tensor, problems: Tensor, where: str = where) -> Evaluation:
+            base = Bowl(torch.zeros(2, 2, 2), limit=0.0)(actions, problems)
+            wrong = (problems[:, None] == 1) & (actions[:, :, 0, 0] != 0.5)
+            if where == "cost":
+                return Evaluation(base.cost.masked_fill(wrong, torch.nan), base.violation, base.names)
+            nan = base.violation.masked_fill(wrong[:, :, None], torch.nan)
+            return Evaluation(base.cost, nan, base.names)
+
+        try:
+            plan = solve(make(box(2)), cost, torch.full((2, 2, 2), 0.5))
+        except NotFiniteError as error:
+            evidence = error.evidence
+            assert getattr(evidence, "problem", None) == 1, "the evidence does not name the problem"
+            actions = getattr(evidence, "actions", None)
+            assert actions is not None and actions.shape[1:] == (2, 2), "the evidence holds no actions"
+            assert bool((actions[:, 0, 0] != 0.5).all()), "the evidence holds actions that were fine"
+        else:
+            raise AssertionError(f"NaN in the {where} went unheard; the answer cost {plan.cost.tolist()}")
+
+
+def check_constraints_first(make: PlannerFactory) -> None:
+    """A plan that keeps the constraints wins over a cheaper one that does not, and is a good one."""
+    goals = torch.full((1, 2, 2), 0.8)
+    plan = solve(make(box(2)), Bowl(goals, limit=0.4), torch.full((1, 2, 2), 0.8))
+    assert plan.names == ("first_step",), "the constraints' names were lost"
+    assert float(plan.violation.max()) == 0.0, f"a broken constraint won: {plan.violation.tolist()}"
+    assert float(plan.cost[0]) < 1.1, f"feasible, and needlessly dear: {float(plan.cost[0]):.3g} (least 0.72)"
+
+
+def check_all_infeasible_progresses(make: PlannerFactory) -> None:
+    """Where no plan keeps the constraints, the violation falls to the least there is."""
+    plan = solve(make(box(2)), Bowl(torch.full((1, 2, 2), 0.9), limit=-5.0), torch.zeros(1, 2, 2))
+    found = float(plan.violation.sum())
+    assert found <= 3.2, f"the violation fell only to {found:.3g} (from 5; the least is 3)"

@@ -1,0 +1,62 @@
+"""Known problems: promises of planners that search well, which random shooting, say, does not make."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vjepa_mpc.planners.base import Bounds, Evaluation
+from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, assert_near, box, distinct_goals, solve
+
+
+def check_finds_every_step(make: PlannerFactory) -> None:
+    """A bowl whose optimum differs at every step and action is found at each of them."""
+    goals = distinct_goals(1, 4, 2)
+    plan = solve(make(box(2)), Bowl(goals), torch.zeros(1, 4, 2))
+    for step in range(4):
+        assert_near(plan.actions[0, step], goals[0, step], 0.05, f"the optimum at step {step}")
+
+
+def check_finds_a_corner(make: PlannerFactory) -> None:
+    """An optimum outside the box is answered with the corner next to it."""
+    goals = torch.tensor([[[3.0, -3.0], [-3.0, 3.0]]])
+    plan = solve(make(box(2)), Bowl(goals), torch.zeros(1, 2, 2))
+    assert_near(plan.actions, goals.clamp(-1, 1), 0.02, "the corner")
+
+
+def check_ill_conditioned(make: PlannerFactory) -> None:
+    """A bowl a thousand times steeper in one action than in the other: the flat one is found, too."""
+    goals = torch.tensor([[[0.6, -0.5], [-0.4, 0.7]]])
+    plan = solve(make(box(2)), Bowl(goals, torch.tensor([1000.0, 1.0])), torch.zeros(1, 2, 2))
+    assert_near(plan.actions, goals, 0.1, "the ill-conditioned optimum")
+
+
+def check_uneven_units(make: PlannerFactory) -> None:
+    """Actions of very different ranges (metres and degrees) are each solved in their own unit."""
+    bounds = Bounds(torch.tensor([-0.01, 0.0]), torch.tensor([0.01, 90.0]))
+    goals = torch.tensor([[[0.006, 20.0], [-0.004, 70.0]]])
+    width = bounds.high - bounds.low
+    plan = solve(make(bounds), Bowl(goals, width**-2), bounds.clip(torch.zeros(1, 2, 2)))
+    assert_near(plan.actions / width, goals / width, 0.05, "the optimum in units of the range")
+
+
+def check_finds_the_global_optimum(make: PlannerFactory) -> None:
+    """Rastrigin's function with the start in a wrong valley: the right one is found."""
+    goal = 0.5
+
+    def cost(actions: Tensor, problems: Tensor) -> Evaluation:
+        x = 5 * (actions - goal)
+        total = (x.square() + 3 * (1 - (2 * torch.pi * x).cos())).flatten(2).sum(dim=-1)
+        return Evaluation(total, actions.new_zeros(*actions.shape[:2], 0))
+
+    plan = solve(make(box(2)), cost, torch.full((1, 1, 2), -0.5))
+    assert_near(plan.actions, torch.full((1, 1, 2), goal), 0.05, "the global optimum")
+
+
+def check_small_tasks(make: PlannerFactory) -> None:
+    """One step and one action are a plan, too; a box without width has one answer."""
+    plan = solve(make(box(1)), Bowl(torch.tensor([[[0.3]]])), torch.zeros(1, 1, 1))
+    assert_near(plan.actions, torch.tensor([[[0.3]]]), 0.02, "one step of one action")
+    point = Bounds(torch.tensor([0.2, -1.0]), torch.tensor([0.2, 1.0]))
+    plan = solve(make(point), Bowl(torch.tensor([[[0.9, 0.5]]])), torch.zeros(1, 1, 2))
+    assert_near(plan.actions, torch.tensor([[[0.2, 0.5]]]), 0.02, "the free action beside a fixed one")

@@ -1,0 +1,101 @@
+"""The same seed gives the same plan, alone and in a batch, and nothing global has a part in it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vjepa_mpc.planners.base import Budget, Evaluation
+from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, assert_near, box, distinct_goals, generators, solve
+
+
+def check_same_seed_same_plan(make: PlannerFactory) -> None:
+    """The same seed gives the same plan to the bit; the generators handed in are really used."""
+    budget, init = Budget(max_evaluations=60), torch.full((2, 3, 2), 0.9)
+
+    def cost(actions: Tensor, problems: Tensor) -> Evaluation:  # many valleys: where one ends is chance
+        total = (actions.square() + 0.3 * (15 * actions).sin()).flatten(2).sum(dim=-1)
+        return Evaluation(total, actions.new_zeros(*actions.shape[:2], 0))
+
+    first, again = (solve(make(box(2)), cost, init, budget=budget) for _ in range(2))
+    assert torch.equal(first.actions, again.actions), "the same seed gave another plan"
+    assert torch.equal(first.cost, again.cost), "the same seed gave another cost"
+    other = solve(make(box(2)), cost, init, budget=budget, rng=generators(2, seed=100))
+    assert not torch.equal(first.actions, other.actions), "another seed gave the same plan, to the bit"
+
+
+def check_global_generators_untouched(make: PlannerFactory) -> None:
+    """torch's and numpy's own generators are not moved, and no global generator changes the plan.
+
+    Python's own is not watched for moving: beartype draws from it when it checks a sequence's items.
+    """
+    cost, init = Bowl(distinct_goals(1, 2, 2)), torch.zeros(1, 2, 2)
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        first = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=60))
+        assert torch.equal(kept[0], torch.get_rng_state()), "torch's global generator was moved"
+        assert repr(kept[1]) == repr(np.random.get_state()), "numpy's global generator was moved"
+        torch.manual_seed(1234)
+        np.random.seed(1234)
+        random.seed(1234)
+        again = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=60))
+        assert torch.equal(first.actions, again.actions), "a global seed changed the plan"
+    finally:
+        torch.set_rng_state(kept[0])
+        np.random.set_state(kept[1])
+        random.setstate(kept[2])
+
+
+def check_batch_equals_loop(make: PlannerFactory) -> None:
+    """Each problem's plan is the same, to the bit, alone and in a batch, and goals never mix."""
+    for horizon, size in ((3, 2), (1, 1)):
+        goals = distinct_goals(2, horizon, size)
+        init = 0.1 * distinct_goals(2, horizon, size, seed=9)
+        budget = Budget(max_evaluations=60)
+        together = solve(make(box(size)), Bowl(goals, limit=0.1), init, budget=budget)
+        for problem in range(2):
+            one = slice(problem, problem + 1)
+            bowl, rng = Bowl(goals[one], limit=0.1), generators(2)[one]
+            alone = solve(make(box(size)), bowl, init[one], budget=budget, rng=rng)
+            what = f"problem {problem} of 2 (horizon {horizon}, {size} actions)"
+            assert torch.equal(together.actions[one], alone.actions), f"{what} differs alone and in a batch"
+            assert torch.equal(together.cost[one], alone.cost), f"{what} costs something else in a batch"
+
+
+def check_units(make: PlannerFactory) -> None:
+    """The same task in other units, 64 times as large a number each, has the same plan in those units."""
+    goals = distinct_goals(1, 2, 2)
+    factor = 64.0
+
+    def rescaled(actions: Tensor, problems: Tensor) -> Evaluation:
+        return Bowl(goals)(actions / factor, problems)
+
+    plan = solve(make(box(2)), Bowl(goals), torch.zeros(1, 2, 2), budget=Budget(max_evaluations=300))
+    other = solve(make(box(2, half=factor)), rescaled, torch.zeros(1, 2, 2), budget=Budget(max_evaluations=300))
+    assert_near(other.actions / factor, plan.actions, 1e-4, "the plan in other units")
+
+
+def check_problems_stop_one_by_one(make: PlannerFactory) -> None:
+    """A problem that is done is asked about no more, and neither its plan nor the others' depend on that."""
+    goals, init = distinct_goals(3, 2, 2), torch.zeros(3, 2, 2)
+    init[1] = goals[1]
+    budget = Budget(target=1e-9, patience=4, max_evaluations=500)
+    asked = [0, 0, 0]
+
+    def counted(actions: Tensor, problems: Tensor) -> Evaluation:
+        for problem in problems.tolist():
+            asked[problem] += actions.shape[1]
+        return Bowl(goals)(actions, problems)
+
+    together = solve(make(box(2)), counted, init, budget=budget)
+    assert together.endings[1].stopped == "target", f"problem 1 stopped by {together.endings[1].stopped!r}"
+    assert asked == [ending.evaluations for ending in together.endings], "evaluations were not counted right"
+    assert asked[1] < min(asked[0], asked[2]), "the problem whose start was the answer cost as much as the others"
+    for problem in range(3):
+        one = slice(problem, problem + 1)
+        alone = solve(make(box(2)), Bowl(goals[one]), init[one], budget=budget, rng=generators(3)[one])
+        assert torch.equal(together.actions[one], alone.actions), f"problem {problem} differs alone and in a batch"
+        assert together.endings[problem] == alone.endings[0], f"problem {problem} stops elsewhere in a batch"

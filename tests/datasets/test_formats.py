@@ -1,0 +1,164 @@
+"""The contract of a log format, run over every format; and what each understands besides."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import pytest
+from toy_logs import LENGTHS, NAMES, RATE, SIZE, WRITERS, assert_shows, state, write_droid, write_lerobot_v3
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.logs import CameraInfo, Log, LogOptions
+from vjepa_mpc.datasets.opening import FORMATS, open_log
+
+
+@pytest.fixture(scope="module", params=list(WRITERS))
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    write, field, camera = WRITERS[request.param]
+    return write(tmp_path_factory.mktemp("logs") / request.param), field, camera
+
+
+@pytest.fixture
+def opened(written: tuple[Path, str, str]) -> tuple[Log, str, str]:
+    path, field, camera = written
+    return open_log(path, None, LogOptions()), field, camera
+
+
+def test_it_is_recognised_and_implements_the_contract(written: tuple[Path, str, str]) -> None:
+    path, _, _ = written
+    log = open_log(path, None, LogOptions())
+    assert isinstance(log, Log)
+    kinds = [kind for kind in FORMATS if kind.recognises(path)]
+    assert isinstance(log, kinds[0])
+    assert type(open_log(path, log.format, LogOptions())) is type(log)
+
+
+def test_episodes_are_those_written_in_order(opened: tuple[Log, str, str]) -> None:
+    log, field, _ = opened
+    assert len(log.episodes()) == len(LENGTHS) == len(set(log.episodes())) and not log.broken
+    assert log.episodes() == log.episodes()
+    for episode, (name, length) in enumerate(zip(log.episodes(), LENGTHS, strict=True)):
+        rows = log.rows(name, [field])
+        np.testing.assert_allclose(rows.times, np.arange(length) / RATE, atol=1e-6)
+        values = rows.vectors[field]
+        assert values.shape == (length, log.vectors[field].width) and values.dtype == np.float64
+        np.testing.assert_allclose(values[:, :2], state(episode, length)[:, :2], atol=1e-6)
+        assert rows.task in ("", f"task {episode}")
+
+
+def test_pictures_are_those_of_the_rows(opened: tuple[Log, str, str]) -> None:
+    log, _, camera = opened
+    assert log.cameras[camera] == CameraInfo(*SIZE)
+    for episode, (name, length) in enumerate(zip(log.episodes(), LENGTHS, strict=True)):
+        for rows in (np.arange(length), np.array([0]), np.array([length - 1]), np.arange(1, length, 3)):
+            frames = list(log.frames(name, camera, rows))
+            assert len(frames) == len(rows)
+            for frame, row in zip(frames, rows, strict=True):
+                assert frame.dtype == np.uint8 and frame.shape == (*SIZE, 3)
+                assert_shows(frame, episode, int(row))
+
+
+def test_it_travels_to_other_processes(opened: tuple[Log, str, str]) -> None:
+    log, field, camera = opened
+    name = log.episodes()[1]
+    log.rows(name, [field])
+    copy = cloudpickle.loads(cloudpickle.dumps(log))
+    np.testing.assert_array_equal(copy.rows(name, [field]).times, log.rows(name, [field]).times)
+    assert_shows(next(iter(copy.frames(name, camera, np.array([2])))), 1, 2)
+
+
+def test_what_it_suggests_and_names_exists(opened: tuple[Log, str, str]) -> None:
+    from vjepa_mpc.datasets.mapping import declare
+
+    log, field, camera = opened
+    if log.suggestion:
+        declare(log.vectors, log.suggestion, None, {camera: camera})
+    names = log.vectors[field].names
+    assert names in ((), NAMES)
+    assert len(log.files()) and all(file.exists() for file in log.files())
+
+
+def test_a_picture_or_vector_that_is_not_there_is_an_input_error(opened: tuple[Log, str, str]) -> None:
+    log, _, _ = opened
+    with pytest.raises(InputError):
+        log.rows(log.episodes()[0], ["nothing/such"])
+
+
+def test_droids_roles_are_found_without_the_notes(tmp_path: Path) -> None:
+    log = open_log(write_droid(tmp_path / "droid", notes=False), None, LogOptions())
+    assert sorted(log.cameras) == ["ext1", "ext2", "wrist"]
+    assert log.vectors["robot_state/gripper_position"].width == 1
+    assert log.vectors["robot_state/joint_positions"].width == 7
+
+
+def test_templates_are_trusted_not_the_version(tmp_path: Path) -> None:
+    path = write_lerobot_v3(tmp_path / "log", "libx264")
+    info = json.loads((path / "meta/info.json").read_text())
+    info["codebase_version"] = "v2.1"
+    info["data_path"] = "numbers/{chunk_index}-{file_index:02d}.parquet"
+    (path / "meta/info.json").write_text(json.dumps(info))
+    (path / "numbers").mkdir()
+    shutil.move(path / "data/chunk-000/file-000.parquet", path / "numbers/0-00.parquet")
+    log = open_log(path, None, LogOptions())
+    assert len(log.rows("2", ["action"]).times) == LENGTHS[2]
+
+
+@pytest.mark.parametrize(
+    "template", ["{chunk_index.__class__}/x", "data/{unknown}.parquet", "data/{chunk_index!r}.parquet", "{", "{0}"]
+)
+def test_templates_that_are_not_plain_are_refused(tmp_path: Path, template: str) -> None:
+    path = write_lerobot_v3(tmp_path / "log", "libx264")
+    info = json.loads((path / "meta/info.json").read_text())
+    info["data_path"] = template
+    (path / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="path template"):
+        open_log(path, None, LogOptions())
+
+
+def test_a_single_video_with_its_states(tmp_path: Path) -> None:
+    from toy_logs import write_video_folders
+
+    path = write_video_folders(tmp_path / "runs")
+    options = LogOptions(states=path / "01/states.json")
+    log = open_log(path / "01/top.mp4", None, options)
+    assert list(log.cameras) == ["camera"] and len(log.rows(".", ["state"]).times) == LENGTHS[1]
+    assert_shows(next(iter(log.frames(".", "camera", np.array([4])))), 1, 4)
+
+
+def test_an_unknown_format_or_path_offers_the_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        open_log(tmp_path / "nothing", None, LogOptions())
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(InputError, match="lerobot, robomimic, droid, folders"):
+        open_log(tmp_path / "a.txt", None, LogOptions())
+    with pytest.raises(InputError, match="did you mean 'robomimic'"):
+        open_log(tmp_path / "a.txt", "robominic", LogOptions())
+    with pytest.raises(InputError, match="no log format"):
+        open_log(tmp_path / "a.txt", "json:JSONDecoder", LogOptions())
+
+
+def test_a_dataset_of_the_real_lerobot_package() -> None:
+    """`lerobot_sample/`, written by lerobot 0.4.4 with `write_lerobot_sample.py`: v3.0, AV1, two cameras."""
+    from write_lerobot_sample import LENGTHS as lengths
+
+    log = open_log(Path(__file__).parent / "lerobot_sample", None, LogOptions())
+    assert log.robot == "toyarm" and log.rate_hz == 10 and not log.broken
+    assert log.cameras == {
+        "observation.images.top": CameraInfo(64, 96),
+        "observation.images.wrist": CameraInfo(64, 64),
+    }
+    for episode, (name, length) in enumerate(zip(log.episodes(), lengths, strict=True)):
+        rows = log.rows(name, ["observation.state", "action"])
+        assert rows.task == f"task {episode % 2}"
+        expected = [[0.1 * i, -0.05 * i + episode, i % 2] for i in range(length)]
+        np.testing.assert_allclose(rows.vectors["observation.state"], expected, atol=1e-6)
+        np.testing.assert_allclose(rows.vectors["action"], np.array(expected) + 0.01, atol=1e-6)
+        for i, frame in enumerate(log.frames(name, "observation.images.top", np.arange(length))):
+            assert abs(int((frame[:, :, 0] > 200).any(axis=0).argmax()) - 4 * i) <= 1
+        for i, frame in enumerate(log.frames(name, "observation.images.wrist", np.arange(length))):
+            colour = (10 * i + 20, 90, 40 * episode + 30)
+            np.testing.assert_allclose(frame.reshape(-1, 3).mean(axis=0), colour, atol=6)

@@ -1,0 +1,103 @@
+"""Every planner can be had by name, with its own settings, and the benchmark measures what it says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vjepa_mpc.cli.building import PLANNERS, make_planner
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planner_bench import FUNCTIONS, PUBLISHED, contenders, drawn, measure, measure_pycma, summary
+from vjepa_mpc.planners import CEM, LBFGS, Budget, Refined
+from vjepa_mpc.planners.testing import Bowl, box, solve
+
+
+@pytest.mark.parametrize("name", [*PLANNERS, "cem+lbfgs"])
+def test_every_name_is_a_planner_that_plans(name: str) -> None:
+    planner = make_planner(name, box(2), samples=20, iterations=2)
+    plan = solve(planner, Bowl(torch.full((1, 2, 2), 0.3)), torch.zeros(1, 2, 2), budget=Budget(max_evaluations=30))
+    assert float(plan.cost[0]) < 0.3601
+
+
+def test_settings_reach_the_planner_in_their_own_type() -> None:
+    made: Any = make_planner(
+        "cma", box(2), samples=9, iterations=3, settings=["separable=true", "std_fraction=0.2", "chunk = 4"]
+    )
+    assert (made.settings.samples, made.settings.iterations, made.settings.separable) == (9, 3, True)
+    assert made.settings.std_fraction == 0.2 and made.settings.chunk == 4 and made.chunk == 4
+    made = make_planner("cem", box(2), settings=["std=0.1,0.2"])
+    assert made.settings.std == (0.1, 0.2) and made.settings.samples == 192
+    made = make_planner("gradient", box(2), samples=3, iterations=7)
+    assert (made.settings.starts, made.settings.steps) == (3, 7)
+    made = make_planner("cem+lbfgs", box(2), samples=50, settings=["memory=4", "elites=5"])
+    assert isinstance(made, Refined) and isinstance(made.first, CEM) and isinstance(made.second, LBFGS)
+    assert made.first.settings.samples == 50 and made.first.settings.elites == 5
+    assert made.second.settings.memory == 4 and made.second.settings.starts == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("mmpi", {}, "did you mean 'mppi'"),
+        ("cem+lbgs", {}, "did you mean 'lbfgs'"),
+        ("cem+cma+lbfgs", {}, "more than two"),
+        ("lbfgs", {"elites": 3}, "no elites"),
+        ("mppi", {"settings": ["temprature=1"]}, "did you mean 'temperature'"),
+        ("mppi", {"settings": ["temperature"]}, "lacks a value"),
+        ("mppi", {"settings": ["temperature=warm"]}, "temperature=warm does not fit"),
+        ("mppi", {"settings": ["temperature=-1"]}, "must be positive"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_the_nearest_name(name: str, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words.replace("+", r"\+")):
+        make_planner(name, box(2), **more)
+
+
+def test_the_functions_have_their_answer_where_they_say() -> None:
+    for name in FUNCTIONS:
+        work = drawn(name, 2, seed=5)
+        answers = work.cost_fn.answers.unflatten(1, work.init.shape[1:])  # type: ignore[attr-defined]
+        cost = work.cost_fn(answers[:, None], torch.arange(2)).cost
+        assert float(cost.abs().max()) < 1e-6, f"{name} is not 0 at its answer"
+        assert float(work.cost_fn(work.init[:, None], torch.arange(2)).cost.min()) > 1
+    with pytest.raises(InputError, match="did you mean 'ellipsoid-20'"):
+        drawn("elipsoid-20", 1)
+
+
+def test_courses_count_evaluations_and_never_rise() -> None:
+    work = drawn("rosenbrock-20", 2)
+    courses = [measure(name, contenders(100)[name](work.bounds), work, 100) for name in ("cem", "cma", "lbfgs")]
+    courses.append(measure_pycma(work, 100))
+    for course in courses:
+        assert course.evaluations[-1] <= 100 and list(course.evaluations) == sorted(course.evaluations)
+        medians = [course.median_at(spent) for spent in course.evaluations]
+        # Of a descent only what was judged again without gradients counts at the end.
+        assert all(a >= b - 1e-4 * abs(b) for a, b in itertools.pairwise(medians)), course.planner
+        assert course.evaluations_to(-1.0) is None and course.evaluations_to(1e9) == course.evaluations[0]
+        assert 0 < course.own_seconds <= course.seconds
+    rows = summary(courses, 100)
+    assert [row["planner"] for row in rows] == ["cem", "cma", "lbfgs", "pycma"]
+    assert all(row["median"] <= row["median_half"] <= row["median_quarter"] for row in rows)
+
+
+def test_the_command_leaves_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vjepa_mpc.cli.main import main
+
+    arguments = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "40", "--no-overhead", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "planners", "--planner", "cem", "--planner", PUBLISHED, *arguments])
+    assert left.value.code == 0
+    record = json.loads((tmp_path / "planners.json").read_text())
+    assert [row["planner"] for row in record["rows"]] == ["cem", PUBLISHED]
+    assert record["rows"][1]["evaluations"] == 8000 and record["rows"][1]["evaluations_to_published"] <= 8000
+    assert (tmp_path / "planners.png").read_bytes().startswith(b"\x89PNG")
+    assert "ellipsoid-20" in capsys.readouterr().out
+    for wrong, words in ((["--on", "elipsoid-20"], "ellipsoid-20"), (["--planner", "cmaa"], "'cma'")):
+        with pytest.raises(SystemExit) as left:
+            main(["bench", "planners", *wrong, "--out", str(tmp_path)])
+        assert left.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""Limits beyond the box, knots, and planners made of planners."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planners import (
+    CEM,
+    LBFGS,
+    MPPI,
+    Ball,
+    Blocks,
+    Bounds,
+    Budget,
+    ByKnots,
+    CEMSettings,
+    GradientPlanner,
+    LBFGSSettings,
+    Limits,
+    Lines,
+    Refined,
+    Splines,
+    Suggested,
+    fixed,
+)
+from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
+
+CARTESIAN = Limits(
+    torch.tensor([-0.05, -0.05, -0.05, -1.0]),
+    torch.tensor([0.05, 0.05, 0.05, 1.0]),
+    balls=(Ball((0, 1, 2), 0.06),),
+    rate=torch.tensor([0.02, 0.02, 0.02, 0.5]),
+    previous=torch.tensor([[0.03, 0.0, 0.0, 0.9]]),
+)
+
+
+def broken(limits: Limits, actions: torch.Tensor) -> float:
+    """The largest excess over box, balls and rates of sequences [1, n, h, a]."""
+    assert limits.rate is not None and limits.previous is not None
+    box_excess = torch.maximum(actions - limits.high, limits.low - actions).max()
+    ball = max(float((actions[..., list(b.members)].norm(dim=-1) - b.radius).max()) for b in limits.balls)
+    before = torch.cat((limits.previous[:, None, None].expand(*actions.shape[:2], 1, -1), actions), dim=2)
+    rate = (before.diff(dim=2).abs() - limits.rate).max()
+    return max(float(box_excess), ball, float(rate))
+
+
+@pytest.mark.parametrize("make", [CEM, MPPI, GradientPlanner, LBFGS], ids=lambda make: make.__name__)
+def test_every_candidate_keeps_balls_and_rates(make: type) -> None:
+    """Not the answer alone: no evaluation is spent on what a robot would clip."""
+    goals = torch.tensor([0.05, -0.05, 0.05, -1.0]).expand(1, 6, 4)
+    watch = Watch(Bowl(goals))
+    plan = solve(make(CARTESIAN), watch, torch.zeros(1, 6, 4), budget=Budget(max_evaluations=200))
+    assert broken(CARTESIAN, watch.candidates) < 1e-6 and broken(CARTESIAN, plan.actions[:, None]) < 1e-6
+    assert float(plan.cost[0]) < 0.7 * float(Bowl(goals)(watch.asked[0], torch.arange(1)).cost)
+
+
+@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.given(seed=st.integers(0, 2**31), size=st.floats(0.01, 100.0))
+def test_the_projection_keeps_everything_and_leaves_what_is_allowed(seed: int, size: float) -> None:
+    wild = size * torch.randn(1, 5, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    once = CARTESIAN.clip(wild)
+    assert broken(CARTESIAN, once) < 1e-7
+    torch.testing.assert_close(CARTESIAN.clip(once), once, atol=1e-7, rtol=0)
+
+
+def test_a_ball_in_a_box_without_zero() -> None:
+    """The point of the box nearest to zero is what the projection moves towards."""
+    limits = Limits(torch.tensor([0.3, -1.0]), torch.tensor([1.0, 1.0]), balls=(Ball((0, 1), 0.5),))
+    found = limits.clip(torch.tensor([[1.0, 1.0], [0.3, 0.0], [0.3, 0.4]]))
+    assert float(found.norm(dim=-1).max()) <= 0.5 + 1e-6 and float(found[:, 0].min()) >= 0.3
+    torch.testing.assert_close(found[1:], torch.tensor([[0.3, 0.0], [0.3, 0.4]]))
+    with pytest.raises(InputError, match="No action"):
+        Limits(torch.tensor([0.6]), torch.tensor([1.0]), balls=(Ball((0,), 0.5),))
+    with pytest.raises(InputError, match="overlaps"):
+        Limits(torch.tensor([-1.0]), torch.tensor([1.0]), balls=(Ball((0,), 0.5), Ball((0,), 0.7)))
+    with pytest.raises(InputError, match="rates"):
+        Limits(torch.tensor([-1.0]), torch.tensor([1.0]), rate=torch.tensor([0.0]))
+
+
+def test_each_problem_has_its_own_previous_action() -> None:
+    limits = Limits(
+        torch.tensor([-1.0]), torch.tensor([1.0]), rate=torch.tensor([0.1]), previous=torch.tensor([[0.5], [-0.5]])
+    )
+    plan = solve(CEM(limits), Bowl(torch.zeros(2, 2, 1)), torch.zeros(2, 2, 1), budget=Budget(target=-1.0))
+    torch.testing.assert_close(plan.actions[:, :, 0], torch.tensor([[0.4, 0.3], [-0.4, -0.3]]), atol=1e-6, rtol=0)
+
+
+def test_fixed_actions_stay() -> None:
+    bounds = fixed(box(3), {1: 0.25})
+    watch = Watch(Bowl(torch.full((1, 2, 3), 0.8)))
+    solve(CEM(bounds), watch, torch.zeros(1, 2, 3))
+    assert bool((watch.candidates[..., 1] == 0.25).all())
+    with pytest.raises(InputError, match="no action 3"):
+        fixed(box(3), {3: 0.0})
+    with pytest.raises(InputError, match="outside"):
+        fixed(box(3), {0: 2.0})
+
+
+@pytest.mark.parametrize("curve", [Blocks(3), Lines(4), Splines(5), Splines(2), Lines(1), Splines(1)])
+@pytest.mark.parametrize("horizon", [1, 2, 7, 12])
+def test_a_curve_never_leaves_the_hull_of_its_knots(curve: Blocks | Lines | Splines, horizon: int) -> None:
+    matrix = curve(horizon)
+    assert matrix.shape[0] == horizon and matrix.shape[1] <= horizon and float(matrix.min()) >= 0
+    torch.testing.assert_close(matrix.sum(dim=1), torch.ones(horizon).double())
+
+
+def test_splines_are_smooth_and_lines_straight() -> None:
+    knots = torch.tensor([0.0, 1.0, -1.0, 0.5, 0.2, -0.3]).double()
+    fine = Splines(6)(2001) @ knots
+    curvature = fine.diff().diff() * 2000**2
+    assert float(curvature.diff().abs().max()) < 0.01 * float(curvature.abs().max())  # it does not jump
+    assert float(fine[0]) == 0.0 and float(fine[-1]) == pytest.approx(-0.3)
+    assert (Lines(3)(5) @ torch.tensor([0.0, 1.0, 0.0]).double()).tolist() == [0, 0.5, 1, 0.5, 0]
+    assert (Blocks(2)(5) @ torch.tensor([1.0, 2.0, 3.0]).double()).tolist() == [1, 1, 2, 2, 3]
+
+
+def test_blocks_decide_once_for_their_steps() -> None:
+    """One decision over three steps: its optimum is the mean of the goals."""
+    goals = torch.tensor([0.1, 0.2, 0.6, -0.5, -0.5, 0.1]).reshape(1, 6, 1)
+    watch = Watch(Bowl(goals))
+    plan = solve(ByKnots(CEM(box(1), CEMSettings(iterations=15)), Blocks(3)), watch, torch.zeros(1, 6, 1))
+    torch.testing.assert_close(plan.actions.flatten(), torch.tensor([0.3] * 3 + [-0.3] * 3), atol=0.02, rtol=0)
+    assert torch.equal(watch.candidates[:, :, 0], watch.candidates[:, :, 2])
+    assert plan.evaluations == watch.candidates.shape[1]
+
+
+def test_a_start_no_curve_can_follow_is_kept_when_it_is_better() -> None:
+    goals = torch.tensor([0.9, -0.9, 0.9, -0.9]).reshape(1, 4, 1)
+    plan = solve(ByKnots(CEM(box(1)), Blocks(2)), Bowl(goals), goals)
+    assert torch.equal(plan.actions, goals) and float(plan.cost[0]) == 0.0
+
+
+def test_refining_goes_on_from_what_sampling_found() -> None:
+    """A valley only sampling finds, and a bottom only slopes reach."""
+
+    def valleys(actions: torch.Tensor, problems: torch.Tensor) -> object:
+        from vjepa_mpc.planners import Evaluation
+
+        x = actions.flatten(2)
+        cost = torch.minimum((x + 0.5).square().sum(-1) + 1, 10 * (x - 0.61803).square().sum(-1))
+        return Evaluation(cost, actions.new_zeros(*actions.shape[:2], 0))
+
+    start, budget = torch.full((1, 1, 2), -0.5), Budget(max_evaluations=500)
+    cem = CEM(box(2), CEMSettings(samples=100, elites=10, iterations=5))
+    slopes = LBFGS(box(2), LBFGSSettings(starts=1, steps=20))
+    both, alone, lost = (solve(p, valleys, start, budget=budget) for p in (Refined(cem, slopes), cem, slopes))  # type: ignore[arg-type]
+    assert float(both.cost[0]) < 1e-9 < float(alone.cost[0]) < 0.5 < float(lost.cost[0])
+    assert both.evaluations <= 500 and len(both.iterations) > len(alone.iterations) - 2
+    with pytest.raises(InputError, match="bounds"):
+        Refined(cem, LBFGS(box(2, half=2.0)))
+
+
+def test_a_policys_plans_are_judged_in_the_first_population() -> None:
+    goals = torch.full((2, 3, 1), 0.77)
+    planner = Suggested(CEM(box(1), CEMSettings(samples=20, elites=4, iterations=1)), lambda init, rng: goals[:, None])
+    watch = Watch(Bowl(goals))
+    given = -goals[:, None]
+    plan = planner.plan(
+        watch, torch.zeros(2, 3, 1), budget=Budget(), generators=generators(2), suggestions=given
+    )
+    assert torch.equal(plan.actions, goals) and watch.asked[1].shape[1] == 20
+    assert torch.equal(watch.asked[1][:, -2:], torch.cat((given, goals[:, None]), dim=1))
+    with pytest.raises(InputError, match="holds NaN"):
+        solve(Suggested(planner, lambda init, rng: init[:, None] * torch.nan), Bowl(goals), torch.zeros(2, 3, 1))
+
+
+def test_bounds_of_one_kind_are_kept_in_the_plans_type() -> None:
+    bounds = Limits(torch.tensor([-0.1]).double(), torch.tensor([0.1]).double(), balls=(Ball((0,), 0.05),))
+    plan = solve(CEM(bounds), Bowl(torch.ones(1, 2, 1)), torch.zeros(1, 2, 1))
+    assert float(plan.actions.max()) <= 0.05 + 1e-7 and isinstance(bounds, Bounds)
