@@ -17,9 +17,7 @@ from vjepa_mpc.core.errors import InputError
 
 DISTRACTOR_MAX_M = 0.04
 DISTRACTORS = tuple(f"distractor_{index}" for index in range(6))
-# dm_control lays its floor texture over 2 m, of which the floor's 0.6 m shows the first texels only.
-_TEXELS_PER_METRE = 150
-_SEEN_TEXELS = 92
+_TEXELS_PER_METRE = 150  # dm_control lays its floor texture over 2 m, of which a floor shows the first texels only
 _MIN_CONTRAST = 0.35  # distance of arm and floor colours as seen, in RGB space, whose diagonal is 1.73
 _EXPOSURE = 1.9  # dm_control's lights add up to this; the picture clips at 1, and a texture is lit after that
 _PLAIN_FLOOR = ((0.1, 0.2, 0.3), (0.2, 0.3, 0.4))
@@ -200,6 +198,7 @@ class Painter:
         light = model.vis.headlight
         self._ambient, self._diffuse = light.ambient.copy(), light.diffuse.copy()
         self._painted_floor = False
+        self._seen = 2 + round(2.0 * _TEXELS_PER_METRE * float(model.geom("ground").size[0]))
 
     def paint_seed(self, seed: int | None, level: float = 1.0, factors: Factors | None = None) -> list[int]:
         """Paint the look of `seed` at `level` (None: the plain one); returns changed textures' indices."""
@@ -236,7 +235,7 @@ class Painter:
         self._model.vis.headlight.diffuse[:] = self._diffuse * look.light_gain
         camera = self._model.camera(self._camera).id
         self._model.cam_pos[camera] += look.camera_shift_m
-        self._model.cam_quat[camera] = _quaternion(look.camera_tilt_rad)
+        self._model.cam_quat[camera] = _product(self._plain["cam_quat"][camera], _quaternion(look.camera_tilt_rad))
 
     def _paint_shapes(self, look: Appearance) -> None:
         for index, shape in enumerate(look.shapes):
@@ -260,9 +259,9 @@ class Painter:
             int(getattr(self._model, f"tex_{name}")[texture]) for name in ("adr", "height", "width")
         )
         span = slice(start, start + 3 * height * width)
-        seen = np.s_[:_SEEN_TEXELS, :_SEEN_TEXELS]
+        seen = np.s_[: self._seen, : self._seen]
         plain = self._plain["tex_data"][span].reshape(height, width, 3)[seen]
-        share = _plain_share(plain) if look.pattern == "plain" else _pattern_share(look)
+        share = _plain_share(plain) if look.pattern == "plain" else _pattern_share(look, self._seen)
         self._model.tex_data[span].reshape(height, width, 3)[seen] = _mix(share, look)
         return True
 
@@ -273,9 +272,9 @@ def _plain_share(plain: UInt8[np.ndarray, "height width 3"]) -> Float[np.ndarray
     return np.clip((plain[..., 0] / 255.0 - low) / (high - low), 0.0, 1.0)
 
 
-def _pattern_share(look: Appearance) -> Float[np.ndarray, "height width"]:
+def _pattern_share(look: Appearance, texels: int) -> Float[np.ndarray, "height width"]:
     """How much of the second floor colour a flat, chequered or graded floor has at each texel, in [0, 1]."""
-    position = np.arange(_SEEN_TEXELS) / _TEXELS_PER_METRE
+    position = np.arange(texels) / _TEXELS_PER_METRE
     cosine, sine = math.cos(look.pattern_turn), math.sin(look.pattern_turn)
     along = position[:, None] * sine + position * cosine
     if look.pattern == "flat":
@@ -303,3 +302,9 @@ def _quaternion(angles: tuple[float, float, float]) -> Float[np.ndarray, "4"]:
             cx * cy * sz - sx * sy * cz,
         ]
     )
+
+
+def _product(first: Float[np.ndarray, "4"], second: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"]:
+    """The quaternion (w, x, y, z) of turning by `second` in the frame that `first` turned to."""
+    w, v, u, t = first[0], first[1:], second[0], second[1:]
+    return np.concatenate([[w * u - v @ t], w * t + u * v + np.cross(v, t)])

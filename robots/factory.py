@@ -17,12 +17,14 @@ _ROBOTS = {
     "point-maze": "vjepa_mpc.robots.point_maze:PointMaze",
     "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRooms",
     "push-t": "vjepa_mpc.robots.push_t:PushT",
+    "jaco-reach": "vjepa_mpc.robots.jaco:Jaco",
 }
 _TASKS = {
     "reacher": "vjepa_mpc.robots.reacher:ReachTask",
     "point-maze": "vjepa_mpc.robots.point_maze:PointMazeTask",
     "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRoomsTask",
     "push-t": "vjepa_mpc.robots.push_t:PushTTask",
+    "jaco-reach": "vjepa_mpc.robots.jaco:JacoReachTask",
 }
 
 

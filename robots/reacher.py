@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +14,7 @@ from jaxtyping import Float
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.appearance import add_distractors
 from vjepa_mpc.robots.base import Camera, RobotSpec
-from vjepa_mpc.robots.rendering import import_mujoco
+from vjepa_mpc.robots.rendering import dm_control_folder, import_mujoco
 from vjepa_mpc.robots.task import Script, Task
 from vjepa_mpc.robots.world import MujocoWorld
 
@@ -181,7 +179,7 @@ class ReachTask(Task):
 def build_model() -> Any:
     """The `mujoco.MjModel` of dm_control's reacher with position servos and one close camera from above."""
     mujoco = import_mujoco()
-    spec = mujoco.MjSpec.from_file(str(_dm_control_suite() / "reacher.xml"))
+    spec = mujoco.MjSpec.from_file(str(dm_control_folder() / "suite" / "reacher.xml"))
     spec.option.timestep = _TIMESTEP_S
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     for actuator, stiffness, damping in zip(spec.actuators, _STIFFNESS, _DAMPING, strict=True):
@@ -194,11 +192,3 @@ def build_model() -> Any:
     spec.worldbody.add_camera(name=CAMERA, pos=[0.0, 0.0, _CAMERA_HEIGHT_M], fovy=field_of_view)
     add_distractors(mujoco, spec)
     return spec.compile()
-
-
-def _dm_control_suite() -> Path:
-    """dm_control's folder of MJCF files, found without importing dm_control (which takes seconds)."""
-    found = importlib.util.find_spec("dm_control")
-    if found is None or not found.submodule_search_locations:
-        raise InputError("The reacher's description comes with dm_control: pip install 'dm_control>=1.0.50'.")
-    return Path(next(iter(found.submodule_search_locations))) / "suite"

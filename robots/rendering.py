@@ -9,11 +9,13 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -98,6 +100,14 @@ def import_mujoco() -> Any:
             f" with MUJOCO_GL={asked}: unset it; {_REMEDY}" if asked else ": pip install 'mujoco>=3.17,<4'"
         )
         raise InputError(f"mujoco cannot be imported ({error}){blame}.") from error
+
+
+def dm_control_folder() -> Path:
+    """dm_control's folder, for its MJCF files, found without importing dm_control (which takes seconds)."""
+    found = importlib.util.find_spec("dm_control")
+    if found is None or not found.submodule_search_locations:
+        raise InputError("This robot's description comes with dm_control: pip install 'dm_control>=1.0.50'.")
+    return Path(next(iter(found.submodule_search_locations)))
 
 
 @runtime_checkable

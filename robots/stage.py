@@ -35,21 +35,27 @@ def new_stage(timestep_s: float, border: bool = True) -> Any:
     spec.compiler.degree = False
     spec.default.geom.solref = [2.0 * timestep_s, 1.0]
     spec.default.geom.condim = 1
-    _add_looks(mujoco, spec)
+    dress(spec, floor_half_width_m=0.3)
     field_of_view = 2.0 * math.degrees(math.atan(_VIEW_HALF_WIDTH_M / _CAMERA_HEIGHT_M))
     spec.worldbody.add_camera(name=CAMERA, pos=[0.0, 0.0, _CAMERA_HEIGHT_M], fovy=field_of_view)
-    spec.worldbody.add_light(pos=[0.0, 0.0, 1.0])
-    plane = mujoco.mjtGeom.mjGEOM_PLANE
-    spec.worldbody.add_geom(
-        name="ground", type=plane, size=[0.3, 0.3, 10.0], material="grid", contype=0, conaffinity=0
-    )
     if border:
         middle, length = HALF_WIDTH_M + BORDER_M, HALF_WIDTH_M + 2.0 * BORDER_M
         for index, (x, y) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1))):
             half = (BORDER_M, length) if x else (length, BORDER_M)
             add_wall(spec, f"border_{index}", (middle * x, middle * y), half)
-    add_distractors(mujoco, spec)
     return spec
+
+
+def dress(spec: Any, floor_half_width_m: float) -> None:
+    """Add to a `mujoco.MjSpec` all that the painter paints: floor (without contact), materials, light, distractors."""
+    mujoco = import_mujoco()
+    _add_looks(mujoco, spec)
+    spec.worldbody.add_light(pos=[0.0, 0.0, 1.0])
+    spec.worldbody.add_geom(
+        name="ground", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[floor_half_width_m, floor_half_width_m, 10.0],
+        material="grid", contype=0, conaffinity=0,
+    )  # fmt: skip
+    add_distractors(mujoco, spec)
 
 
 def add_wall(spec: Any, name: str, center: tuple[float, float], half: tuple[float, float]) -> None:

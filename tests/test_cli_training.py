@@ -132,6 +132,19 @@ def test_a_model_whose_training_never_ended_is_not_evaluated(tmp_path: Path, lea
     refused(leave("evaluate", "--model", model, "--pairs", 1, "--backend", "rays"), "no calibration")
 
 
+@pytest.mark.parametrize(("trained_on", "told"), [("mujoco-egl", True), ("", False)])
+def test_evaluating_on_another_renderers_pictures_is_told(
+    tmp_path: Path, leave: Leave, trained_on: str, told: bool
+) -> None:
+    from tiny_world import save_tiny_model
+
+    model = save_tiny_model(tmp_path / "model", renderer=trained_on)
+    short = ("--pairs", 1, "--samples", 4, "--elites", 2, "--iterations", 1, "--no-floors", "--json")
+    code, out, err = leave("evaluate", "--model", model, "--backend", "rays", *short)
+    assert code == 0 and ("trained on mujoco-egl: it may plan worse" in err) == told
+    assert json.loads(out)["results"][str(model)]["renderer"] == "mujoco-rays"
+
+
 def test_a_truncated_store_is_refused(tmp_path: Path, leave: Leave) -> None:
     broken = make_store(tmp_path / "broken.zarr")
     (broken / "zarr.json").write_bytes((broken / "zarr.json").read_bytes()[:40])

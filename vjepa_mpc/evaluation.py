@@ -186,8 +186,9 @@ class GreedyPixelPolicy(RandomPolicy):
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode. `distances` [m, as the task judges them] after each step; `milliseconds` of each decision;
-    `model_reached`: after how many steps the model itself first judged the goal reached and held (None: never)."""
+    """One episode. `distances[i]` [m, as the task judges them] after action i, `latent_costs[i]` of the view
+    before it; `milliseconds` of each decision; `model_reached`: after how many steps the model itself first
+    judged the goal reached and held (None: never)."""
 
     index: int
     start_distance: float

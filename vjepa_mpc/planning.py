@@ -95,6 +95,16 @@ def trained(model: WorldModel, name: str) -> Calibration:
     return calibration
 
 
+def other_renderer(robot: SimulatedRobot, model: WorldModel) -> str | None:
+    """A warning when another renderer draws than drew the pictures that `model` was trained on, else None."""
+    trained_on = model.config.renderer
+    if not trained_on or robot.renderer_identity == trained_on:
+        return None
+    return (
+        f"Pictures come from {robot.renderer_identity}, but the model was trained on {trained_on}: it may plan worse."
+    )
+
+
 def doubt(picture: str, score: float, calibration: Calibration) -> str | None:
     """A warning when a picture's `WorldModel.outlier_score` is above that of training pictures, else None."""
     limit = calibration.goal_score

@@ -43,6 +43,7 @@ def evaluate(
 
     A --task without a --model is played by its floors and its ceiling alone.
     """
+    from contextlib import closing
     from dataclasses import asdict
     from functools import partial
 
@@ -57,7 +58,7 @@ def evaluate(
         ScriptedPolicy,
     )
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
-    from vjepa_mpc.planning import trained
+    from vjepa_mpc.planning import other_renderer, trained
     from vjepa_mpc.robots.factory import find_task, make_robot
     from vjepa_mpc.robots.tasks import load_manifest
 
@@ -80,12 +81,17 @@ def evaluate(
             planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites, settings=settings
         )
         name = source or "shipped"
+        size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
+        robots[name] = partial(make_robot, asked.robot, backend=backend, camera_size=size)
+        with closing(robots[name]()) as robot:
+            renderer, note = robot.renderer_identity, other_renderer(robot, world)
+        if note is not None:
+            typer.echo(f"{name}: {note}", err=True)
         policies[name] = partial(PlannedPolicy, world, optimiser, control, name)
         played[name] = {
             "weights": weights_hash(world), "control": asdict(control), "planner": asdict(optimiser.settings),
+            "renderer": renderer,
         }  # fmt: skip
-        size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
-        robots[name] = partial(make_robot, asked.robot, backend=backend, camera_size=size)
     if floors:
         policies |= {"random": partial(RandomPolicy, asked.spec), "no-op": partial(NoOpPolicy, asked.spec)}
         if greedy:

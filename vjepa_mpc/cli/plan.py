@@ -254,6 +254,7 @@ def _finish(
 
 def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
     """The robot asked for, or the model's own; refused when the model was trained for another."""
+    from vjepa_mpc.planning import other_renderer
     from vjepa_mpc.robots.base import SimulatedRobot
     from vjepa_mpc.robots.factory import is_built_in, make_robot
 
@@ -274,11 +275,8 @@ def _make_robot(job: _Job, ready: _Ready, name: str | None) -> Robot:
             if appearance is not None:
                 robot.set_appearance(appearance)
             job.options["robot_settings"] = dict(robot.settings())
-            if config.renderer and robot.renderer_identity != config.renderer:
-                note = (
-                    f"Pictures come from {robot.renderer_identity}, but the model was trained on "
-                    f"{config.renderer}: it may plan worse."
-                )
+            note = other_renderer(robot, ready.world)
+            if note is not None:
                 ready.notes.append(note)
                 job.screen.warn(note)
     except BaseException:
