@@ -60,10 +60,12 @@ REMEDIES = {
 @dataclass(frozen=True)
 class Scale:
     """What is usual in a store: `step` the 99th percentile of each state value's change in a step, `degrees` the
-    columns of states (and of additive actions) that are said to be radians and look like degrees."""
+    columns of states (and of additive actions) that are said to be radians and look like degrees,
+    `period_s` the median time of a step."""
 
     step: Float[np.ndarray, "s"]
     degrees: tuple[int, ...]
+    period_s: float
 
 
 def steps_of(spec: StoreSpec, states: Float[np.ndarray, "t s"]) -> Float[np.ndarray, "t_minus_1 s"]:
@@ -74,21 +76,27 @@ def steps_of(spec: StoreSpec, states: Float[np.ndarray, "t s"]) -> Float[np.ndar
     return change
 
 
-def measure(spec: StoreSpec, states: Sequence[Float[np.ndarray, "_ s"]]) -> Scale:
-    """What is usual, from the states of all episodes."""
+def measure(
+    spec: StoreSpec, states: Sequence[Float[np.ndarray, "_ s"]], times: Sequence[Float[np.ndarray, "_"]]
+) -> Scale:
+    """What is usual, from the states and times of all episodes."""
     changes = np.concatenate([np.abs(steps_of(spec, values)) for values in states])
     usual = np.quantile(changes, 0.99, axis=0) if len(changes) else np.zeros(len(spec.state_names))
     large = np.quantile(np.abs(np.concatenate(states)), 0.9, axis=0) > _DEGREES
     angular = np.array([unit == "rad" for unit in spec.state_units])
     # A joint that hardly turns looks the same in both: when one is in degrees, all are.
-    return Scale(usual, tuple(np.flatnonzero(angular).tolist()) if (large & angular).any() else ())
+    degrees = tuple(np.flatnonzero(angular).tolist()) if (large & angular).any() else ()
+    medians = [float(np.median(np.diff(values))) for values in times if len(values) > 1]
+    return Scale(usual, degrees, float(np.median(medians)) if medians else spec.control_period_s)
 
 
 def of_numbers(spec: StoreSpec, scale: Scale, index: int, episode: Episode) -> Iterator[Finding]:
     """Gaps, jumps, values out of range and missing motion of one episode."""
     between = np.diff(episode.times)
-    for row in np.flatnonzero(between > _GAP * spec.control_period_s):
-        text = f"{between[row]:.3g} s between two observations, the period is {spec.control_period_s:.3g} s"
+    # A wrong rate is one finding, not a gap at every step.
+    period = scale.period_s if wrong_rate(spec, scale) else spec.control_period_s
+    for row in np.flatnonzero(between > _GAP * period):
+        text = f"{between[row]:.3g} s between two observations, the period is {period:.3g} s"
         yield Finding("gap", text, index, (int(row), int(row) + 2), amount=float(between[row]))
     yield from _jumps(spec, scale, index, episode)
     known = np.ones(len(spec.state_names), bool)
@@ -136,15 +144,16 @@ def of_pictures(spec: StoreSpec, scale: Scale, index: int, episode: Episode) -> 
                 yield Finding("frozen", text, index, (first + 1, end + 1))
 
 
-def of_rate(spec: StoreSpec, times: Sequence[Float[np.ndarray, "_"]]) -> Iterator[Finding]:
+def wrong_rate(spec: StoreSpec, scale: Scale) -> bool:
+    """Whether the time stamps do not bear out the control period."""
+    return abs(scale.period_s / spec.control_period_s - 1) > _RATE
+
+
+def of_rate(spec: StoreSpec, scale: Scale) -> Iterator[Finding]:
     """A control period that the time stamps do not bear out."""
-    medians = [float(np.median(np.diff(values))) for values in times if len(values) > 1]
-    if not medians:
-        return
-    period = float(np.median(medians))
-    if abs(period / spec.control_period_s - 1) > _RATE:
-        text = f"the store says {1 / spec.control_period_s:.4g} a second, the time stamps say {1 / period:.4g}"
-        yield Finding("wrong rate", text, amount=period)
+    if wrong_rate(spec, scale):
+        text = f"the store says {1 / spec.control_period_s:.4g} a second, the time stamps say {1 / scale.period_s:.4g}"
+        yield Finding("wrong rate", text, amount=scale.period_s)
 
 
 def of_units(spec: StoreSpec, scale: Scale) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.copying import whole_store
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.findings import REMEDIES, Finding, runs
 from vjepa_mpc.datasets.store import ZarrStore
@@ -42,7 +43,7 @@ def mend(store: ZarrStore, found: Validation, out: Path, progress: Progress | No
     spec = _spec(store.spec, found, degrees)
     used = Counter(finding.check for finding in found.findings if REMEDIES[finding.check] != "kept")
     left_out = {finding.episode for finding in found.findings if finding.check in _LEFT_OUT}
-    with ZarrStore.create(out, spec) as writer:
+    with whole_store(out, spec) as writer:
         for index in range(len(store)):
             if index not in left_out:
                 episode = store.read(index)
@@ -52,7 +53,7 @@ def mend(store: ZarrStore, found: Validation, out: Path, progress: Progress | No
             if progress is not None:
                 progress(index + 1, len(store))
         if not len(writer):
-            raise InputError(f"Nothing of {store.path} is left after mending; {out} is an empty store.")
+            raise InputError(f"Nothing of {store.path} is left after mending; {out} is not written.")
         return Mended(out, len(writer), int(writer.lengths().sum()), dict(used))
 
 

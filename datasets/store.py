@@ -122,9 +122,13 @@ class ZarrStore:
         rows = slice(*self._rows(index))
         return self._slice("states", rows), self._slice("actions", rows)[:-1], self._slice("times", rows)
 
-    def read_frames(self, index: int, camera: str) -> UInt8[np.ndarray, "t h w 3"]:
-        """All frames of one camera of one episode."""
-        return self._slice(f"images/{camera}", slice(*self._rows(index)))
+    def read_frames(
+        self, index: int, camera: str, start: int = 0, stop: int | None = None
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """Frames `start` to `stop` (exclusive; None = the end) of one camera of one episode."""
+        first, end = self._rows(index)
+        stop = end - first if stop is None else stop
+        return self._slice(f"images/{camera}", slice(first + start, first + stop))
 
     def states_and_actions(self) -> tuple[Float32[np.ndarray, "rows s"], Float32[np.ndarray, "rows a"]]:
         """States and actions of all episodes, one after the other without gaps, so that frame t of episode
@@ -139,9 +143,13 @@ class ZarrStore:
         spec = self.spec.to_json()
         for key in ("provenance", "renderer", "chunk_frames"):
             spec.pop(key)
-        lines = [self._line(index)["digest"] for index in range(len(self))]
+        lines = [self.digest(index) for index in range(len(self))]
         text = json.dumps([SCHEMA_VERSION, spec, self.lengths().tolist(), lines], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def digest(self, index: int) -> str:
+        """The hash of an episode's content, taken when it was written."""
+        return str(self._line(index)["digest"])
 
     def verify(self, index: int) -> None:
         """Read episode `index` whole and compare it with the hash taken when it was written."""
@@ -149,7 +157,7 @@ class ZarrStore:
 
     def compare(self, index: int, episode: Episode) -> None:
         """`InputError` when `episode`, read whole, is not what was written as number `index`."""
-        if episode.digest() != self._line(index)["digest"]:
+        if episode.digest() != self.digest(index):
             raise InputError(f"{self.path}: episode {index} is not what was written; restore it from a copy.")
 
     def _rows(self, index: int) -> tuple[int, int]:

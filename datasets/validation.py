@@ -69,9 +69,9 @@ def validate(store: ZarrStore, progress: Progress | None = None) -> Validation:
     if not numbers:
         raise InputError(f"No episode of {store.path} can be read: {reason}")
     spec, known = store.spec, list(numbers.values())
-    scale = measure(spec, [episode.states for episode in known])
+    scale = measure(spec, [episode.states for episode in known], [episode.times for episode in known])
     shares = alignment(spec, known)
-    found = [*of_units(spec, scale), *of_rate(spec, [episode.times for episode in known])]
+    found = [*of_units(spec, scale), *of_rate(spec, scale)]
     found += _of_actions(spec, known, shares)
     seen: dict[bytes, int] = {}
     for index in range(len(store)):

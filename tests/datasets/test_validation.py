@@ -91,7 +91,7 @@ def late(content: list[Episode]) -> None:
 
 def slow(content: list[Episode]) -> None:
     for index, episode in enumerate(content):
-        content[index] = replace(episode, times=episode.times * 1.2)
+        content[index] = replace(episode, times=episode.times * 2.0)
 
 
 def motionless(content: list[Episode]) -> None:
@@ -112,7 +112,7 @@ PLANTED: dict[str, tuple[Callable[[list[Episode]], None], int | None, tuple[int,
     "out of range": (state_out_of_range, 1, (20, 22), "q2 beyond the store's bounds"),
     "action out of range": (action_out_of_range, 1, (7, 8), "d2 beyond the store's bounds"),
     "misaligned": (early, None, None, "actions are 2 steps early"),
-    "wrong rate": (slow, None, None, "the store says 10 a second, the time stamps say 8.333"),
+    "wrong rate": (slow, None, None, "the store says 10 a second, the time stamps say 5"),
     "motionless": (motionless, 1, None, "never changes"),
     "not followed": (ignored, None, None, "these account for 0% of the motion"),
 }

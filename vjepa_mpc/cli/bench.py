@@ -110,14 +110,13 @@ def _pairs(model: str | None, manifest: str, count: int, horizon: int | None, ba
     from vjepa_mpc.cli.building import load_model
     from vjepa_mpc.planner_bench import pairs_through_model
     from vjepa_mpc.planning import trained
-    from vjepa_mpc.robots.factory import make_robot
-    from vjepa_mpc.robots.reacher import ReachTask
+    from vjepa_mpc.robots.factory import find_task, make_robot
     from vjepa_mpc.robots.tasks import load_manifest
 
-    task = ReachTask()
-    frozen = load_manifest(manifest, task)
     world = load_model(model, torch.device("cpu"))
     trained(world, model or "the shipped model")
+    task: Any = find_task(world.config.robot.name)
+    frozen = load_manifest(manifest, task)
     world.check_fits(task.spec)
     size = world.config.robot.cameras[world.config.camera].height
     robot: Any = make_robot(task.robot, backend=backend, camera_size=size)

@@ -7,12 +7,18 @@ from typing import Any
 
 import typer
 
+from vjepa_mpc.cli.data_copy import export, merge, split
 from vjepa_mpc.cli.data_import import import_log
 from vjepa_mpc.cli.data_validate import validate
+from vjepa_mpc.cli.data_view import view
 
 app = typer.Typer(help="Bring logs into trajectory stores, look at them, check them.", no_args_is_help=True)
 app.command("import")(import_log)
 app.command()(validate)
+app.command()(merge)
+app.command()(split)
+app.command()(export)
+app.command()(view)
 
 
 @app.command()
@@ -31,6 +37,46 @@ def info(
         typer.echo(json.dumps(summary, indent=2))
     else:
         _print(summary)
+
+
+@app.command()
+def stats(
+    path: Path = typer.Argument(..., help="The store."),
+    json_output: bool = typer.Option(False, "--json", help="Print it as JSON."),
+) -> None:
+    """Means, deviations and quantiles of states and actions, colours of the pictures, lengths and tasks."""
+    from vjepa_mpc.datasets.statistics import statistics
+    from vjepa_mpc.datasets.store import ZarrStore
+
+    found = statistics(ZarrStore.open(path))
+    if json_output:
+        import json
+
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _print_stats(found)
+
+
+def _print_stats(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{found['path']}: {found['episodes']} episodes, {found['frames']} frames")
+    columns = ("mean", "std", "min", "q01", "q50", "q99", "max")
+    for kind in ("states", "actions"):
+        table = Table(kind, *columns)
+        for name, row in found[kind].items():
+            table.add_row(name, *(f"{row[column]:.4g}" if column in row else "-" for column in columns))
+        console.print(table)
+    for camera, row in found["images"].items():
+        mean, std = (", ".join(f"{value:.3f}" for value in row[key]) for key in ("mean", "std"))
+        console.print(f"camera {camera}: colours {mean} on average, deviation {std} ({row['count'][0]:g} frames)")
+    lengths = found["lengths"]
+    console.print(f"lengths: {lengths['min']:g} to {lengths['max']:g}, {lengths['q50']:g} in the middle")
+    console.print(f"steps without motion: {found['motionless_share']:.1%}")
+    for task, count in list(found["tasks"].items())[:10]:
+        console.print(f"task {task or '(none)'}: {count} episodes", markup=False)
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -1,0 +1,179 @@
+"""Merging, splitting, statistics and exports keep every number, and a copy is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data_command import run
+from toy_trajectories import toy_episode, toy_spec
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets import importing
+from vjepa_mpc.datasets.copying import held_out, merge, split
+from vjepa_mpc.datasets.episode import Episode, StoreSpec
+from vjepa_mpc.datasets.importing import ImportSettings, prepare
+from vjepa_mpc.datasets.store import ZarrStore
+
+
+@pytest.fixture(autouse=True)
+def no_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing to disk is most of the time here, and tested elsewhere."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def written(path: Path, seeds: range, spec: StoreSpec | None = None, **metadata: object) -> ZarrStore:
+    with ZarrStore.create(path, spec or toy_spec()) as writer:
+        writer.extend([replace(toy_episode(seed, 5), metadata={"seed": seed, **metadata}) for seed in seeds])
+    return ZarrStore.open(path)
+
+
+def test_merging_takes_equal_episodes_once_and_widens_bounds(tmp_path: Path) -> None:
+    wider = replace(toy_spec(), state_high=(4.0, 1.0), chunk_frames=7)
+    stores = [written(tmp_path / "a.zarr", range(3)), written(tmp_path / "b.zarr", range(2, 5), wider)]
+    assert merge(stores, tmp_path / "c.zarr") == (5, 1)
+    merged = ZarrStore.open(tmp_path / "c.zarr")
+    for index in range(5):
+        np.testing.assert_array_equal(merged.read(index).images["top"], toy_episode(index, 5).images["top"])
+    assert merged.spec.state_high == (4.0, 2.0)
+    assert merged.metadata(4)["merged_from"] == {"store": str(tmp_path / "b.zarr"), "episode": 2}
+    assert [s["content_hash"] for s in merged.spec.provenance["sources"]] == [s.content_hash() for s in stores]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"state_units": ("deg", "rad")}, "state_units"),
+        ({"control_period_s": 0.2}, "5 a second|observations a second"),
+        ({"robot": "other"}, "robot 'toy'"),
+    ],
+)
+def test_stores_that_mean_different_things_are_not_merged(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    stores = [
+        written(tmp_path / "a.zarr", range(1)),
+        written(tmp_path / "b.zarr", range(1, 2), replace(toy_spec(), **change)),  # type: ignore[arg-type]
+    ]
+    with pytest.raises(InputError, match=words):
+        merge(stores, tmp_path / "c.zarr")
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_an_interrupted_copy_leaves_nothing(tmp_path: Path) -> None:
+    stores = [written(tmp_path / "a.zarr", range(2)), written(tmp_path / "b.zarr", range(2, 4))]
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(stores, tmp_path / "c.zarr", stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
+
+
+def test_splitting_keeps_recordings_together(tmp_path: Path) -> None:
+    def cut(seed: int) -> Episode:
+        return replace(toy_episode(seed, 5), metadata={"source": {"episode": f"run{seed // 3}", "part": seed % 3}})
+
+    with ZarrStore.create(tmp_path / "a.zarr", toy_spec()) as writer:
+        writer.extend([cut(seed) for seed in range(12)])
+    store, outs = ZarrStore.open(tmp_path / "a.zarr"), (tmp_path / "train.zarr", tmp_path / "test.zarr")
+    sides = split(store, outs, 0.25, seed=1)
+    assert sorted(sides[0] + sides[1]) == list(range(12)) and len(sides[1]) == 3
+    assert len({index // 3 for index in sides[1]}) == 1
+    for out, indices in zip(outs, sides, strict=True):
+        copy = ZarrStore.open(out)
+        assert [copy.metadata(i)["split_from"]["episode"] for i in range(len(copy))] == indices
+        for number, index in enumerate(indices):
+            assert copy.digest(number) == store.digest(index)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        split(store, outs, 1.0, seed=0)
+
+
+def test_which_side_depends_on_the_seed_alone() -> None:
+    assert held_out(40, 0.25, 1) == held_out(40, 0.25, 1) != held_out(40, 0.25, 2)
+    assert len(held_out(40, 0.25, 1)) == 10 and len(held_out(5, 0.01, 0)) == 1 and len(held_out(5, 0.99, 0)) == 4
+
+
+def test_statistics_are_those_of_the_arrays(tmp_path: Path) -> None:
+    store = written(tmp_path / "a.zarr", range(3), task="push")
+    value = json.loads(run("stats", str(store.path), "--json"))
+    episodes = [toy_episode(seed, 5) for seed in range(3)]
+    states = np.concatenate([e.states for e in episodes])
+    assert value["states"]["q1"]["mean"] == pytest.approx(states[:, 0].mean(), rel=1e-5)
+    assert value["states"]["q2"]["q99"] == pytest.approx(np.quantile(states[:, 1], 0.99), rel=1e-5)
+    actions = np.concatenate([e.actions for e in episodes])
+    assert value["actions"]["d2"]["std"] == pytest.approx(actions[:, 1].std(), rel=1e-5)
+    pixels = np.concatenate([e.images["top"].reshape(-1, 3) for e in episodes]) / 255
+    np.testing.assert_allclose(value["images"]["top"]["mean"], pixels.mean(axis=0))
+    np.testing.assert_allclose(value["images"]["top"]["std"], pixels.std(axis=0))
+    assert value["tasks"] == {"push": 3} and value["lengths"]["max"] == 5
+    text = run("stats", str(store.path))
+    assert "q1" in text and "camera top" in text and "task push: 3 episodes" in text
+
+
+def round_trip(source: Path, out: Path, state: str, action: str, cameras: tuple[str, ...]) -> ZarrStore:
+    plan = prepare(ImportSettings(source, out, state=(state,), action=action, cameras=cameras))
+    importing.run(plan, lambda names: map(plan.converter.convert, names))
+    return ZarrStore.open(out)
+
+
+def test_hdf5_comes_back_exactly(tmp_path: Path) -> None:
+    store = written(tmp_path / "a.zarr", range(11), task="push")
+    assert "11 episodes, 55 frames" in run("export", str(store.path), str(tmp_path / "a.hdf5"))
+    cameras = ("obs/top_image", "obs/wrist_image")
+    back = round_trip(tmp_path / "a.hdf5", tmp_path / "b.zarr", "obs/state:rad", "actions:displacement", cameras)
+    assert back.spec.control_period_s == pytest.approx(0.1) and back.spec.cameras == store.spec.cameras
+    for index in range(11):
+        ours, theirs = store.read(index), back.read(index)
+        np.testing.assert_array_equal(ours.states, theirs.states)
+        np.testing.assert_allclose(ours.actions, theirs.actions, atol=1e-6)
+        for camera in store.spec.cameras:
+            np.testing.assert_array_equal(ours.images[camera], theirs.images[camera])
+        assert theirs.metadata["task"] == "push"
+
+
+@pytest.mark.parametrize(("codec", "size"), [("h264", (32, 48)), ("h264", (33, 47)), ("av1", (64, 64))])
+def test_lerobot_comes_back_up_to_the_codec(tmp_path: Path, codec: str, size: tuple[int, int]) -> None:
+    spec = replace(toy_spec(), cameras={"top": size})
+
+    def smooth(seed: int) -> Episode:
+        episode = toy_episode(seed, 5)
+        frames = np.empty((5, *size, 3), np.uint8)
+        frames[:] = (50 + 30 * np.arange(5))[:, None, None, None]
+        frames[..., 1] = 40 * seed + 60
+        return replace(episode, images={"top": frames}, metadata={"task": f"task {seed % 2}"})
+
+    with ZarrStore.create(tmp_path / "a.zarr", spec) as writer:
+        writer.extend([smooth(seed) for seed in range(3)])
+    run("export", str(tmp_path / "a.zarr"), str(tmp_path / "lerobot"), "--codec", codec)
+    names = ("observation.images.top",)
+    back = round_trip(
+        tmp_path / "lerobot", tmp_path / "b.zarr", "observation.state:rad", "action:displacement", names
+    )
+    info = json.loads((tmp_path / "lerobot/meta/info.json").read_text())
+    assert info["fps"] == 10 and info["features"]["action"]["names"] == ["d1", "d2"]
+    for seed in range(3):
+        ours, theirs = smooth(seed), back.read(seed)
+        np.testing.assert_array_equal(ours.states, theirs.states)
+        np.testing.assert_allclose(ours.actions, theirs.actions, atol=1e-6)
+        difference = np.abs(ours.images["top"].astype(int) - theirs.images["top"])
+        assert difference.mean() < 4 and theirs.metadata["task"] == f"task {seed % 2}"
+
+
+def test_exports_refuse_what_they_cannot_write(tmp_path: Path) -> None:
+    store = written(tmp_path / "a.zarr", range(1))
+    with pytest.raises(InputError, match="AV1 needs pictures of 64 pixels"):
+        run("export", str(store.path), str(tmp_path / "b"), "--codec", "av1")
+    with pytest.raises(InputError, match="no codec named 'h265'"):
+        run("export", str(store.path), str(tmp_path / "b"), "--codec", "h265")
+    with pytest.raises(InputError, match="no export format named 'zarr'"):
+        run("export", str(store.path), str(tmp_path / "b"), "--format", "zarr")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match="already exists"):
+        run("export", str(store.path), str(tmp_path / "b"))
