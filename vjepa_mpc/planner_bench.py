@@ -265,6 +265,10 @@ def overheads() -> dict[str, float]:
     return {name: own_milliseconds(make) for name, make in makers.items()}
 
 
+def _known(cost: float) -> float | None:
+    return cost if math.isfinite(cost) else None  # JSON has no infinity
+
+
 def summary(courses: Sequence[Course], budget: int) -> list[dict[str, Any]]:
     """One row a planner and set of problems: medians at a quarter, half and all of the budget, and the evaluations
     that reach what the published setting ends at, if it was measured."""
@@ -276,9 +280,9 @@ def summary(courses: Sequence[Course], budget: int) -> list[dict[str, Any]]:
             {
                 "problems": course.problems,
                 "planner": course.planner,
-                "median_quarter": course.median_at(budget // 4),
-                "median_half": course.median_at(budget // 2),
-                "median": course.median_at(10**9 if course.planner == PUBLISHED else budget),
+                "median_quarter": _known(course.median_at(budget // 4)),
+                "median_half": _known(course.median_at(budget // 2)),
+                "median": _known(course.median_at(10**9 if course.planner == PUBLISHED else budget)),
                 "evaluations": course.evaluations[-1],
                 "evaluations_to_published": None if goal is None else course.evaluations_to(goal),
                 "seconds": course.seconds,

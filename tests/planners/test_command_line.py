@@ -82,13 +82,14 @@ def test_courses_count_evaluations_and_never_rise() -> None:
         assert 0 < course.own_seconds <= course.seconds
     rows = summary(courses, 100)
     assert [row["planner"] for row in rows] == ["cem", "cma", "lbfgs", "pycma"]
-    assert all(row["median"] <= row["median_half"] <= row["median_quarter"] for row in rows)
+    assert rows[0]["median_half"] is None, "50 evaluations are less than CEM's first population"
+    assert all(row["median"] <= row["median_half"] for row in rows[1:])
 
 
 def test_the_command_leaves_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from vjepa_mpc.cli.main import main
 
-    arguments = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "40", "--no-overhead", "--out", str(tmp_path)]
+    arguments = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "100", "--no-overhead", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as left:
         main(["bench", "planners", "--planner", "cem", "--planner", PUBLISHED, *arguments])
     assert left.value.code == 0

@@ -140,9 +140,8 @@ def _print(record: dict[str, Any], out: Path) -> None:
             if row["problems"] == name:
                 reached = row["evaluations_to_published"]
                 table.add_row(
-                    row["planner"], f"{row['median_quarter']:.4g}", f"{row['median_half']:.4g}",
-                    f"{row['median']:.4g}", "never" if reached is None else str(reached),
-                    f"{row['own_ms_an_iteration']:.2f}",
+                    row["planner"], *(_cost(row[key]) for key in ("median_quarter", "median_half", "median")),
+                    "never" if reached is None else str(reached), f"{row['own_ms_an_iteration']:.2f}",
                 )  # fmt: skip
         screen.print(table)
     own = record["own_ms_an_iteration_at_300x5x7"]
@@ -150,3 +149,7 @@ def _print(record: dict[str, Any], out: Path) -> None:
         told = ", ".join(f"{name} {value:.2f}" for name, value in own.items())
         screen.print(f"Own time an iteration, 300 samples x 5 steps x 7 actions (gradients: 4 starts), ms: {told}")
     screen.print(f"{out / 'planners.json'}, {out / 'planners.png'}")
+
+
+def _cost(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
