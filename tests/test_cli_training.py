@@ -103,7 +103,7 @@ BAD: dict[str, tuple[list[object], str]] = {
     "no manifest file": (["evaluate", "--manifest", "mine.json", "--model", "MODEL"], "mine.json does not exist"),
     "no horizon": (["evaluate", "--horizon", 0, "--model", "MODEL"], "horizon must be at least 1"),
     "no model": (["evaluate", "--model", "./nowhere"], "nowhere does not exist"),
-    "an unknown planner": (["evaluate", "--planner", "cme", "--model", "MODEL"], "did you mean 'cem'"),
+    "an unknown planner": (["evaluate", "--planner", "cemm", "--model", "MODEL"], "did you mean 'cem'"),
     "no samples": (["evaluate", "--samples", 0, "--model", "MODEL"], "samples"),
     "no pairs": (["evaluate", "--pairs", 0, "--model", "MODEL"], "--pairs"),
     "negative pairs": (["evaluate", "--pairs", -1, "--model", "MODEL"], "--pairs"),

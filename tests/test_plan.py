@@ -411,7 +411,7 @@ def test_bad_model(
         (["--samples", "3", "--elites", "5"], "5 elites from 3 samples"), (["--samples", "0"], "samples"),
         (["--iterations", "0"], "iterations >= 1"), (["--max-steps", "0"], "--max-steps"), (["--seed", "-1"], "--seed"),
         (["--seed", "one"], "--seed"), (["--threads", "0"], "--threads"),
-        (["--planner", "cme"], "did you mean 'cem'"), (["--planner", "gradient", "--elites", "3"], "no elites"),
+        (["--planner", "cemm"], "did you mean 'cem'"), (["--planner", "gradient", "--elites", "3"], "no elites"),
         (["--robot", "reachr"], "did you mean 'reacher'"), (["--robot", "nowhere:Robot"], "cannot be imported"),
         (["--backend", "elg"], "did you mean 'egl'"), (["--device", "gpu"], "device"),
         (["--horizn", "3"], "--horizon"), (["--start", "nan,0"], "not finite"), (["--start", "1"], "2 values"),

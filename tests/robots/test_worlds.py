@@ -146,7 +146,8 @@ def play_boldly(world: MujocoWorld, steps: int) -> tuple[float, float]:
             world.reset(seed=step)
         world.apply(action)
         state = world.true_state()
-        assert np.isfinite(state).all() and np.abs(world._data.qvel).max() < 5.0
+        # m/s and rad/s: a pusher that slips off the T a few cm from its middle leaves it turning at several rad/s.
+        assert np.isfinite(state).all() and np.abs(world._data.qvel).max() < 10.0
         world._check(state)  # a state in which the world could be placed: in bounds, nothing inside anything
         if world._data.ncon:
             deepest = max(deepest, -float(world._data.contact.dist.min()))
