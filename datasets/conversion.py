@@ -50,18 +50,28 @@ class Converter:
 
     def numbers(self, name: str) -> list[Numbers]:
         """The stretches of an episode with at least two rows each; `InputError` says why there is none."""
-        read = self.log.rows(name, self.mapping.fields())
-        return stretches(read, self.mapping, self.log_period_s, self.period_s)
+        return stretches(self._read(name), self.mapping, self.log_period_s, self.period_s)
 
     def convert(self, name: str) -> Converted:
         """Read one episode whole; what is wrong with it becomes the reason."""
         try:
-            read = self.log.rows(name, self.mapping.fields())
+            read = self._read(name)
             parts = stretches(read, self.mapping, self.log_period_s, self.period_s)
             images = self.pictures(name, [part.rows for part in parts])
             return Converted(name, tuple(self._episodes(name, parts, images, read.task)))
         except InputError as error:
             return Converted(name, reason=first_line(error))
+
+    def _read(self, name: str) -> Rows:
+        """An episode's numbers, of the widths that the log announced."""
+        read = self.log.rows(name, self.mapping.fields())
+        if not len(read.times):
+            raise InputError("it has no rows")
+        for field in self.mapping.fields():
+            width, announced = read.vectors[field].shape[1], self.log.vectors[field].width
+            if width != announced:
+                raise InputError(f"{field} has {width} values a row, elsewhere {announced}")
+        return read
 
     def pictures(
         self, name: str, parts: list[Int64[np.ndarray, "_"]]

@@ -193,8 +193,25 @@ def _writer(plan: ImportPlan, notes: list[str]) -> ZarrWriter:
         ]
         if writer.spec.cameras != wanted.cameras:
             different.append(f"pictures {dict(writer.spec.cameras)} there, {dict(wanted.cameras)} asked")
+        if writer.spec.robot != wanted.robot:
+            different.append(f"robot {writer.spec.robot!r} there, {wanted.robot!r} asked")
         if different:
             raise InputError(f"{out} was imported differently ({'; '.join(different)}); use another output path.")
+        beyond = [
+            name
+            for kind in ("state", "action")
+            for name, low, high, least, most in zip(
+                *(getattr(writer.spec, f"{kind}_{part}") for part in ("names", "low", "high")),
+                *(getattr(wanted, f"{kind}_{part}") for part in ("low", "high")),
+                strict=True,
+            )
+            if least < low - 1e-6 or most > high + 1e-6
+        ]
+        if beyond:
+            notes.append(
+                f"the log now reaches beyond the bounds that the store was begun with ({', '.join(beyond)}), and "
+                "`data validate` will say so; to have wider ones, import all of it into a new store"
+            )
     except BaseException:
         writer.close()
         raise

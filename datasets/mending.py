@@ -87,7 +87,7 @@ def _parts(episode: Episode, findings: list[Finding], shift: int) -> Iterator[Ep
         if finding.check in _ROWS:
             good[first:end] = False
         elif finding.check == "action out of range":
-            joined[first:end] = False
+            joined[max(first + shift, 0) : max(end + shift, 0)] = False  # logged there, done `shift` later
         elif finding.check in _CUTS:
             joined[first] = False
     actions = np.zeros_like(episode.actions)

@@ -322,11 +322,13 @@ STATISTICS_FRAMES = 20_000  # at most about so many give the latents' mean and d
 
 
 def _fit_latent_space(space: LatentSpace, latents: LatentCache, store: ZarrStore, episodes: list[int]) -> None:
-    """Statistics of WHOLE episodes, evenly spread over the training ones: a frame or two of each would say
-    little, or nothing, of the variation within them."""
+    """Statistics of whole episodes, evenly spread over the training ones: a frame or two of each would say
+    little, or nothing, of the variation within them. Long episodes give frames spread over their whole length."""
     lengths, ends = store.lengths(), store.lengths().cumsum()
-    every = max(1, -(-int(lengths[episodes].sum()) // STATISTICS_FRAMES))
-    rows = torch.cat([torch.arange(int(ends[i] - lengths[i]), int(ends[i])) for i in episodes[::every]])
+    share = max(STATISTICS_FRAMES // len(episodes), 100)  # of an episode
+    every = max(1, -(-int(lengths[episodes].clip(max=share).sum()) // STATISTICS_FRAMES))
+    spread = [torch.arange(int(ends[i] - lengths[i]), int(ends[i])) for i in episodes[::every]]
+    rows = torch.cat([rows[:: max(1, -(-len(rows) // share))] for rows in spread])
     numbers = torch.from_numpy(ends.searchsorted(rows.numpy(), side="right")).to(space.mean.device)
     space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device), numbers)
 

@@ -8,6 +8,7 @@ role (`ext1`, `ext2`, `wrist`): serial numbers differ from laboratory to laborat
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ class DroidLog:
             times = np.arange(count) / (self._options.rate_hz or _RATE_HZ)
             with contextlib.suppress(InputError):
                 clock = np.asarray(member(file, _CLOCK)[()], np.float64) / 1000
-                times = clock - clock[0]
+                times = clock - clock[:1]
         return Rows(times, vectors, self._task(episode))
 
     def frames(self, episode: str, camera: str, rows: Int64[np.ndarray, "n"]) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
@@ -140,7 +141,7 @@ def _column(file: Any, name: str) -> np.ndarray:
     if not len(item.shape) or item.shape[0] > _MAX_ROWS:
         raise InputError(f"{place} claims {list(item.shape)} numbers; it is damaged")
     values = np.asarray(item[()], np.float64)
-    return values.reshape(len(values), -1)
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _episode_folders(path: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -96,7 +97,7 @@ def _dense(rows: Int64[np.ndarray, "n"]) -> bool:
 
 def _two(values: np.ndarray) -> np.ndarray:
     """[n] as [n, 1]; more dimensions laid flat."""
-    return values.reshape(len(values), -1)
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -173,6 +173,20 @@ def test_a_demonstration_that_lies_is_left_out(tmp_path: Path) -> None:
     assert "more than a gigabyte" in report.skipped["demo_2"] and "4 pictures" in report.skipped["demo_10"]
 
 
+def test_a_demonstration_without_rows_or_of_another_width_is_left_out(tmp_path: Path) -> None:
+    import h5py
+
+    source = write_robomimic(tmp_path / "a.hdf5")
+    with h5py.File(source, "a") as file:
+        narrow = file["data/demo_10/obs/state"][:, :2]
+        del file["data/demo_2/obs/state"], file["data/demo_10/obs/state"]
+        file["data/demo_2/obs/state"] = np.zeros((0, 3))
+        file["data/demo_10/obs/state"] = narrow
+    report = run(prepare(settings(source, tmp_path / "a.zarr", state=("obs/state",))))
+    assert report.episodes == 1
+    assert "no rows" in report.skipped["demo_2"] and "2 values a row, elsewhere 3" in report.skipped["demo_10"]
+
+
 def test_hdf5_links_to_other_files_are_not_followed(tmp_path: Path) -> None:
     import h5py
 

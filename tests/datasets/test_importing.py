@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +130,9 @@ def test_a_log_that_grew_is_continued(tmp_path: Path) -> None:
     (tmp_path / "later").rename(source / "run10")
     report = run(prepare(settings(source, tmp_path / "a.zarr")))
     assert (report.added, report.already) == (1, 2) and "changed since" in report.notes[0]
+    assert any("beyond the bounds" in note for note in report.notes)
+    with pytest.raises(InputError, match="robot"):
+        run(prepare(replace(settings(source, tmp_path / "a.zarr"), robot="another")))
     assert_shows(ZarrStore.open(tmp_path / "a.zarr").read(2).images["top"][7], 2, 7)
 
 

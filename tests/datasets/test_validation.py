@@ -145,6 +145,16 @@ def test_a_planted_fault_is_found_where_it_is_and_mended(tmp_path: Path, check: 
         assert again.findings == () and mended.remedies[check] >= 1
 
 
+def test_an_action_out_of_range_is_cut_where_it_acted_not_where_it_was_logged(tmp_path: Path) -> None:
+    content = episodes()
+    early(content)
+    action_out_of_range(content)  # logged in row 7, done in row 9
+    store = written(tmp_path / "a.zarr", content)
+    mend(store, validate(store), tmp_path / "b.zarr")
+    assert ZarrStore.open(tmp_path / "b.zarr").lengths().tolist() == [38, 8, 30, 38]
+    assert not validate(ZarrStore.open(tmp_path / "b.zarr")).of("action out of range")
+
+
 def test_what_mending_keeps_is_what_was_there(tmp_path: Path) -> None:
     content = episodes()
     gap(content)

@@ -94,9 +94,9 @@ def evaluate(
         }  # fmt: skip
     if floors:
         policies |= {"random": partial(RandomPolicy, asked.spec), "no-op": partial(NoOpPolicy, asked.spec)}
-        if greedy:
-            policies["greedy-pixel"] = partial(GreedyPixelPolicy, asked.spec)
         policies["scripted (ceiling)"] = partial(ScriptedPolicy, asked)
+    if greedy:
+        policies["greedy-pixel"] = partial(GreedyPixelPolicy, asked.spec)
     plain: Any = partial(make_robot, asked.robot, backend=backend)
     executor: Any = LocalExecutor(workers, threads)
     if ray or ray_address:
