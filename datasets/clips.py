@@ -112,15 +112,6 @@ class ClipDataset(Dataset[Clip]):
         rows = np.where(within, first[..., None] + steps, 0)  # past the end of the store: any row, times nothing
         return np.where(within[..., None], self._actions[rows], np.float32(0)).sum(axis=-2)
 
-    def states_and_actions(self) -> tuple[Float32[Tensor, "n s"], Float32[Tensor, "m a"]]:
-        """Every state of some clip and every action between two frames of some clip, each once: what
-        normalisation statistics are taken from."""
-        rows = self.rows(np.arange(len(self)))
-        states = self._states[np.unique(rows)]
-        gaps = np.broadcast_to(self._gaps[:, None], rows[:, :-1].shape)
-        first, gap = np.unique(np.stack([rows[:, :-1].ravel(), gaps.ravel()]), axis=1)
-        return torch.from_numpy(states), torch.from_numpy(self._added_up(first, gap))
-
 
 def sample_batches(n_clips: int, batch: int, seed: int, start_step: int = 0) -> Iterator[Int64[np.ndarray, "b"]]:
     """An endless stream of batches of clip indices, drawn with replacement. Batch i depends on `seed` and i

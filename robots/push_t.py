@@ -10,18 +10,15 @@ import numpy as np
 from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.robots.base import Camera, RobotSpec, StateSpec
+from vjepa_mpc.robots.base import RobotSpec, StateSpec
+from vjepa_mpc.robots.point import RADIUS_M, REACH_M, STEP_M, point_spec
 from vjepa_mpc.robots.push_script import PushScript, PushShape
 from vjepa_mpc.robots.rendering import import_mujoco
-from vjepa_mpc.robots.stage import CAMERA, HALF_WIDTH_M, add_slider, new_stage
+from vjepa_mpc.robots.stage import HALF_WIDTH_M, add_slider, new_stage
 from vjepa_mpc.robots.task import Script, Task
 from vjepa_mpc.robots.visibility import free, gap
 from vjepa_mpc.robots.world import MujocoWorld
 
-CONTROL_PERIOD_S = 0.2
-RADIUS_M = 0.015
-STEP_M = 0.04
-REACH_M = HALF_WIDTH_M - RADIUS_M
 BLOCK: Float[np.ndarray, "2 2 2"] = np.array(
     [[[0.0, 0.0257], [0.06, 0.015]], [[0.0, -0.0343], [0.015, 0.045]]]
 )
@@ -37,21 +34,7 @@ _RAMP = 10
 
 def push_t_spec(camera_size: int = 64) -> RobotSpec:
     """The pusher under displacements of its place, m; what it pushes is not in its own state."""
-    return RobotSpec(
-        name="push-t",
-        action_names=("x_delta", "y_delta"),
-        action_low=(-STEP_M, -STEP_M),
-        action_high=(STEP_M, STEP_M),
-        action_units=("m", "m"),
-        state_names=("x", "y"),
-        state_low=(-REACH_M, -REACH_M),
-        state_high=(REACH_M, REACH_M),
-        state_units=("m", "m"),
-        state_periodic=(False, False),
-        control_period_s=CONTROL_PERIOD_S,
-        cameras={CAMERA: Camera(camera_size, camera_size)},
-        state_model="joints",
-    )
+    return point_spec("push-t", camera_size)
 
 
 WORLD = StateSpec(
