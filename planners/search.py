@@ -283,7 +283,7 @@ class _Search(Generic[State]):
         if descended:
             candidates = torch.cat((live.best.actions[:, None], candidates), dim=1)
         candidates = live.bounds.clip(candidates[:, -schedule.final :])
-        return best.improved_by(candidates, self.ledger.evaluate(candidates, live.problems))
+        return best.improved_by(candidates, self.ledger.evaluate(candidates, live.problems, self.chunk))
 
     def _plan(self, names: tuple[str, ...]) -> ActionPlan:
         answers = [self.answers[problem] for problem in sorted(self.answers)]

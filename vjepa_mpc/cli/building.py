@@ -30,6 +30,7 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "discrete": ("discrete", "DiscreteCEM", "DiscreteSettings", {}),
     "gradient": ("gradient", "GradientPlanner", "GradientSettings", _STARTS),
     "lbfgs": ("lbfgs", "LBFGS", "LBFGSSettings", _STARTS),
+    "lagrangian": ("lagrangian", "LagrangianLBFGS", "LagrangianLBFGSSettings", _STARTS),
 }
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
 SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
@@ -195,8 +196,22 @@ CEM_DEFAULTS: dict[str, Any] = {
 """As docs/experiments.md says under "Planner and cost"."""
 
 
-def control_settings(model: WorldModel, *, horizon: int | None, running: float) -> Any:
+def control_settings(
+    model: WorldModel, *, horizon: int | None, running: float, legs: int = 1, deadline_s: float | None = None
+) -> Any:
     """The controller's settings from the command line's options; by default as far ahead as `model` can see."""
     from vjepa_mpc.controller import ControlSettings
+    from vjepa_mpc.planners.base import Budget
 
-    return ControlSettings(horizon=model.longest_horizon if horizon is None else horizon, running=running)
+    if deadline_s is not None and not 0 < deadline_s < float("inf"):
+        raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
+    ahead = model.longest_horizon if horizon is None else horizon
+    return ControlSettings(horizon=ahead, running=running, legs=legs, budget=Budget(deadline_s=deadline_s))
+
+
+def leg_bounds(model: WorldModel, legs: int) -> Bounds:
+    """The box of one leg of a model step that is planned as `legs` of them."""
+    from vjepa_mpc.planners.base import Bounds
+
+    bounds = model.action_bounds
+    return bounds if legs == 1 else Bounds(bounds.low / legs, bounds.high / legs)

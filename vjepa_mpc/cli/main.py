@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "train": "vjepa_mpc.cli.train:train",
     "tasks": "vjepa_mpc.cli.tasks:app",
     "evaluate": "vjepa_mpc.cli.evaluate:evaluate",
+    "calibrate": "vjepa_mpc.cli.calibrate:calibrate",
     "bench": "vjepa_mpc.cli.bench:app",
     "doctor": "vjepa_mpc.cli.doctor:doctor",
 }
