@@ -24,10 +24,12 @@ PROGRAM = "vjepa-mpc"
 # The order is that of the help. A name whose module is missing is an error.
 COMMANDS: dict[str, str] = {
     "plan": "vjepa_mpc.cli.plan:plan",
+    "landscape": "vjepa_mpc.cli.landscape:landscape",
     "collect": "vjepa_mpc.cli.collect:collect",
     "data": "vjepa_mpc.cli.data:app",
     "pretrain": "vjepa_mpc.cli.pretrain:pretrain",
     "train": "vjepa_mpc.cli.train:train",
+    "convert": "vjepa_mpc.cli.convert:convert",
     "tasks": "vjepa_mpc.cli.tasks:app",
     "evaluate": "vjepa_mpc.cli.evaluate:evaluate",
     "bench": "vjepa_mpc.cli.bench:app",
