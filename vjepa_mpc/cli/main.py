@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "data": "vjepa_mpc.cli.data:app",
     "pretrain": "vjepa_mpc.cli.pretrain:pretrain",
     "train": "vjepa_mpc.cli.train:train",
+    "validate-model": "vjepa_mpc.cli.validate_model:validate_model",
     "tasks": "vjepa_mpc.cli.tasks:app",
     "evaluate": "vjepa_mpc.cli.evaluate:evaluate",
     "bench": "vjepa_mpc.cli.bench:app",

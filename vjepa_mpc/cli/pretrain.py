@@ -27,7 +27,7 @@ def pretrain(
     still: float = typer.Option(0.5, help="Share of steps on single frames doubled, as planning encodes them."),
     ema: float = typer.Option(0.996, help="Momentum of the target encoder."),
     sigreg: float = typer.Option(0.3, help="Weight of SIGReg, which keeps the encoder from collapsing."),
-    context_loss: float = typer.Option(0.0, help="Weight of V-JEPA 2.1's loss on kept patches, which keeps them local."),
+    context_loss: float = typer.Option(0.0, help="Weight of V-JEPA 2.1's loss on kept patches (0: none)."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
