@@ -30,9 +30,7 @@ class PredictorSettings:
     as many short ones, at a fraction of the cost. `shorter`: learn from clips of 1 to `stride` control steps
     a model step, not of `stride` alone: a planner asks for displacements of every size. `residual`: predict
     the change of the latents.
-    `centre`: take each picture's mean over its patches out of the latents. `relative`: each clip's error counts
-    as a share of what copying the last frame would make in it, so that looks in which the robot stands out
-    little, and short spans, weigh as much as others."""
+    `centre`: take each picture's mean over its patches out of the latents."""
 
     grid: int = 4
     width: int = 128
@@ -47,7 +45,6 @@ class PredictorSettings:
     l2: bool = True
     residual: bool = True
     centre: bool = True
-    relative: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.history < self.frames:
@@ -61,20 +58,12 @@ class PredictorSettings:
             )
 
 
-def clip_errors(
-    predicted: Float[Tensor, "b *rest p d"], target: Float[Tensor, "b *rest p d"], l2: bool
-) -> Float[Tensor, "b"]:
-    """Mean absolute (or half squared) error of each clip."""
+def prediction_error(
+    predicted: Float[Tensor, "*batch p d"], target: Float[Tensor, "*batch p d"], l2: bool
+) -> Float[Tensor, ""]:
+    """Mean absolute (or half squared) error over everything."""
     difference = predicted.float() - target.float()
-    return (0.5 * difference.square() if l2 else difference.abs()).flatten(1).mean(dim=1)
-
-
-LEAST_SHARE = 0.1
-"""Of a batch's mean copying error, added to each clip's before dividing: a still clip is not blown up."""
-
-
-def _weight(copying: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-    return 1.0 / (copying + LEAST_SHARE * copying.mean())
+    return 0.5 * difference.square().mean() if l2 else difference.abs().mean()
 
 
 class PredictorLearner:
@@ -100,18 +89,16 @@ class PredictorLearner:
             latents[:, :-1], space.action_features(actions, states[:, :-1]), space.state_features(states[:, :-1])
         )
         predicted = model.latent_space.renormalise(predicted)
-        forced = clip_errors(predicted, latents[:, 1:], settings.l2)
-        copying = clip_errors(latents[:, :-1], latents[:, 1:], settings.l2)
-        figures = {"forced": forced.detach().mean(), "copy": copying.mean()}
-        weight = _weight(copying) if settings.relative else torch.ones_like(copying)
+        forced = prediction_error(predicted, latents[:, 1:], settings.l2)
+        copying = prediction_error(latents[:, :-1], latents[:, 1:], settings.l2)
+        figures = {"forced": forced.detach(), "copy": copying.detach()}
         k, steps = settings.history, settings.rollout_steps
         if not steps:
-            return (weight * forced).mean(), figures
+            return forced, figures
         context = Context(latents[:, :k], states[:, :k], actions[:, : k - 1])
         rolled = model.rollout(context, actions[:, None, k - 1 : k - 1 + steps])
-        own = clip_errors(rolled.latents[:, 0], latents[:, k : k + steps], settings.l2)
-        loss = (weight * (forced + settings.rollout_weight * own)).mean()
-        return loss, {**figures, "rollout": own.detach().mean()}
+        own = prediction_error(rolled.latents[:, 0], latents[:, k : k + steps], settings.l2)
+        return forced + settings.rollout_weight * own, {**figures, "rollout": own.detach()}
 
     def after_step(self, step: int) -> None:
         """Nothing moves but the optimiser."""

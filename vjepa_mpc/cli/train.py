@@ -32,7 +32,6 @@ def train(
     l2: bool = typer.Option(True, "--l2/--l1", help="Squared or absolute error."),
     residual: bool = typer.Option(True, "--residual/--absolute", help="Predict the change of the latents, or them."),
     centre: bool = typer.Option(True, "--centre/--as-is", help="Take each picture's mean out of its latents."),
-    relative: bool = typer.Option(False, "--relative/--plain", help="A clip's error as a share of copying's in it."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -54,7 +53,7 @@ def train(
         minutes = 30.0
     settings = PredictorSettings(
         grid=grid, width=width, depth=depth, heads=heads, stride=stride, shorter=shorter, frames=frames,
-        history=history, rollout_steps=rollout, l2=l2, residual=residual, centre=centre, relative=relative,
+        history=history, rollout_steps=rollout, l2=l2, residual=residual, centre=centre,
     )  # fmt: skip
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
