@@ -75,6 +75,8 @@ def _print_stats(found: dict[str, Any]) -> None:
     lengths = found["lengths"]
     console.print(f"lengths: {lengths['min']:g} to {lengths['max']:g}, {lengths['q50']:g} in the middle")
     console.print(f"steps without motion: {found['motionless_share']:.1%}")
+    if found["unreadable"]:
+        console.print(f"not counted: {len(found['unreadable'])} episodes that cannot be read (see data validate)")
     for task, count in list(found["tasks"].items())[:10]:
         console.print(f"task {task or '(none)'}: {count} episodes", markup=False)
 
