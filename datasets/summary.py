@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vjepa_mpc.datasets import layout
-from vjepa_mpc.datasets.episode import SCHEMA_VERSION, StoreSpec
+from vjepa_mpc.datasets.episode import StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore
 
 
@@ -34,7 +34,7 @@ def describe(store: ZarrStore) -> dict[str, Any]:
     raw = frames * (sum(3 * h * w for h, w in spec.cameras.values()) + 8 + 4 * numbers)
     return {
         "path": str(store.path),
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": spec.schema_version,
         "robot": spec.robot,
         "state_model": spec.state_model,
         "control_period_s": spec.control_period_s,
@@ -45,6 +45,7 @@ def describe(store: ZarrStore) -> dict[str, Any]:
         "cameras": {name: list(value) for name, value in spec.cameras.items()},
         "renderer": spec.renderer,
         "chunk_frames": spec.chunk_frames,
+        "shard_frames": spec.shard_frames,
         "bytes_on_disk": size,
         "compression_ratio": raw / size if size else 0.0,
         "content_hash": store.content_hash(),

@@ -9,12 +9,14 @@ import typer
 
 from vjepa_mpc.cli.data_copy import export, merge, split
 from vjepa_mpc.cli.data_import import import_log
+from vjepa_mpc.cli.data_repair import repair
 from vjepa_mpc.cli.data_validate import validate
 from vjepa_mpc.cli.data_view import view
 
 app = typer.Typer(help="Bring logs into trajectory stores, look at them, check them.", no_args_is_help=True)
 app.command("import")(import_log)
 app.command()(validate)
+app.command()(repair)
 app.command()(merge)
 app.command()(split)
 app.command()(export)
