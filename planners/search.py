@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,6 +62,9 @@ class Proposal(ABC, Generic[State]):
     penalty: float | None = None
     """None: costs are all that is needed. A number: every evaluation comes with `slope`, the gradient of
     cost + penalty * summed violation by the actions."""
+
+    final_is_the_answer: ClassVar[bool] = False
+    """False: the best that was judged is returned. True: the final candidate is, better or worse."""
 
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:
@@ -132,7 +135,7 @@ class SearchPlanner(Generic[State]):
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
-        """The best plan seen, never worse than `init` projected into the bounds.
+        """The best plan seen, never worse than `init` projected into the bounds (but see `final_is_the_answer`).
 
         Raises `InputError` for a task that cannot be started (and, of planners that descend, for a cost
         without gradient), `NotFiniteError`, with the candidates that led there, for NaN in a cost or a gradient.
@@ -283,7 +286,10 @@ class _Search(Generic[State]):
         if descended:
             candidates = torch.cat((live.best.actions[:, None], candidates), dim=1)
         candidates = live.bounds.clip(candidates[:, -schedule.final :])
-        return best.improved_by(candidates, self.ledger.evaluate(candidates, live.problems, self.chunk))
+        evaluation = self.ledger.evaluate(candidates, live.problems, self.chunk)
+        if self.proposal.final_is_the_answer:
+            return Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
+        return best.improved_by(candidates, evaluation)
 
     def _plan(self, names: tuple[str, ...]) -> ActionPlan:
         answers = [self.answers[problem] for problem in sorted(self.answers)]

@@ -46,7 +46,8 @@ def near_distances(
     model: WorldModel, episodes: Sequence[tuple[Float[Tensor, "t p d"], Float[Tensor, "t s"]]]
 ) -> list[Float[Tensor, "k"]]:
     """Latent distances between frames of one episode that show nearly the same state, see `calibrate`."""
-    radius = NEAR_FRACTION * torch.tensor(model.config.robot.action_high)
+    limit = torch.tensor(model.config.robot.action_high)
+    radius = (NEAR_FRACTION * limit).clamp(min=torch.finfo(torch.float32).tiny)  # what never moves must be the same
     near: list[Tensor] = []
     space = model.states.to("cpu")
     for latents, states in episodes:

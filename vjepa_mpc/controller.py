@@ -30,6 +30,7 @@ from vjepa_mpc.costs import (
 )
 from vjepa_mpc.governors import Guards, Moment, straight_step
 from vjepa_mpc.guardrails import Situation, StateLimits
+from vjepa_mpc.memory import CHUNK, FREE_SHARE, candidate_bytes, chunk_within, free_bytes
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
 from vjepa_mpc.planners.warm_start import shift_plan
 from vjepa_mpc.robots.base import Observation, Robot
@@ -42,15 +43,18 @@ class ControlSettings:
     """`horizon` model steps are planned, the first control step of which is executed. `running`: weight of
     imagined frames before the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as
     there. `budget` bounds a plan. `action_rate` > 0 adds that wish; `state_box` keeps integrated states
-    inside the joint limits. `legs`: displacements, one after the other, that a model step is planned as, each
-    spanning stride / legs control steps, so that a way can bend; `way_weight`: that of its length, with legs."""
+    inside the joint limits. `memory_budget`: bytes that the candidates of a plan may fill at a time (None: a share of
+    what is free when the controller is made); `chunk` at most are imagined at a time in any case. `legs`:
+    displacements, one after the other, that a model step is planned as, each spanning stride / legs control steps, so
+    that a way can bend; `way_weight`: that of its length, with legs."""
 
     horizon: int = 3
     running: float = 1.0
     hold_steps: int = 3
     action_rate: float = 0.0
     state_box: bool = True
-    chunk: int = 256
+    chunk: int = CHUNK
+    memory_budget: int | None = None
     budget: Budget = field(default_factory=Budget)
     legs: int = 1
     way_weight: float = 0.1
@@ -133,6 +137,24 @@ class Decision:
     held_by: tuple[str, ...] = ()
 
 
+def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None) -> int:
+    """Candidates that may be imagined at a time inside `memory_budget` bytes, or inside a share of what is free.
+
+    Raises `InputError` for a budget that one candidate exceeds.
+    """
+    config = model.config
+    each = candidate_bytes(
+        config.predictor, config.history - 1 + horizon, horizon, model.predictor.predictor_embed.weight.dtype
+    )
+    if memory_budget is not None and each > memory_budget:
+        raise InputError(
+            f"One candidate of this model takes about {each / 1e6:.1f} MB and the memory budget is "
+            f"{memory_budget / 1e6:.1f} MB; raise it, or shorten the horizon."
+        )
+    free = free_bytes(model.device) if memory_budget is None else None
+    return chunk_within(each, memory_budget if free is None else int(FREE_SHARE * free))
+
+
 class Controller:
     """Plans towards one goal picture with one world model and one planner."""
 
@@ -160,6 +182,7 @@ class Controller:
         self.guards = guards or Guards()
         self.governors = self.guards.all_governors(model.states)
         self.straight = settings.legs > 1 or bool(self.guards.rails)
+        self.chunk = min(settings.chunk, fitting_chunk(model, settings.horizon, settings.memory_budget))
         self.goal = model.encode(goal[None])
         self.goal_score = float(model.outlier_score(self.goal))
 
@@ -174,6 +197,13 @@ class Controller:
         model = self.model
         latent = model.encode(observation.images[model.config.camera][None])
         pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
+        return self.look(latent, pose, state)
+
+    def look(
+        self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
+    ) -> tuple[View, ControllerState]:
+        """`see` what is already encoded, or only imagined."""
+        model = self.model
         context, state = self._remember(latent, pose, state)
         here = float(latent_distance(latent, self.goal))
         near = here <= (model.config.calibration.reached_cost if model.config.calibration else 0.0)
@@ -185,7 +215,7 @@ class Controller:
         situation = Situation(view.context.states[0, -1], model.states, 2 * model.config.stride // settings.legs)
         constraints = [*self._constraints(situation), *(rail.constraint(situation) for rail in self.guards.rails)]
         cost = PlanningCost(
-            model, view.context, self._terms(), constraints, chunk=settings.chunk, legs=settings.legs
+            model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs
         )
         earlier: dict[str, Tensor] = {}  # plans of the last step that its planner held worth keeping
         if state.others is not None:
