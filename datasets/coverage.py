@@ -52,8 +52,8 @@ def coverage(
     found = []
     for x, y in pairs:
         bounds = ((low[x], high[x]), (low[y], high[y]))
-        clipped = [np.clip(states[:, axis], low[axis], high[axis]) for axis in (x, y)]
-        counts, _, _ = np.histogram2d(*clipped, bins=CELLS, range=bounds)
+        across, along = (np.clip(states[:, axis], low[axis], high[axis]) for axis in (x, y))
+        counts, _, _ = np.histogram2d(across, along, bins=CELLS, range=bounds)
         found.append(Coverage((names[x], names[y]), bounds, counts.astype(np.int64)))
     return found
 
