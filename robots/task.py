@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,14 @@ from vjepa_mpc.robots.base import RobotSpec, StateSpec
 
 Script = Callable[[np.ndarray], np.ndarray]
 """World state [w] to action [a]. Called once a control step; it may remember what it is about."""
+
+
+@dataclass(frozen=True)
+class SubGoal:
+    """A state of the world to go by, and the step of the episode until which it is the goal."""
+
+    state: Float[np.ndarray, "w"]
+    until: int
 
 
 class Task(ABC):
@@ -47,6 +56,11 @@ class Task(ABC):
         """What the world's state consists of; the robot's own state where nothing else moves."""
         return self.spec.proprioception
 
+    @property
+    def missing(self) -> str | None:
+        """Why its world cannot be built here, with the way to mend that; None where nothing is missing."""
+        return None
+
     @abstractmethod
     def sample_pair(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Start and goal, two world states [w] in which the world can rest, well apart."""
@@ -59,6 +73,15 @@ class Task(ABC):
     def script(self, goal: Float[np.ndarray, "w"]) -> Script:
         """The privileged ceiling: told the world's true state at every step, goes to `goal`."""
 
+    def sub_goals(self, start: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> tuple[SubGoal, ...]:
+        """What is shown as the goal, and until when: the goal alone, unless the task leads to it by way of others.
+
+        The last is the goal itself until `step_budget`. A function of the pair, so that a manifest's hash (with the
+        task's version) stands for them too. The switch is by the step, as in V-JEPA 2-AC's pick-and-place
+        (Assran et al. 2025, arXiv:2506.09985, section 4): no truth of the simulator is needed for it.
+        """
+        return (SubGoal(np.asarray(goal), self.step_budget),)
+
     def hit(self, distances: Sequence[float]) -> bool:
         """Whether any of the distances [m] after each step lies within the success radius."""
         return any(distance <= self.success_radius_m for distance in distances)
@@ -67,3 +90,19 @@ class Task(ABC):
         """Whether the budget was used and its last `held_steps` distances [m] lie within the radius."""
         last = distances[self.step_budget - self.held_steps : self.step_budget]
         return len(last) == self.held_steps and all(distance <= self.success_radius_m for distance in last)
+
+
+def led_script(task: Task, start: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> Script:
+    """The task's script through its sub-goals, one after the other: for one episode."""
+    goals = list(task.sub_goals(start, goal))
+    script, step = task.script(goals[0].state), 0
+
+    def act(state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "a"]:
+        nonlocal script, step
+        if step == goals[0].until and len(goals) > 1:
+            del goals[0]
+            script = task.script(goals[0].state)
+        step += 1
+        return script(state)
+
+    return act
