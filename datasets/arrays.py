@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
+from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.storage import LocalStore
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import read_json
 from vjepa_mpc.datasets import layout
-from vjepa_mpc.datasets.episode import SCHEMA_VERSION, Episode, StoreSpec
+from vjepa_mpc.datasets.episode import SCHEMA_VERSION, SHARDED_VERSION, Episode, StoreSpec
 
 DAMAGED = (
     OSError,
@@ -35,6 +37,21 @@ def columns(spec: StoreSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
+def create_array(group: Any, name: str, spec: StoreSpec) -> None:
+    """Make one of the arrays of a store, without rows."""
+    shape, dtype = columns(spec)[name]
+    group.create_array(
+        name,
+        shape=(0, *shape),
+        dtype=dtype,
+        chunks=(spec.chunk_frames, *shape),
+        shards=(spec.shard_frames, *shape) if spec.shard_frames else None,
+        compressors=ZstdCodec(level=1, checksum=True),
+        chunk_key_encoding=DefaultChunkKeyEncoding(separator="."),
+        fill_value=0,
+    )
+
+
 def column(episode: Episode, name: str) -> np.ndarray:
     return episode.images[name.removeprefix("images/")] if "/" in name else getattr(episode, name)
 
@@ -44,18 +61,22 @@ def line_of(episode: Episode) -> bytes:
     return json.dumps(line, allow_nan=False).encode() + b"\n"
 
 
-def open_arrays(path: Path, spec: StoreSpec, read_only: bool) -> dict[str, Any]:
-    """The arrays, checked against the spec. Chunks equal to the fill value are written like any other:
+def open_arrays(path: Path, spec: StoreSpec, read_only: bool, only: str | None = None) -> dict[str, Any]:
+    """The arrays (or one), checked against the spec. Chunks equal to the fill value are written like any other:
     otherwise a lost chunk could not be told from one of zeros."""
     arrays = {}
     for name, (shape, dtype) in columns(spec).items():
+        if only not in (None, name):
+            continue
         try:
             store = LocalStore(path / name, read_only=read_only)
             with zarr.config.set({"array.write_empty_chunks": True}):  # open_array(config=...) ignores it in 3.1
                 array = zarr.open_array(store, mode="r" if read_only else "r+")
         except DAMAGED as error:
             raise InputError(f"{path} is damaged: array {name} cannot be opened ({error}).") from error
-        if array.shape[1:] != shape or str(array.dtype) != dtype or array.chunks[0] != spec.chunk_frames:
+        files = array.shards[0] if array.shards else 0
+        rows = (array.chunks[0], files) == (spec.chunk_frames, spec.shard_frames)
+        if array.shape[1:] != shape or str(array.dtype) != dtype or not rows:
             raise InputError(f"{path} is damaged: array {name} is {array.dtype} {array.shape}, not as described.")
         arrays[name] = array
     return arrays
@@ -72,10 +93,10 @@ def read_spec(path: Path) -> StoreSpec:
     attributes = value.get("attributes", {}) if isinstance(value, dict) else {}
     if attributes.get("format") != layout.FORMAT:
         raise InputError(f"{path} is a Zarr store of another schema, not {layout.FORMAT!r}; see docs/data.md.")
-    if attributes.get("schema_version") != SCHEMA_VERSION:
+    if attributes.get("schema_version") not in (SCHEMA_VERSION, SHARDED_VERSION):
         raise InputError(
             f"{path} has schema version {attributes.get('schema_version')}, this program reads "
-            f"{SCHEMA_VERSION}; use the program version that wrote it."
+            f"{SCHEMA_VERSION} and {SHARDED_VERSION}; use the program version that wrote it."
         )
     if not isinstance(attributes.get("spec"), dict):
         raise InputError(f"{path} does not say what it holds; its zarr.json is damaged.")

@@ -20,6 +20,7 @@ from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore, ZarrWriter
 
 Progress = Callable[[int, int], None]
+RECORDING = "recording"  # the key under which a copy's episode says what it was cut from
 
 # What merged stores must agree on: their numbers and pictures would mean different things otherwise.
 _SAME = (
@@ -78,9 +79,14 @@ def split(
     """
     if not 0 < fraction < 1:
         raise InputError(f"The second store's share must be between 0 and 1, got {fraction:g}.")
+    for out in outs:  # both, before the first is written
+        if out.exists():
+            raise InputError(f"{out} already exists; choose another path.")
+    if outs[0].absolute() == outs[1].absolute():
+        raise InputError(f"Both stores would be {outs[0]}; name two.")
     groups: dict[str, list[int]] = {}
     for index in range(len(store)):
-        groups.setdefault(_recording(store, index), []).append(index)
+        groups.setdefault(recording(store, index), []).append(index)
     if len(groups) < 2:
         raise InputError(f"{store.path} holds {len(groups)} recordings; splitting needs at least two.")
     held = held_out(len(groups), fraction, seed)
@@ -105,15 +111,29 @@ def held_out(count: int, fraction: float, seed: int) -> set[int]:
     return set(order[: min(max(round(fraction * count), 1), count - 1)].tolist())
 
 
-def _recording(store: ZarrStore, index: int) -> str:
-    """What an episode was cut from; its content when nothing is said."""
+def recording(store: ZarrStore, index: int) -> str:
+    """What an episode was cut from: equal for two episodes of one recording, in whichever stores they are now.
+
+    A log's episodes are known by the log's fingerprint, so that two logs whose episodes have the same names are told
+    apart, and one log imported twice is not; without a log, the content tells. Copies carry it along (`RECORDING`).
+    """
     note = store.metadata(index)
-    for key in ("source", "mended_from"):
-        origin = note.get(key)
-        if isinstance(origin, Mapping) and "episode" in origin:
-            # A merged store may hold episodes of the same name from several logs.
-            return f"{note.get('merged_from', {}).get('store', '')} {key} {origin['episode']}"
+    if isinstance(note.get(RECORDING), str):
+        return str(note[RECORDING])
+    source, mended = note.get("source"), note.get("mended_from")
+    if isinstance(source, Mapping) and "episode" in source:
+        recipe = store.spec.provenance.get("recipe")
+        log = recipe.get("fingerprint", "") if isinstance(recipe, Mapping) else ""
+        return f"{log or _store_of(note)} {source['episode']}"
+    if isinstance(mended, Mapping) and "episode" in mended:  # of a store mended before copies carried it along
+        return f"{_store_of(note)} mended {mended['episode']}"
     return store.digest(index)
+
+
+def _store_of(note: Mapping[str, Any]) -> str:
+    """Where an episode of a merged store came from, by an older version's note; "" when there is none."""
+    merged = note.get("merged_from")
+    return str(merged.get("store", "")) if isinstance(merged, Mapping) else ""
 
 
 def _merged_spec(stores: Sequence[ZarrStore]) -> StoreSpec:
@@ -157,4 +177,4 @@ def _provenance(command: str, stores: Sequence[ZarrStore], recipe: Mapping[str, 
 
 def _from(episode: Episode, store: ZarrStore, index: int, word: str) -> Episode:
     origin = {"store": str(store.path), "episode": index}
-    return replace(episode, metadata={**episode.metadata, word: origin})
+    return replace(episode, metadata={**episode.metadata, RECORDING: recording(store, index), word: origin})

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, UInt8
 from vjepa_mpc.core.errors import InputError
 
 SCHEMA_VERSION = 1
+SHARDED_VERSION = 2  # of stores whose files hold several chunks: older programs must not read them
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -94,7 +95,8 @@ class StoreSpec:
     `cameras`: (height, width) in pixels by camera name. `state_*` and `action_*`: one entry a component;
     bounds in the units beside them. `state_model`: "joints" (state + action, additive) or "pose".
     `renderer`: which renderer drew the frames ("" for a real camera). `provenance`: package version,
-    commit and the settings of the command that made the store. `chunk_frames`: frames in a chunk.
+    commit and the settings of the command that made the store. `chunk_frames`: frames in a chunk, what is read at
+    least. `shard_frames`: frames in a file that holds several chunks (a Zarr shard); 0: every chunk is a file.
     """
 
     robot: str
@@ -113,6 +115,7 @@ class StoreSpec:
     renderer: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     chunk_frames: int = 16
+    shard_frames: int = 0
 
     def __post_init__(self) -> None:
         for kind, parts in (
@@ -137,11 +140,28 @@ class StoreSpec:
                 raise InputError(f"Camera {name!r} has size {size}; give (height, width) in pixels.")
         if self.chunk_frames < 1 or not self.control_period_s > 0:
             raise InputError("chunk_frames and control_period_s must be positive.")
+        if self.shard_frames < 0 or self.shard_frames % self.chunk_frames:
+            raise InputError(
+                f"A file of {self.shard_frames} frames is not made of whole chunks of {self.chunk_frames}; "
+                f"take a multiple of {self.chunk_frames}, or 0 for a file a chunk."
+            )
+
+    @property
+    def file_frames(self) -> int:
+        """Rows in a file. Episodes begin on a file of their own, so that no file is ever written twice."""
+        return self.shard_frames or self.chunk_frames
+
+    @property
+    def schema_version(self) -> int:
+        """The version of the layout that a store of this description has."""
+        return SHARDED_VERSION if self.shard_frames else SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
         value = asdict(self)
         value["cameras"] = {name: list(size) for name, size in self.cameras.items()}
+        if not self.shard_frames:  # version 1 does not know it
+            del value["shard_frames"]
         return value
 
     @classmethod

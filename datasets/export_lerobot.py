@@ -29,6 +29,7 @@ _VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _CHUNK = 1000  # files in a folder
 _EPISODES = 100  # in a file: a broken one loses no more
 _AV1_LEAST = 64  # pixels a side that the AV1 encoder takes
+_HALVED, _WHOLE = "yuv420p", "yuv444p"  # colours at half the resolution, or at the full one
 
 
 @dataclass
@@ -54,6 +55,9 @@ def export_lerobot(store: ZarrStore, out: Path, codec: str = "h264", progress: P
     least = min(min(size) for size in store.spec.cameras.values())
     if codec == "av1" and least < _AV1_LEAST:
         raise InputError(f"AV1 needs pictures of {_AV1_LEAST} pixels a side, these have {least}; use --codec h264.")
+    odd = [size for size in store.spec.cameras.values() if _pixels(size) != _HALVED]
+    if codec == "av1" and odd:
+        raise InputError(f"AV1 needs even sides, these are {odd[0][1]} x {odd[0][0]} pixels; use --codec h264.")
     if out.exists():
         raise InputError(f"{out} already exists; choose another path.")
     written = _Written()
@@ -139,6 +143,11 @@ def _episode(
     return table, entry
 
 
+def _pixels(size: tuple[int, int]) -> str:
+    """The pixel format of a camera's video: colours at half the resolution need even sides."""
+    return _WHOLE if size[0] % 2 or size[1] % 2 else _HALVED
+
+
 class _Video:
     """A video being written, one frame after the other at an even rate."""
 
@@ -151,8 +160,7 @@ class _Video:
         self._container = cast(Any, av.open(str(path), "w"))
         self._stream = self._container.add_stream(name, rate=rate, options=options)
         self._stream.height, self._stream.width = size
-        # Colours at half the resolution need even sides.
-        self._stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
+        self._stream.pix_fmt = _pixels(size)
         self.frames = 0
 
     def write(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
@@ -203,7 +211,7 @@ def _info(store: ZarrStore, codec: str, written: _Written) -> dict[str, Any]:
                 "video.height": size[0],
                 "video.width": size[1],
                 "video.codec": codec,
-                "video.pix_fmt": "yuv420p",
+                "video.pix_fmt": _pixels(size),
                 "video.is_depth_map": False,
                 "video.fps": fps,
                 "video.channels": 3,

@@ -32,6 +32,8 @@ REPORT = Path("meta/import.json")
 Progress = Callable[[int, int], None]  # called with episodes done and episodes in all
 Stream = Callable[[Iterable[str]], Iterator[Converted]]  # episodes' names to what became of them, in order
 
+_MANY_FILES = 20_000  # more of them, and copying, listing and deleting a store hurt
+_SHARD_BYTES = 64 << 20  # of a file's frames, unpacked
 _SAMPLES = 3  # episodes of which a few pictures are read for the size estimate and the preview
 
 
@@ -39,7 +41,8 @@ _SAMPLES = 3  # episodes of which a few pictures are read for the size estimate 
 class ImportSettings:
     """What to import and how. `state`, `action`, `cameras`: the mapping (`mapping.py`; cameras as SOURCE or
     NAME=SOURCE, none = all). `rate_hz`: the store's control rate, None = the log's. `size`: pixels of a picture's
-    shorter side, None = as it is. `episodes`: only the first so many, None = all."""
+    shorter side, None = as it is. `episodes`: only the first so many, None = all. `shard_frames`: frames in a file,
+    0 = a file a chunk, None = that, unless there would be too many files."""
 
     source: Path
     out: Path
@@ -52,6 +55,7 @@ class ImportSettings:
     episodes: int | None = None
     robot: str | None = None
     chunk_frames: int = 16
+    shard_frames: int | None = None
     options: LogOptions = field(default_factory=LogOptions)
 
 
@@ -127,6 +131,8 @@ def prepare(settings: ImportSettings, progress: Progress | None = None) -> Impor
     samples = _samples(converter, found)
     robot, origin = settings.robot or log.robot or "unknown", _provenance(settings, log, converter)
     spec = describe_store(found, converter, robot, settings.chunk_frames, origin)
+    shard = _shard(found, spec) if settings.shard_frames is None else settings.shard_frames
+    spec = replace(spec, shard_frames=shard)
     return ImportPlan(
         settings, converter, found, spec, names, samples, _estimate(samples, found, spec), (note,) if note else ()
     )
@@ -267,6 +273,18 @@ def _estimate(samples: Sequence[Sample], found: Survey, spec: StoreSpec) -> int:
         frames += len(next(iter(sample.images.values())))
     numbers = 8 + 4 * (len(spec.state_names) + len(spec.action_names))
     return int(found.total * (total / frames + numbers))
+
+
+def _shard(found: Survey, spec: StoreSpec) -> int:
+    """Frames in a file: 0 (a file a chunk) unless that makes very many files; then as many as most episodes have."""
+    lengths = [length for parts in found.frames.values() for length in parts]
+    chunk, arrays = spec.chunk_frames, len(spec.cameras) + 3
+    if arrays * sum(-(-length // chunk) for length in lengths) <= _MANY_FILES:
+        return 0
+    frame = max(3 * height * width for height, width in spec.cameras.values())
+    wanted = min(int(np.median(lengths)), _SHARD_BYTES // frame)
+    shard = max(-(-wanted // chunk), 1) * chunk
+    return shard if shard > chunk else 0
 
 
 def _cameras(log: Log, texts: Sequence[str]) -> dict[str, str]:

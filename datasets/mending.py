@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.copying import whole_store
+from vjepa_mpc.datasets.copying import RECORDING, recording, whole_store
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.findings import REMEDIES, Finding, runs
 from vjepa_mpc.datasets.store import ZarrStore
@@ -125,4 +125,4 @@ def _corrected(spec: StoreSpec, episode: Episode, degrees: list[int]) -> Episode
 def _noted(episode: Episode, store: ZarrStore, index: int, part: int) -> Episode:
     """The episode with a word on where it comes from."""
     origin = {"store": store.path.name, "episode": index, "part": part}
-    return replace(episode, metadata={**episode.metadata, "mended_from": origin})
+    return replace(episode, metadata={**episode.metadata, RECORDING: recording(store, index), "mended_from": origin})

@@ -16,9 +16,10 @@ from jaxtyping import Float, UInt8
 from vjepa_mpc.core.files import write_text
 from vjepa_mpc.datasets.conversion import fitted, resized
 from vjepa_mpc.datasets.findings import REMEDIES
+from vjepa_mpc.datasets.logs import only
 from vjepa_mpc.datasets.statistics import statistics
 from vjepa_mpc.datasets.store import ZarrStore
-from vjepa_mpc.datasets.summary import summarise
+from vjepa_mpc.datasets.summary import describe
 from vjepa_mpc.datasets.validation import Validation
 
 Progress = Callable[[int, int], None]
@@ -44,7 +45,7 @@ def write_page(
     """Write the page; returns the episodes shown, at most `episodes`, evenly spread over the store.
 
     `found`: the result of `validate`, None to leave it out. The page holds everything it shows (videos as H.264, at
-    most 240 frames of 160 pixels each). `InputError` when the store has no episode.
+    most 240 frames of 160 pixels each). Damaged episodes are shown as such. `InputError` when none can be read.
     """
     numbers = statistics(store)
     shown = sorted(set(np.linspace(0, len(store) - 1, min(episodes, len(store))).round().astype(int).tolist()))
@@ -55,7 +56,7 @@ def write_page(
             progress(done, len(shown))
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(store.path.name)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(only(store.path))}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{_STYLE}</style></head><body>'
         + "\n".join(parts)
         + "</body></html>\n"
@@ -65,7 +66,7 @@ def write_page(
 
 
 def _head(store: ZarrStore) -> str:
-    value = summarise(store)
+    value = describe(store)
     provenance = value["provenance"]
     lengths = value["episode_lengths"]
     rows = {
@@ -81,7 +82,7 @@ def _head(store: ZarrStore) -> str:
     recipe = provenance.get("recipe")
     rows |= {f"recipe: {key}": str(item) for key, item in (recipe if isinstance(recipe, dict) else {}).items()}
     cells = "".join(f"<tr><td>{escape(key)}</td><td>{escape(text)}</td></tr>" for key, text in rows.items())
-    return f"<h1>{escape(store.path.name)}</h1><table>{cells}</table>"
+    return f"<h1>{escape(only(store.path))}</h1><table>{cells}</table>"
 
 
 def _report(found: Validation | None) -> str:
@@ -109,6 +110,8 @@ def _tables(store: ZarrStore, numbers: dict[str, Any]) -> str:
     lengths, tasks = numbers["lengths"], list(numbers["tasks"].items())[:20]
     text += f"<p>Lengths {lengths['min']:g} to {lengths['max']:g}, {lengths['q50']:g} in the middle; "
     text += f"{numbers['motionless_share']:.1%} of the steps without motion.</p>"
+    if numbers["unreadable"]:
+        text += f'<p class="bad">{len(numbers["unreadable"])} episodes cannot be read and are not counted here.</p>'
     items = "".join(f"<li>{escape(task or '(no task)')}: {count} episodes</li>" for task, count in tasks)
     return f"{text}<ul>{items}</ul>"
 

@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import Float32, Int64, UInt8
-from zarr.codecs import ZstdCodec
-from zarr.core.chunk_key_encodings import DefaultChunkKeyEncoding
 from zarr.storage import LocalStore
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import atomic_folder
 from vjepa_mpc.datasets import layout
-from vjepa_mpc.datasets.arrays import DAMAGED, column, columns, line_of, open_arrays, read_spec
+from vjepa_mpc.datasets.arrays import DAMAGED, column, columns, create_array, line_of, open_arrays, read_spec
 from vjepa_mpc.datasets.episode import SCHEMA_VERSION, Episode, StoreSpec
 
-_GROWTH = 256  # chunks by which arrays grow at once: one metadata write for many episodes
+_GROWTH = 256  # files by which arrays grow at once: one metadata write for many episodes
 
 
 class ZarrStore:
@@ -49,20 +47,12 @@ class ZarrStore:
                 LocalStore(folder),
                 attributes={
                     "format": layout.FORMAT,
-                    "schema_version": SCHEMA_VERSION,
+                    "schema_version": spec.schema_version,
                     "spec": spec.to_json(),
                 },
             )
-            for name, (shape, dtype) in columns(spec).items():
-                group.create_array(
-                    name,
-                    shape=(0, *shape),
-                    dtype=dtype,
-                    chunks=(spec.chunk_frames, *shape),
-                    compressors=ZstdCodec(level=1, checksum=True),
-                    chunk_key_encoding=DefaultChunkKeyEncoding(separator="."),
-                    fill_value=0,
-                )
+            for name in columns(spec):
+                create_array(group, name, spec)
             (folder / "meta").mkdir()
             (folder / layout.EPISODES).touch()
             layout.publish(folder, np.zeros((0, 3), np.int64))
@@ -141,8 +131,8 @@ class ZarrStore:
         """A hash of the published episodes and of what their numbers mean; provenance, metadata and chunking
         are left out. Equal content gives an equal hash, however it was written."""
         spec = self.spec.to_json()
-        for key in ("provenance", "renderer", "chunk_frames"):
-            spec.pop(key)
+        for key in ("provenance", "renderer", "chunk_frames", "shard_frames"):
+            spec.pop(key, None)
         lines = [self.digest(index) for index in range(len(self))]
         text = json.dumps([SCHEMA_VERSION, spec, self.lengths().tolist(), lines], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -193,12 +183,12 @@ class ZarrStore:
             raise InputError(f"{self.path} is damaged: chunk {where} is short or broken ({error}).") from error
 
     def _chunks(self, rows: slice) -> range:
-        """The numbers of the chunks that hold `rows`. Episodes leave no chunk between them unused."""
-        return range(rows.start // self.spec.chunk_frames, -(-rows.stop // self.spec.chunk_frames))
+        """The numbers of the files that hold `rows`. Episodes leave no file between them unused."""
+        return range(rows.start // self.spec.file_frames, -(-rows.stop // self.spec.file_frames))
 
     def _damaged_chunk(self, name: str, rows: slice) -> str:
         """Which of the chunks of `rows` cannot be read."""
-        array, chunk = self._arrays[name], self.spec.chunk_frames
+        array, chunk = self._arrays[name], self.spec.file_frames
         for number in self._chunks(rows):
             try:
                 array[number * chunk : min((number + 1) * chunk, rows.stop)]
@@ -271,8 +261,8 @@ class ZarrWriter(ZarrStore):
         self.close()
 
     def _extended_table(self, episodes: Sequence[Episode], lines: Sequence[bytes]) -> Int64[np.ndarray, "n 3"]:
-        """The published table once `episodes` are in: each starts on a chunk of its own."""
-        chunk = self.spec.chunk_frames
+        """The published table once `episodes` are in: each starts on a file of its own."""
+        chunk = self.spec.file_frames
         rows = [tuple(int(v) for v in row) for row in self._table[-1:]] or [(0, 0, 0)]
         for episode, line in zip(episodes, lines, strict=True):
             first = -(-rows[-1][1] // chunk) * chunk
@@ -280,8 +270,8 @@ class ZarrWriter(ZarrStore):
         return np.concatenate([self._table, np.array(rows[1:], np.int64).reshape(-1, 3)])
 
     def _write_rows(self, episodes: Sequence[Episode], table: Int64[np.ndarray, "n 3"]) -> None:
-        """Write whole chunks past everything published, and flush them."""
-        chunk = self.spec.chunk_frames
+        """Write whole files past everything published, and flush them."""
+        chunk = self.spec.file_frames
         first, end = int(table[0, 0]), -(-int(table[-1, 1]) // chunk) * chunk
         files = []
         for name, array in self._arrays.items():
@@ -301,7 +291,7 @@ class ZarrWriter(ZarrStore):
         self._table = layout.read_published(self.path)  # the truth, also when interrupted just after publishing
         end = int(self._table[-1, 1]) if len(self) else 0
         layout.remove_leftovers(
-            self.path, [self.path / name for name in self._arrays], -(-end // self.spec.chunk_frames)
+            self.path, [self.path / name for name in self._arrays], -(-end // self.spec.file_frames)
         )
         for array in self._arrays.values():
             if array.shape[0] != end:

@@ -9,22 +9,32 @@ import numpy as np
 from jaxtyping import Float32
 
 from vjepa_mpc.datasets import layout
-from vjepa_mpc.datasets.episode import SCHEMA_VERSION, StoreSpec
+from vjepa_mpc.datasets.episode import StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore
 
 
 def summarise(store: ZarrStore) -> dict[str, Any]:
-    """Counts, description, size on disk, ranges seen, provenance. Sizes in bytes, times in seconds;
+    """What `describe` says, and the ranges of states and actions seen. `InputError` when an episode is damaged."""
+    states, actions = store.states_and_actions()
+    last = np.cumsum(store.lengths()) - 1  # an episode's last row holds no action
+    seen = {
+        "states": _ranges(store.spec, "state", states),
+        "actions": _ranges(store.spec, "action", np.delete(actions, last, axis=0)),
+    }
+    return {**describe(store), **seen}
+
+
+def describe(store: ZarrStore) -> dict[str, Any]:
+    """Counts, description, size on disk, provenance; no array is read. Sizes in bytes, times in seconds;
     `compression_ratio` is raw frames, states, actions and times over everything on the disk."""
     spec, lengths = store.spec, store.lengths()
     frames = int(lengths.sum())
-    states, actions = store.states_and_actions()
-    last = np.cumsum(lengths) - 1  # an episode's last row holds no action
     size = _size(store.path)
-    raw = frames * (sum(3 * h * w for h, w in spec.cameras.values()) + 8 + 4 * (states.shape[1] + actions.shape[1]))
+    numbers = len(spec.state_names) + len(spec.action_names)
+    raw = frames * (sum(3 * h * w for h, w in spec.cameras.values()) + 8 + 4 * numbers)
     return {
         "path": str(store.path),
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": spec.schema_version,
         "robot": spec.robot,
         "state_model": spec.state_model,
         "control_period_s": spec.control_period_s,
@@ -35,8 +45,7 @@ def summarise(store: ZarrStore) -> dict[str, Any]:
         "cameras": {name: list(value) for name, value in spec.cameras.items()},
         "renderer": spec.renderer,
         "chunk_frames": spec.chunk_frames,
-        "states": _ranges(spec, "state", states),
-        "actions": _ranges(spec, "action", np.delete(actions, last, axis=0)),
+        "shard_frames": spec.shard_frames,
         "bytes_on_disk": size,
         "compression_ratio": raw / size if size else 0.0,
         "content_hash": store.content_hash(),

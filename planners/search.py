@@ -192,9 +192,18 @@ class _Search(Generic[State]):
         problems = torch.arange(start.shape[0], device=start.device)
         first = self.ledger.evaluate(start[:, None], problems)
         best = Best(start, first.cost[:, 0], first.violation[:, 0])
+        costs = tuple(best.cost.tolist())
+        self.begun = IterationStatistics(costs, costs, (0.0,) * len(costs), self.ledger.evaluations, 0.0)
         schedule = self.proposal.schedule(self.ledger.affordable(UNLIMITED))
         state = self.proposal.init(start, bounds, len(schedule.populations))
         live = _Live(problems, bounds, generators, best, best, best, torch.zeros_like(problems), state)
+        satisfied = best.meets(self.budget.target)
+        if bool(satisfied.any()):  # the start is an answer already
+            self._answer(of_problems(live, satisfied.nonzero()[:, 0]), "target", schedule)
+            if bool(satisfied.all()):
+                return self._plan(first.names)
+            live = of_problems(live, (~satisfied).nonzero()[:, 0])
+            suggestions = None if suggestions is None else suggestions[~satisfied]
         stopped, last_s = "max_evaluations" if schedule.cut else "iterations", self.ledger.seconds
         for n in schedule.populations:
             # What follows the last population takes its time, too.
@@ -228,7 +237,7 @@ class _Search(Generic[State]):
             best=live.best.improved_by(samples, evaluation),
             state=self.proposal.update(live.state, samples, evaluation),
         )
-        before = self.records[-1] if self.records else None
+        before = self.records[-1] if self.records else self.begun
         self.records.append(statistics(live.problems, live.best, samples, evaluation, self.ledger, before))
         return live
 
@@ -237,7 +246,7 @@ class _Search(Generic[State]):
         budget, best = self.budget, live.best
         done: dict[str, Bool[Tensor, "r"]] = {}
         if budget.target is not None:
-            done["target"] = (best.cost <= budget.target) & (best.violation.sum(dim=-1) == 0)
+            done["target"] = best.meets(budget.target)
         if budget.patience is not None:
             better = best.clearly_better(live.mark, budget.tolerance)
             idle = torch.where(better, 0, live.idle + 1)
@@ -269,7 +278,7 @@ class _Search(Generic[State]):
         counts, since a model may answer differently with them: the best of it is judged again."""
         descended = self.proposal.penalty is not None
         best = live.start if descended else live.best
-        if why == "deadline" and not self.records:
+        if why in ("deadline", "target") and not self.records:
             return best
         if not schedule.final or not (descended or (self.records and not self.ledger.late())):
             return best
@@ -307,7 +316,7 @@ def statistics(
     samples: Float[Tensor, "r n h a"],
     evaluation: Evaluation,
     ledger: Ledger,
-    before: IterationStatistics | None,
+    before: IterationStatistics,
 ) -> IterationStatistics:
     """One iteration's record; problems that had stopped keep their values of `before`. `std` is that of the
     population drawn; a mean over no finite cost is +inf."""
@@ -316,7 +325,7 @@ def statistics(
     mean_cost = torch.where(finite.any(dim=1), total / finite.sum(dim=1).clamp(min=1), torch.inf)
     std = samples.std(dim=1, correction=0).mean(dim=(1, 2))
     values = (best.cost.tolist(), mean_cost.tolist(), std.tolist())
-    old = (before.best, before.mean_cost, before.std) if before is not None else values
+    old = (before.best, before.mean_cost, before.std)
     rows = problems.tolist()
     parts = [_merged(kept, rows, new) for kept, new in zip(old, values, strict=True)]
     return IterationStatistics(parts[0], parts[1], parts[2], ledger.evaluations, ledger.seconds)

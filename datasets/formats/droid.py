@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ _CLOCK = "observation/timestamp/robot_state/read_start"  # milliseconds
 _RATE_HZ = 15.0
 _DEPTH = 6  # folders between the source and an episode: lab, outcome, date, time, and two to spare
 _MAX_ROWS = 1_000_000
+_LOOKED_AT = 20  # episodes that say which cameras there are, and of which size
 
 
 class DroidLog:
@@ -53,11 +55,12 @@ class DroidLog:
         for name in self._names:
             try:
                 self.vectors = self._vectors(name)
-                self.cameras = {role: describe_video(file)[0] for role, file in self._videos(name).items()}
-                return
+                break
             except InputError as error:
                 reason = first_line(error)
-        raise InputError(f"{path} has no DROID episode that can be read: {reason}.")
+        if not self.vectors:
+            raise InputError(f"{path} has no DROID episode that can be read: {reason}.")
+        self.cameras = self._seen_cameras()
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -103,6 +106,18 @@ class DroidLog:
                         if len(shape) in (1, 2) and shape[0] == count and item.dtype.kind in "fiu":
                             found[f"{head}/{key}"] = VectorInfo(shape[1] if len(shape) == 2 else 1)
         return found
+
+    def _seen_cameras(self) -> dict[str, CameraInfo]:
+        """The cameras of episodes spread over the log, each of the size that most of them have: any one episode
+        may lack a camera, or have been recorded otherwise."""
+        chosen = np.unique(np.linspace(0, len(self._names) - 1, min(_LOOKED_AT, len(self._names))).round().astype(int))
+        sizes: dict[str, Counter[CameraInfo]] = {}
+        for index in chosen.tolist():
+            with contextlib.suppress(InputError):
+                for role, file in self._videos(self._names[index]).items():
+                    with contextlib.suppress(InputError):
+                        sizes.setdefault(role, Counter())[describe_video(file)[0]] += 1
+        return {role: sizes[role].most_common(1)[0][0] for role in ROLES if role in sizes}
 
     def _metadata(self, name: str) -> dict[str, Any]:
         """The laboratory's notes on an episode, {} when there are none."""

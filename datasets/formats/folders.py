@@ -72,7 +72,12 @@ class FolderLog:
         return self._names
 
     def files(self) -> Sequence[Path]:
-        return [Path(folder) / file for folder, _, files in os.walk(self._root) for file in files]
+        if self._alone:  # what else lies in its folder is not of the log
+            found = [self._root / self._alone]
+        else:
+            found = [Path(folder) / file for folder, _, files in os.walk(self._root) for file in files]
+        states = self._options.states
+        return found if states is None or states in found else [*found, states]
 
     def rows(self, episode: str, names: Sequence[str]) -> Rows:
         table = self._table(episode)

@@ -18,7 +18,7 @@ from vjepa_mpc.datasets.formats.pictures import decode_picture
 from vjepa_mpc.datasets.formats.video import frames_by_time
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Rows, VectorInfo, inside
 
-_MAX_BYTES = 1 << 30  # of numbers read at once: a larger claim is damage or a bomb
+_MAX_BYTES = 2 << 30  # read at once, pictures in parquet among them: a larger claim is damage or a bomb
 _BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 # Mappings that datasets known by their names call for, the first whose fields are all there.
 _SUGGESTIONS = (
@@ -54,7 +54,8 @@ class LeRobotLog:
         }
         self.rate_hz, self.robot = float(info["fps"]), str(info.get("robot_type") or "")
         self._places, self.broken = read_index(path, info, self._video, options)
-        self._last: tuple[Any, Any] | None = None  # the part of a data file read last: neighbours share it
+        # The groups of rows read last, by columns: neighbouring episodes share them, numbers and pictures alternate.
+        self._last: dict[tuple[str, ...], tuple[Any, Any]] = {}
         fitting = (parts for parts in _SUGGESTIONS if all(re.split(r"[\[:]", p)[0] in self.vectors for p in parts))
         self.suggestion = next(fitting, ())
 
@@ -120,10 +121,11 @@ class LeRobotLog:
                 raise InputError(f"{place.file} lacks the columns {', '.join(absent)}")
             groups = _groups(file.metadata, episode)
             _check_size(file.metadata, groups, columns, place.file)
-            key = (place.file, tuple(groups), tuple(columns))
-            if self._last is None or self._last[0] != key:
-                self._last = (key, file.read_row_groups(groups, columns=columns))
-            table = self._last[1]
+            key = (place.file, tuple(groups))
+            if self._last.get(tuple(columns), (None,))[0] != key:
+                self._last.pop(tuple(columns), None)  # before the next is read: one of each in memory
+                self._last[tuple(columns)] = (key, file.read_row_groups(groups, columns=columns))
+            table = self._last[tuple(columns)][1]
             return table.filter(pc.equal(table["episode_index"], episode))
         except FileNotFoundError as error:
             raise InputError(f"{place.file} is missing") from error
@@ -131,7 +133,7 @@ class LeRobotLog:
             raise InputError(f"{place.file} {parquet_fault(error)}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_last": {}}
 
 
 def _groups(metadata: Any, episode: int) -> list[int]:
@@ -150,15 +152,20 @@ def _groups(metadata: Any, episode: int) -> list[int]:
 
 def _check_size(metadata: Any, groups: Sequence[int], columns: Sequence[str], file: str) -> None:
     """Refuse to unpack what claims to be huge."""
-    total = 0
+    names, total = metadata.schema.to_arrow_schema().names, 0
     for number in groups:
         group = metadata.row_group(number)
         for i in range(group.num_columns):
             leaf = group.column(i)
-            if leaf.path_in_schema.split(".list.")[0] in columns or leaf.path_in_schema.split(".")[0] in columns:
+            # Leaves lie inside their column (a list's items, the bytes of a picture), and names have dots in them.
+            owners = [name for name in names if f"{leaf.path_in_schema}.".startswith(f"{name}.")]
+            if max(owners, key=len, default="") in columns:
                 total += leaf.total_uncompressed_size
     if total > _MAX_BYTES:
-        raise InputError(f"{file} claims {total / 1e9:.1f} GB in one group of rows; it is damaged")
+        raise InputError(
+            f"{file} claims {total / 1e9:.1f} GB in the groups of rows of one episode; it is damaged, or has to be "
+            "written in smaller groups"
+        )
 
 
 def _numbers(column: Any, name: str, width: int) -> np.ndarray:

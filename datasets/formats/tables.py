@@ -55,7 +55,7 @@ def read_table(path: Path) -> Table:
 
 
 def _from_records(records: list[Any], path: Path) -> Table:
-    """Rows that are objects with the same keys; columns that are not numbers are left out."""
+    """Rows that are objects with the same keys; columns of words are left out."""
     if not records or not isinstance(records[0], dict):
         raise InputError(f"{path.name} holds no rows")
     columns = {}
@@ -63,7 +63,7 @@ def _from_records(records: list[Any], path: Path) -> Table:
         cells = [record.get(key) if isinstance(record, dict) else None for record in records]
         if key is None or any(isinstance(cell, list) for cell in cells):
             raise InputError(f"{path.name} has a row with more cells than names")
-        values = _numbers(cells)
+        values = _numbers(cells, f"{path.name}: column {str(key).strip()!r}")
         if values is not None:
             columns[str(key).strip()] = values
     times = next((columns.pop(name) for name in _TIME if name in columns), None)
@@ -80,12 +80,21 @@ def _from_records(records: list[Any], path: Path) -> Table:
     return Table(found, {group: tuple(members) for group, members in groups.items()}, times)
 
 
-def _numbers(cells: list[Any]) -> np.ndarray | None:
-    """Cells as numbers, NaN where empty; None when some cell is a word."""
-    try:
-        return np.array([float("nan") if cell in ("", None) else float(cell) for cell in cells])
-    except (TypeError, ValueError):
+def _numbers(cells: list[Any], name: str) -> np.ndarray | None:
+    """Cells as numbers, NaN where empty; None for a column of words. A column of numbers in which some cell is
+    none is an `InputError`: left out, it would be missed silently."""
+    values, bad = [], []
+    for row, cell in enumerate(cells):
+        try:
+            values.append(float("nan") if cell in ("", None) else float(cell))
+        except (TypeError, ValueError):
+            bad.append((row, cell))
+    if not bad:
+        return np.array(values)
+    if np.count_nonzero(~np.isnan(values)) <= len(bad):
         return None
+    row, cell = bad[0]
+    raise InputError(f"{name} has {str(cell)[:40]!r} in row {row}, which is no number")
 
 
 def _from_arrays(value: dict[str, Any], path: Path) -> Table:

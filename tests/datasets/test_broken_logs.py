@@ -99,6 +99,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, Breaking, str]] = {
     "pictures: no table": (write_pictures, "run9/states.csv", lambda p: p.unlink(), "no states.csv"),
     "pictures: times back": (write_pictures, "run9/states.csv", lambda p: edit_table(p, "0.3,", "0.1,"), "not incr"),
     "pictures: a hole": (write_pictures, "run9/states.csv", lambda p: edit_table(p, "0.0,1.0,", "0.0,,"), "holds NaN"),
+    "pictures: a word": (write_pictures, "run9/states.csv", lambda p: edit_table(p, "0.0,1.0,", "0.0,oops,"), "'oops'"),
     "pictures: no columns": (write_pictures, "run9/states.csv", lambda p: p.write_text("a\nx\n"), "no column of numb"),
     "pictures: one row": (write_pictures, "run9/states.csv", lambda p: p.write_text("time,a,b,grip\n0,1,2,3"), "fewer"),
 }

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from test_data_command import run
@@ -14,10 +15,12 @@ from toy_trajectories import toy_episode, toy_spec
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets import importing
-from vjepa_mpc.datasets.copying import held_out, merge, split
+from vjepa_mpc.datasets.copying import held_out, merge, recording, split
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.importing import ImportSettings, prepare
+from vjepa_mpc.datasets.mending import mend
 from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.datasets.validation import validate
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +98,42 @@ def test_splitting_keeps_recordings_together(tmp_path: Path) -> None:
         split(store, outs, 1.0, seed=0)
 
 
+def test_recordings_are_known_through_merging_and_mending(tmp_path: Path) -> None:
+    """Two logs name their episodes alike; one of them was imported twice, at different rates."""
+
+    def imported(name: str, fingerprint: str, period_s: float) -> ZarrStore:
+        spec = replace(toy_spec(), provenance={"recipe": {"fingerprint": fingerprint}}, control_period_s=period_s)
+        with ZarrStore.create(tmp_path / name, spec) as writer:
+            for seed in range(2):
+                episode = toy_episode(10 * len(name) + seed, 5)
+                writer.append(replace(episode, metadata={"source": {"episode": f"run{seed}"}}))
+        return ZarrStore.open(tmp_path / name)
+
+    stores = [imported("a.zarr", "one", 0.1), imported("bb.zarr", "one", 0.1), imported("ccc.zarr", "other", 0.1)]
+    merge(stores[:2], tmp_path / "ab.zarr")
+    merge([ZarrStore.open(tmp_path / "ab.zarr"), stores[2]], tmp_path / "all.zarr")
+    store = ZarrStore.open(tmp_path / "all.zarr")
+    names = [recording(store, index) for index in range(6)]
+    assert names == ["one run0", "one run1", "one run0", "one run1", "other run0", "other run1"]
+    mend(store, validate(store), tmp_path / "mended.zarr")
+    mended = ZarrStore.open(tmp_path / "mended.zarr")
+    assert {recording(mended, index) for index in range(len(mended))} == set(names)
+    plain = written(tmp_path / "plain.zarr", range(2))
+    merge([plain, written(tmp_path / "more.zarr", range(2, 4))], tmp_path / "both.zarr")
+    both = ZarrStore.open(tmp_path / "both.zarr")
+    assert recording(both, 0) == recording(plain, 0) == plain.digest(0) != recording(both, 1)
+
+
+def test_splitting_looks_at_both_places_first(tmp_path: Path) -> None:
+    store = written(tmp_path / "a.zarr", range(4))
+    (tmp_path / "test.zarr").mkdir()
+    with pytest.raises(InputError, match=r"test.zarr already exists"):
+        split(store, (tmp_path / "train.zarr", tmp_path / "test.zarr"), 0.5, seed=0)
+    with pytest.raises(InputError, match="name two"):
+        split(store, (tmp_path / "b.zarr", tmp_path / "b.zarr"), 0.5, seed=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "test.zarr"]
+
+
 def test_which_side_depends_on_the_seed_alone() -> None:
     assert held_out(40, 0.25, 1) == held_out(40, 0.25, 1) != held_out(40, 0.25, 2)
     assert len(held_out(40, 0.25, 1)) == 10 and len(held_out(5, 0.01, 0)) == 1 and len(held_out(5, 0.99, 0)) == 4
@@ -157,6 +196,9 @@ def test_lerobot_comes_back_up_to_the_codec(tmp_path: Path, codec: str, size: tu
         tmp_path / "lerobot", tmp_path / "b.zarr", "observation.state:rad", "action:displacement", names
     )
     info = json.loads((tmp_path / "lerobot/meta/info.json").read_text())
+    told = info["features"]["observation.images.top"]["info"]
+    with av.open(str(next((tmp_path / "lerobot/videos").rglob("*.mp4")))) as container:
+        assert told["video.pix_fmt"] == container.streams.video[0].pix_fmt
     assert info["fps"] == 10 and info["features"]["action"]["names"] == ["d1", "d2"]
     for seed in range(3):
         ours, theirs = smooth(seed), back.read(seed)
@@ -170,6 +212,12 @@ def test_exports_refuse_what_they_cannot_write(tmp_path: Path) -> None:
     store = written(tmp_path / "a.zarr", range(1))
     with pytest.raises(InputError, match="AV1 needs pictures of 64 pixels"):
         run("export", str(store.path), str(tmp_path / "b"), "--codec", "av1")
+    odd = replace(toy_spec(), cameras={"top": (65, 66)})
+    ZarrStore.create(tmp_path / "odd.zarr", odd).close()
+    with ZarrStore.append_to(tmp_path / "odd.zarr") as writer:
+        writer.append(replace(toy_episode(0, 2), images={"top": np.zeros((2, 65, 66, 3), np.uint8)}))
+    with pytest.raises(InputError, match="even sides, these are 66 x 65"):
+        run("export", str(tmp_path / "odd.zarr"), str(tmp_path / "b"), "--codec", "av1")
     with pytest.raises(InputError, match="no codec named 'h265'"):
         run("export", str(store.path), str(tmp_path / "b"), "--codec", "h265")
     with pytest.raises(InputError, match="no export format named 'zarr'"):

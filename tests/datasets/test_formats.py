@@ -9,10 +9,24 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
-from toy_logs import LENGTHS, NAMES, RATE, SIZE, WRITERS, assert_shows, state, write_droid, write_lerobot_v3
+from toy_logs import (
+    LENGTHS,
+    NAMES,
+    RATE,
+    SIZE,
+    WRITERS,
+    assert_shows,
+    picture,
+    state,
+    write_droid,
+    write_lerobot_images,
+    write_lerobot_v3,
+    write_video,
+)
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.logs import CameraInfo, Log, LogOptions
+from vjepa_mpc.datasets.formats import lerobot
+from vjepa_mpc.datasets.logs import CameraInfo, Log, LogOptions, fingerprint
 from vjepa_mpc.datasets.opening import FORMATS, open_log
 
 
@@ -95,6 +109,16 @@ def test_droids_roles_are_found_without_the_notes(tmp_path: Path) -> None:
     assert log.vectors["robot_state/joint_positions"].width == 7
 
 
+def test_droids_cameras_are_those_of_most_episodes_not_of_the_first(tmp_path: Path) -> None:
+    path = write_droid(tmp_path / "droid")
+    first, second, _ = sorted(path.glob("LAB/success/*/*/recordings/MP4"))
+    (first / "333.mp4").unlink()
+    write_video(first / "222.mp4", [picture(0, row, (48, 48)) for row in range(LENGTHS[0])])
+    (second / "111.mp4").write_bytes(b"")
+    log = open_log(path, None, LogOptions())
+    assert log.cameras == {role: CameraInfo(*SIZE) for role in ("ext1", "ext2", "wrist")}
+
+
 def test_templates_are_trusted_not_the_version(tmp_path: Path) -> None:
     path = write_lerobot_v3(tmp_path / "log", "libx264")
     info = json.loads((path / "meta/info.json").read_text())
@@ -127,6 +151,49 @@ def test_a_single_video_with_its_states(tmp_path: Path) -> None:
     log = open_log(path / "01/top.mp4", None, options)
     assert list(log.cameras) == ["camera"] and len(log.rows(".", ["state"]).times) == LENGTHS[1]
     assert_shows(next(iter(log.frames(".", "camera", np.array([4])))), 1, 4)
+
+
+def test_a_single_videos_fingerprint_is_of_it_and_its_states_alone(tmp_path: Path) -> None:
+    from toy_logs import write_video_folders
+
+    path = write_video_folders(tmp_path / "runs") / "01"
+    log = open_log(path / "top.mp4", None, LogOptions(states=path / "states.json"))
+    before = fingerprint(log, path / "top.mp4")
+    (path / "holiday.mp4").write_bytes(b"x")
+    assert sorted(file.name for file in log.files()) == ["states.json", "top.mp4"]
+    assert fingerprint(log, path / "top.mp4") == before
+    (path / "states.json").write_text("[]")
+    assert fingerprint(log, path / "top.mp4") != before
+
+
+def test_pictures_in_parquet_are_sized_before_reading_and_kept_apart_from_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = write_lerobot_images(tmp_path / "log")
+    info = json.loads((path / "meta/info.json").read_text())
+    info["data_path"] = "data/chunk-000/episode_000000.parquet"  # all episodes in one group of rows
+    files = sorted(path.glob("data/*/*.parquet"))
+    pq.write_table(pa.concat_tables([pq.read_table(file) for file in files]), files[0])
+    (path / "meta/info.json").write_text(json.dumps({**info, "data_path": info["data_path"] + "{episode_index}"}))
+    for episode in range(3):
+        (path / f"data/chunk-000/episode_000000.parquet{episode}").symlink_to(files[0])
+    camera, reads, real = "observation.images.top", [], pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_groups", lambda *a, **named: (reads.append(named["columns"]), real(*a, **named))[1]
+    )
+    log = open_log(path, None, LogOptions())
+    for name in log.episodes()[:1] * 3:
+        log.rows(name, ["observation.state"])
+        assert_shows(next(iter(log.frames(name, camera, np.array([4])))), 0, 4)
+    assert len(reads) == 2  # the numbers once, the pictures once
+    monkeypatch.setattr(lerobot, "_MAX_BYTES", 2000)
+    log = open_log(path, None, LogOptions())
+    log.rows("0", ["observation.state"])
+    with pytest.raises(InputError, match="GB in the groups of rows"):
+        next(iter(log.frames("0", camera, np.array([4]))))
 
 
 def test_an_unknown_format_or_path_offers_the_names(tmp_path: Path) -> None:

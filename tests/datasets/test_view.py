@@ -61,3 +61,15 @@ def test_the_page_holds_everything_it_shows(tmp_path: Path, monkeypatch: pytest.
     assert len(frames) == 6 and frames[0].shape == (6, 4, 3)
     assert np.abs(frames[0].mean() - episodes[0].images["top"][0].mean()) < 25
     assert "Not run" in (run("view", str(tmp_path / "a.zarr"), "--no-check"), (tmp_path / "a.zarr.html").read_text())[1]
+
+
+def test_a_damaged_store_is_shown_with_what_is_left_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ZarrStore.create(tmp_path / "a.zarr", toy_spec()) as writer:
+        writer.extend([toy_episode(seed, 4) for seed in range(3)])
+    (tmp_path / "a.zarr/states/c.1.0").unlink()
+    (tmp_path / "a.zarr/images/top/c.2.0.0.0").write_bytes(b"torn")
+    monkeypatch.chdir(tmp_path / "a.zarr")
+    assert "a.zarr.html: 3 of 3 episodes" in run("view", ".")
+    text = (tmp_path / "a.zarr.html").read_text()
+    assert "<title>a.zarr</title>" in text and "1 episodes cannot be read" in text
+    assert "chunk states/c.1.0 is missing" in text and "images/top/c.2.0.0.0 is short" in text

@@ -9,12 +9,14 @@ import typer
 
 from vjepa_mpc.cli.data_copy import export, merge, split
 from vjepa_mpc.cli.data_import import import_log
+from vjepa_mpc.cli.data_repair import repair
 from vjepa_mpc.cli.data_validate import validate
 from vjepa_mpc.cli.data_view import view
 
 app = typer.Typer(help="Bring logs into trajectory stores, look at them, check them.", no_args_is_help=True)
 app.command("import")(import_log)
 app.command()(validate)
+app.command()(repair)
 app.command()(merge)
 app.command()(split)
 app.command()(export)
@@ -75,6 +77,8 @@ def _print_stats(found: dict[str, Any]) -> None:
     lengths = found["lengths"]
     console.print(f"lengths: {lengths['min']:g} to {lengths['max']:g}, {lengths['q50']:g} in the middle")
     console.print(f"steps without motion: {found['motionless_share']:.1%}")
+    if found["unreadable"]:
+        console.print(f"not counted: {len(found['unreadable'])} episodes that cannot be read (see data validate)")
     for task, count in list(found["tasks"].items())[:10]:
         console.print(f"task {task or '(none)'}: {count} episodes", markup=False)
 

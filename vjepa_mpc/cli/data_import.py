@@ -30,6 +30,9 @@ def import_log(
         None, min=8, help="Pixels of a picture's shorter side; as it is when left out or smaller."
     ),
     episodes: int | None = typer.Option(None, min=1, help="Only the first so many episodes."),
+    shard: int | None = typer.Option(
+        None, min=0, help="Frames in a file of the store, a multiple of 16; left out, 16, or more for very many files."
+    ),
     format: str | None = typer.Option(None, help="A format's name or module:Class; recognised when left out."),
     robot: str | None = typer.Option(None, help="The robot's name; the log's when left out."),
     states: Path | None = typer.Option(None, help="The table of states of a single video or folder of pictures."),
@@ -59,6 +62,7 @@ def import_log(
         size=size,
         episodes=episodes,
         robot=robot,
+        shard_frames=shard,
         options=LogOptions(log_rate, follow_links, states),
     )
     with EpisodeBar("looking through") as show:
@@ -127,7 +131,7 @@ def _print_plan(plan: ImportPlan, preview: Path, as_json: bool) -> None:
         "state": f"{', '.join(recipe['state'])} (state model {recipe['state_model']})",
         "action": recipe["action"],
         "cameras": ", ".join(shown),
-        "on disk": f"about {plan.bytes_estimate / 1e6:.1f} MB",
+        "on disk": f"about {plan.bytes_estimate / 1e6:.1f} MB, {plan.spec.file_frames} frames in a file",
         "preview": str(preview),
     }
     for name, text in rows.items():

@@ -20,7 +20,9 @@ def view(
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.datasets.validation import validate
 
-    source, target, found = ZarrStore.open(store), out or store.with_name(f"{store.name}.html"), None
+    source, found = ZarrStore.open(store), None
+    whole = store.resolve()  # "." has no name of its own
+    target = out or whole.with_name(f"{whole.name}.html")
     if check:
         with EpisodeBar("checking") as show:
             found = validate(source, show)
