@@ -131,6 +131,28 @@ class FrameCache(_MappedRows):
         return np.asarray(self.rows[rows])
 
 
+class StoreFrames:
+    """One camera's frames read straight from a store: for a few clips, where a cache does not pay."""
+
+    def __init__(self, store: ZarrStore, camera: str) -> None:
+        self.store, self.camera = store, only_camera(store, camera)
+        self.store_hash = store.content_hash()
+        self._ends = store.lengths().cumsum()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def take(self, rows: Int64[np.ndarray, "*batch"]) -> UInt8[np.ndarray, "*batch h w 3"]:
+        """Copies of the frames in `rows`, numbered as in a `FrameCache`."""
+        episodes = self._ends.searchsorted(rows.ravel(), side="right")
+        first = self._ends - self.store.lengths()
+        frames = [
+            self.store.read_frames(int(episode), self.camera, int(row - first[episode]), int(row - first[episode]) + 1)
+            for episode, row in zip(episodes, rows.ravel(), strict=True)
+        ]
+        return np.concatenate(frames).reshape(*rows.shape, *frames[0].shape[1:])
+
+
 class LatentCache(_MappedRows):
     """An encoder's latents of every frame, float16 [rows, p, d]. Make it with `build`."""
 

@@ -10,6 +10,7 @@ from vjepa_mpc.planners.knots import Blocks, ByKnots, Lines, Splines
 from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
 from vjepa_mpc.planners.limits import Ball, Limits, fixed
 from vjepa_mpc.planners.mppi import MPPI, MPPISettings
+from vjepa_mpc.planners.published import PublishedCEM, PublishedSettings
 from vjepa_mpc.planners.search import Proposal, SearchPlanner
 from vjepa_mpc.planners.shooting import PredictiveSampling, PredictiveSettings, RandomShooting, ShootingSettings
 from vjepa_mpc.planners.warm_start import shift_plan
@@ -46,6 +47,8 @@ __all__ = [
     "PredictiveSampling",
     "PredictiveSettings",
     "Proposal",
+    "PublishedCEM",
+    "PublishedSettings",
     "RandomShooting",
     "Refined",
     "SearchPlanner",

@@ -126,11 +126,11 @@ class CMAProposal(Proposal[CMAState]):
     def sample(self, state: CMAState, n: int, generators: Sequence[torch.Generator]) -> Float[Tensor, "b n h a"]:
         """What the package asks for."""
         parts = []
-        for optimiser, start, generator in zip(state.optimisers, state.start, generators, strict=True):
+        for row, (optimiser, generator) in enumerate(zip(state.optimisers, generators, strict=True)):
             if optimiser is None:
-                parts.append(start.expand(n, -1, -1))
+                parts.append(state.start[row].expand(n, -1, -1))
             else:
-                parts.append(self._actions(state, start, optimiser.ask(n, generator)))
+                parts.append(self._actions(state, row, optimiser.ask(n, generator)))
         return torch.stack(parts)
 
     def update(self, state: CMAState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> CMAState:
@@ -142,7 +142,7 @@ class CMAProposal(Proposal[CMAState]):
         free = state.box.half > 0
         for row, optimiser in enumerate(state.optimisers):
             if optimiser is not None and bool(usable[row]):
-                sent = self._actions(state, state.start[row], optimiser.sent)
+                sent = self._actions(state, row, optimiser.sent)
                 same = (sent == samples[row, : len(sent)]).flatten(1).all(dim=1).tolist()
                 positions = state.box.of_actions(samples[row])[:, :, free].flatten(1)
                 optimiser.tell(positions, same, order[row].tolist())
@@ -151,19 +151,20 @@ class CMAProposal(Proposal[CMAState]):
     def final(self, state: CMAState) -> Float[Tensor, "b 1 h a"]:
         """The mean."""
         parts = []
-        for optimiser, start in zip(state.optimisers, state.start, strict=True):
-            found = start[None] if optimiser is None else self._actions(state, start, optimiser.favourite[None])
-            parts.append(found)
+        for row, optimiser in enumerate(state.optimisers):
+            parts.append(
+                state.start[row][None] if optimiser is None else self._actions(state, row, optimiser.favourite[None])
+            )
         return torch.stack(parts)
 
-    def _actions(
-        self, state: CMAState, start: Float[Tensor, "h a"], positions: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n h a"]:
-        """Positions of the free actions as actions, the others as in the start."""
+    def _actions(self, state: CMAState, row: int, positions: Float[Tensor, "n d"]) -> Float[Tensor, "n h a"]:
+        """Positions of the free actions of one problem as actions, the others as in the start."""
+        start = state.start[row]
         whole = state.box.of_actions(start).expand(len(positions), -1, -1).clone()
         free = state.box.half > 0
         whole[:, :, free] = positions.to(start).unflatten(1, (len(start), -1))
-        return state.box.bounds.clip(state.box.centre + state.box.half * whole)
+        bounds = state.box.bounds.rows(torch.tensor([row], device=start.device))  # its own step before the first
+        return bounds.clip((state.box.centre + state.box.half * whole)[None])[0]
 
 
 class CMAES(SearchPlanner[CMAState]):

@@ -165,6 +165,12 @@ class Best:
         margin = torch.where(than.cost == torch.inf, 0.0, tolerance * than.cost.abs())
         return (key < old) | ((key == old) & (self.cost < than.cost - margin))
 
+    def meets(self, target: float | None) -> Bool[Tensor, "b"]:
+        """Where this breaks nothing and costs no more than `target`; nowhere without one."""
+        if target is None:
+            return torch.zeros_like(self.cost, dtype=torch.bool)
+        return (self.cost <= target) & (self.violation.sum(dim=-1) == 0)
+
     def where(self, keep: Bool[Tensor, "b"], other: Best) -> Best:
         """This where `keep`, else the other."""
         return Best(

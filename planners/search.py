@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -62,6 +62,9 @@ class Proposal(ABC, Generic[State]):
     penalty: float | None = None
     """None: costs are all that is needed. A number: every evaluation comes with `slope`, the gradient of
     cost + penalty * summed violation by the actions."""
+
+    final_is_the_answer: ClassVar[bool] = False
+    """False: the best that was judged is returned. True: the final candidate is, better or worse."""
 
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:
@@ -132,7 +135,7 @@ class SearchPlanner(Generic[State]):
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
-        """The best plan seen, never worse than `init` projected into the bounds.
+        """The best plan seen, never worse than `init` projected into the bounds (but see `final_is_the_answer`).
 
         Raises `InputError` for a task that cannot be started (and, of planners that descend, for a cost
         without gradient), `NotFiniteError`, with the candidates that led there, for NaN in a cost or a gradient.
@@ -189,9 +192,18 @@ class _Search(Generic[State]):
         problems = torch.arange(start.shape[0], device=start.device)
         first = self.ledger.evaluate(start[:, None], problems)
         best = Best(start, first.cost[:, 0], first.violation[:, 0])
+        costs = tuple(best.cost.tolist())
+        self.begun = IterationStatistics(costs, costs, (0.0,) * len(costs), self.ledger.evaluations, 0.0)
         schedule = self.proposal.schedule(self.ledger.affordable(UNLIMITED))
         state = self.proposal.init(start, bounds, len(schedule.populations))
         live = _Live(problems, bounds, generators, best, best, best, torch.zeros_like(problems), state)
+        satisfied = best.meets(self.budget.target)
+        if bool(satisfied.any()):  # the start is an answer already
+            self._answer(of_problems(live, satisfied.nonzero()[:, 0]), "target", schedule)
+            if bool(satisfied.all()):
+                return self._plan(first.names)
+            live = of_problems(live, (~satisfied).nonzero()[:, 0])
+            suggestions = None if suggestions is None else suggestions[~satisfied]
         stopped, last_s = "max_evaluations" if schedule.cut else "iterations", self.ledger.seconds
         for n in schedule.populations:
             # What follows the last population takes its time, too.
@@ -225,7 +237,7 @@ class _Search(Generic[State]):
             best=live.best.improved_by(samples, evaluation),
             state=self.proposal.update(live.state, samples, evaluation),
         )
-        before = self.records[-1] if self.records else None
+        before = self.records[-1] if self.records else self.begun
         self.records.append(statistics(live.problems, live.best, samples, evaluation, self.ledger, before))
         return live
 
@@ -234,7 +246,7 @@ class _Search(Generic[State]):
         budget, best = self.budget, live.best
         done: dict[str, Bool[Tensor, "r"]] = {}
         if budget.target is not None:
-            done["target"] = (best.cost <= budget.target) & (best.violation.sum(dim=-1) == 0)
+            done["target"] = best.meets(budget.target)
         if budget.patience is not None:
             better = best.clearly_better(live.mark, budget.tolerance)
             idle = torch.where(better, 0, live.idle + 1)
@@ -266,7 +278,7 @@ class _Search(Generic[State]):
         counts, since a model may answer differently with them: the best of it is judged again."""
         descended = self.proposal.penalty is not None
         best = live.start if descended else live.best
-        if why == "deadline" and not self.records:
+        if why in ("deadline", "target") and not self.records:
             return best
         if not schedule.final or not (descended or (self.records and not self.ledger.late())):
             return best
@@ -274,7 +286,10 @@ class _Search(Generic[State]):
         if descended:
             candidates = torch.cat((live.best.actions[:, None], candidates), dim=1)
         candidates = live.bounds.clip(candidates[:, -schedule.final :])
-        return best.improved_by(candidates, self.ledger.evaluate(candidates, live.problems))
+        evaluation = self.ledger.evaluate(candidates, live.problems)
+        if self.proposal.final_is_the_answer:
+            return Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
+        return best.improved_by(candidates, evaluation)
 
     def _plan(self, names: tuple[str, ...]) -> ActionPlan:
         answers = [self.answers[problem] for problem in sorted(self.answers)]
@@ -301,7 +316,7 @@ def statistics(
     samples: Float[Tensor, "r n h a"],
     evaluation: Evaluation,
     ledger: Ledger,
-    before: IterationStatistics | None,
+    before: IterationStatistics,
 ) -> IterationStatistics:
     """One iteration's record; problems that had stopped keep their values of `before`. `std` is that of the
     population drawn; a mean over no finite cost is +inf."""
@@ -310,7 +325,7 @@ def statistics(
     mean_cost = torch.where(finite.any(dim=1), total / finite.sum(dim=1).clamp(min=1), torch.inf)
     std = samples.std(dim=1, correction=0).mean(dim=(1, 2))
     values = (best.cost.tolist(), mean_cost.tolist(), std.tolist())
-    old = (before.best, before.mean_cost, before.std) if before is not None else values
+    old = (before.best, before.mean_cost, before.std)
     rows = problems.tolist()
     parts = [_merged(kept, rows, new) for kept, new in zip(old, values, strict=True)]
     return IterationStatistics(parts[0], parts[1], parts[2], ledger.evaluations, ledger.seconds)

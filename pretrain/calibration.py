@@ -29,7 +29,7 @@ def calibrate(
     quantile of `WorldModel.outlier_score`. `InputError` when no two frames are that close.
     """
     limit = torch.tensor(model.config.robot.action_high)
-    radius = NEAR_FRACTION * limit
+    radius = (NEAR_FRACTION * limit).clamp(min=torch.finfo(torch.float32).tiny)  # what never moves must be the same
     near: list[Tensor] = []
     scores: list[Tensor] = []
     space = model.states.to("cpu")

@@ -238,23 +238,69 @@ def new_world_model(
         return WorldModel(config, encoder)
 
 
+def continued_settings(
+    model: WorldModelConfig, *, frames: int | None, rollout_steps: int, l2: bool, shorter: bool
+) -> PredictorSettings:
+    """Settings of a training that goes on from a model: its shape, and clips of `frames` (None: its longest)."""
+    predictor = model.predictor
+    longest = predictor.max_frames
+    if frames is not None and frames > longest:
+        raise InputError(f"Clips of {frames} frames are longer than the {longest} this model was built for.")
+    return PredictorSettings(
+        grid=model.latent.grid, width=predictor.width, depth=predictor.depth, heads=predictor.heads,
+        stride=model.stride, shorter=shorter and model.stride > 1, frames=frames or longest, history=model.history,
+        rollout_steps=rollout_steps, l2=l2, residual=predictor.residual, centre=model.latent.centre,
+    )  # fmt: skip
+
+
+def continued_model(model: WorldModel, store: ZarrStore, camera: str) -> WorldModel:
+    """`model` for the robot and camera of a store, to be trained on: encoder, latent space and weights are its own.
+
+    Raises `InputError` where the store's states or actions are of another kind, with both.
+    """
+    robot, own = robot_of(store), model.config.robot
+    for name in ("state_model", "state_units", "action_units"):
+        mine, theirs = getattr(own, name), getattr(robot, name)
+        if mine != theirs:
+            raise InputError(
+                f"The model to go on from has {name} = {mine}, and the store {theirs}: import the logs in those units, "
+                "or train a new model with --encoder."
+            )
+    model.config = replace(
+        model.config, robot=robot, camera=camera, renderer=store.spec.renderer, calibration=None, training={}
+    )
+    model.states = state_space(robot, model.config.stride).to(model.device)
+    model.predictor.requires_grad_(True)
+    return model
+
+
 def train_world_model(
     source: Source,
     out: Path,
-    encoder_source: str,
+    start: str | WorldModel,
     settings: PredictorSettings,
     training: TrainSettings,
     device: torch.device,
     *,
+    recompute: bool = False,
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
 ) -> TrainResult:
-    """Train a predictor on the frozen encoder's latents of the store; the world model lands in `out/model`."""
+    """Train a predictor on the frozen encoder's latents of the store; the world model lands in `out/model`.
+
+    `start`: the encoder's name, for a fresh predictor; or a world model to go on from, which is changed. The
+    encoder is in memory once, and what is trained is the predictor alone. `recompute`: with activation checkpointing.
+    """
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
-    encoder, preparation, about = open_encoder(encoder_source, picture_size(store, camera), training.seed)
-    encoder_hash = weights_hash(encoder)
+    if isinstance(start, WorldModel):
+        about: dict[str, Any] = {"init": {"sha256": weights_hash(start), **start.config.training}}
+        model = continued_model(start, store, camera)
+    else:
+        encoder, preparation, about = open_encoder(start, picture_size(store, camera), training.seed)
+        model = new_world_model(store, camera, encoder, preparation, settings, training.seed).to(device)
+    encoder_hash = weights_hash(model.encoder)
     begin(
         out,
         "train",
@@ -262,20 +308,22 @@ def train_world_model(
             "predictor": asdict(settings),
             "training": asdict(training),
             "camera": camera,
-            "preparation": preparation.to_dict(),
+            "preparation": model.config.preparation.to_dict(),
             "encoder": encoder_hash,
             "data": store.content_hash(),
+            **({"init": about["init"]["sha256"]} if isinstance(start, WorldModel) else {}),
         },
     )
-    model = new_world_model(store, camera, encoder, preparation, settings, training.seed).to(device)
     latents = _cache_latents(source, store, camera, model, encoder_hash, training.bf16, caching)
     train_episodes, held_out = split_episodes(len(store))
-    _fit_latent_space(model.latent_space, latents, store, train_episodes)
+    if not isinstance(start, WorldModel):  # the statistics of a trained predictor are part of what it was trained on
+        _fit_latent_space(model.latent_space, latents, store, train_episodes)
     calibration = calibrate(model, held_out_episodes(model, store, latents, held_out))  # fails early if at all
     clips = ClipDataset(
         store, settings.frames, settings.stride, camera, episodes=train_episodes, frames=latents,
         shorter=settings.shorter,
     )  # fmt: skip
+    model.predictor.recompute = recompute
     learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
     result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
     if weights_hash(model.encoder) != encoder_hash:

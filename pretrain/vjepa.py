@@ -2,8 +2,10 @@
 
 A context encoder sees the kept patches of a clip; a narrow predictor fills in, at the masked positions,
 what a slowly moving copy of the encoder (the EMA target) makes of the whole clip, in L1 on layer-normed
-latents (V-JEPA, Bardes et al. 2024; V-JEPA 2, Assran et al. 2025). On low-variety robot video the target
-alone collapses, so SIGReg (LeJEPA) acts on the context encoder's tokens.
+latents (V-JEPA, Bardes et al. 2024; V-JEPA 2, Assran et al. 2025). With a context loss the kept patches are
+predicted too, so that tokens stay about their own place instead of gathering what is elsewhere (V-JEPA 2.1,
+Mur-Labadia et al. 2026). On low-variety robot video the target alone collapses, so SIGReg (LeJEPA) acts on
+the context encoder's tokens.
 """
 
 from __future__ import annotations
@@ -82,6 +84,7 @@ class VJepaSettings:
     ema: float = 0.996
     sigreg_weight: float = 0.3
     sigreg_slices: int = 128
+    context_weight: float = 0.0
     predictor_width: int = 96
     predictor_depth: int = 4
     predictor_heads: int = 3
@@ -90,15 +93,15 @@ class VJepaSettings:
     def __post_init__(self) -> None:
         if self.size.tubelet < 1 or self.frames < 1 or self.frames % self.size.tubelet:
             raise InputError(f"Clips of {self.frames} frames do not divide into tubelets of {self.size.tubelet}.")
-        if not (0 <= self.still <= 1 and 0 <= self.ema <= 1 and self.sigreg_weight >= 0):
+        if not (0 <= self.still <= 1 and 0 <= self.ema <= 1 and min(self.sigreg_weight, self.context_weight) >= 0):
             raise InputError(
-                f"still ({self.still}) and ema ({self.ema}) lie in [0, 1], and SIGReg's weight "
-                f"({self.sigreg_weight}) is not negative."
+                f"still ({self.still}) and ema ({self.ema}) lie in [0, 1], and the weights of SIGReg "
+                f"({self.sigreg_weight}) and of the context loss ({self.context_weight}) are not negative."
             )
 
 
 class MaskPredictor(nn.Module):
-    """Narrow transformer that predicts target latents at masked positions from context tokens."""
+    """Narrow transformer that predicts target latents, at kept and masked positions, from context tokens."""
 
     def __init__(self, config: VJEPA2Config, width: int, depth: int, heads: int) -> None:
         from transformers.models.vjepa2.modeling_vjepa2 import VJEPA2Layer
@@ -119,12 +122,13 @@ class MaskPredictor(nn.Module):
 
     def forward(
         self, context: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"], targets: Int[Tensor, "b m"]
-    ) -> Float[Tensor, "b m d"]:
+    ) -> Float[Tensor, "b n d"]:
+        """Predictions at the kept `positions` [b, k], then at the hidden `targets` [b, m]: n = k + m."""
         tokens = self.embed(context)
         asked = self.mask_token.to(tokens.dtype).expand(*targets.shape, -1)
         ids = torch.cat([positions, targets], dim=1)
         tokens = run_layers(self.layers, torch.cat([tokens, asked], dim=1), ids, self.grid)
-        return self.project(self.norm(tokens[:, positions.shape[1] :]))
+        return self.project(self.norm(tokens))
 
 
 class VJepaModules(nn.Module):
@@ -199,20 +203,28 @@ class VJepaLearner:
         with torch.no_grad():
             whole = encode_clips(modules.target, pixels).float()
             whole = F.layer_norm(whole, whole.shape[-1:], eps=LAYER_NORM_EPS)
-        prediction_loss = pixels.new_zeros(())
+        prediction_loss, context_loss = pixels.new_zeros(()), pixels.new_zeros(())
         seen = []
         for mask in batch.masks:
             context_ids, target_ids = mask.context.to(self.device), mask.target.to(self.device)
             context = encode_clips(modules.encoder, pixels, context_ids)
             predicted = modules.predictor(context, context_ids, target_ids)
-            target = torch.gather(whole, 1, target_ids[..., None].expand(-1, -1, whole.shape[-1]))
-            prediction_loss = prediction_loss + (predicted.float() - target).abs().mean() / len(batch.masks)
+            ids = torch.cat([context_ids, target_ids], dim=1)
+            target = torch.gather(whole, 1, ids[..., None].expand(-1, -1, whole.shape[-1]))
+            error = (predicted.float() - target).abs().mean(dim=-1)
+            kept = context_ids.shape[1]
+            prediction_loss = prediction_loss + error[:, kept:].mean() / len(batch.masks)
+            if settings.context_weight:
+                share = closeness(context_ids, target_ids, encoder_grid(modules.encoder.config))
+                context_loss = context_loss + (share * error[:, :kept]).mean() / len(batch.masks)
             seen.append(context.flatten(0, 1))
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
         statistic = sigreg(torch.cat(seen), slices=settings.sigreg_slices, generator=generator)
-        loss = prediction_loss + settings.sigreg_weight * statistic
-        spread = whole.std(dim=0).mean()
-        return loss, {"prediction": prediction_loss.detach(), "sigreg": statistic.detach(), "spread": spread}
+        loss = prediction_loss + settings.context_weight * context_loss + settings.sigreg_weight * statistic
+        figures = {"prediction": prediction_loss, "sigreg": statistic, "spread": whole.std(dim=0).mean()}
+        if settings.context_weight:
+            figures["context"] = context_loss
+        return loss, {name: figure.detach() for name, figure in figures.items()}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -227,6 +239,19 @@ class VJepaLearner:
                 f"The encoder collapsed at step {figures['step']:.0f}: the spread of its features over the batch "
                 f"fell to {figures['spread']:.4f} (below {COLLAPSED_SPREAD}); raise --sigreg or lower --lr."
             )
+
+
+def closeness(
+    kept: Int[Tensor, "b k"], hidden: Int[Tensor, "b m"], grid: int
+) -> Float[Tensor, "b k"]:
+    """One over the root of each kept patch's distance, in patches, to the nearest hidden one: the weight of its
+    loss (V-JEPA 2.1, section 3). Masks go through all frames, so places alone count."""
+
+    def places(ids: Tensor) -> Tensor:
+        inside = ids % (grid * grid)
+        return torch.stack((inside // grid, inside % grid), dim=-1).float()
+
+    return torch.cdist(places(kept), places(hidden)).amin(dim=-1).rsqrt()
 
 
 COLLAPSED_SPREAD = 0.02

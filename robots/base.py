@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -46,9 +47,16 @@ class StateSpec:
             if not low - 1e-6 <= value <= high + 1e-6:
                 raise InputError(
                     f"{name} = {value:g} {unit} is outside {self.owner}'s range [{low:.4g}, {high:.4g}] {unit}"
-                    + ("; angles are in radians." if unit == "rad" else ".")
+                    + (_radians(value) if unit == "rad" else ".")
                 )
         return array
+
+
+def _radians(value: float) -> str:
+    """The end of a sentence on an angle that is out of range: beyond a full turn it is probably in degrees."""
+    if abs(value) <= 2 * math.pi:
+        return "; angles are in radians."
+    return f"; angles are in radians, and {value:g} looks like degrees ({math.radians(value):.4g} rad)."
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,18 @@ class RobotSpec:
             )
         if not np.isfinite(array).all():
             raise InputError(f"{self.name} was sent a non-finite action {array.tolist()}; it was stopped.")
+        return array
+
+    def check_limits(self, action: object, steps: int = 1) -> Float[np.ndarray, "a"]:
+        """`check_action`, refusing also what is outside the limits of so many control steps, with both values."""
+        array = self.check_action(action)
+        rows = zip(self.action_names, array, self.action_low, self.action_high, self.action_units, strict=True)
+        for name, value, low, high, unit in rows:
+            if not steps * low - 1e-6 <= value <= steps * high + 1e-6:
+                raise InputError(
+                    f"{name} = {value:g} {unit} is outside {self.name}'s limits [{steps * low:.4g}, "
+                    f"{steps * high:.4g}] {unit}" + (_radians(value) if unit == "rad" else ".")
+                )
         return array
 
     def check_state(self, state: object) -> Float[np.ndarray, "s"]:

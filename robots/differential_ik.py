@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vjepa_mpc.robots.rendering import import_mujoco
 
@@ -30,7 +30,7 @@ class SiteKinematics:
         self._mujoco = import_mujoco()
         self._model, self._data = model, self._mujoco.MjData(model)
         self._site, self._damping = model.site(site).id, damping
-        self._qpos = np.array([int(model.joint(name).qposadr[0]) for name in joints])
+        self.qpos: Int[np.ndarray, "n"] = np.array([int(model.joint(name).qposadr[0]) for name in joints])
         self._dofs = np.array([int(model.joint(name).dofadr[0]) for name in joints])
         ids = [model.joint(name).id for name in joints]
         limited = model.jnt_limited[ids].astype(bool)
@@ -39,7 +39,7 @@ class SiteKinematics:
 
     def pose(self, angles: Float[np.ndarray, "n"]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3 3"]]:
         """Position and rotation of the site."""
-        self._data.qpos[self._qpos] = angles
+        self._data.qpos[self.qpos] = angles
         self._mujoco.mj_kinematics(self._model, self._data)
         return self._data.site_xpos[self._site].copy(), self._data.site_xmat[self._site].reshape(3, 3).copy()
 

@@ -17,6 +17,7 @@ _ROBOTS = {
     "point-maze": "vjepa_mpc.robots.point_maze:PointMaze",
     "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRooms",
     "push-t": "vjepa_mpc.robots.push_t:PushT",
+    "ball-in-cup": "vjepa_mpc.robots.ball_in_cup:BallInCup",
     "jaco-reach": "vjepa_mpc.robots.jaco:Jaco",
 }
 _TASKS = {
@@ -24,6 +25,7 @@ _TASKS = {
     "point-maze": "vjepa_mpc.robots.point_maze:PointMazeTask",
     "two-rooms": "vjepa_mpc.robots.two_rooms:TwoRoomsTask",
     "push-t": "vjepa_mpc.robots.push_t:PushTTask",
+    "ball-in-cup": "vjepa_mpc.robots.ball_in_cup:BallInCupTask",
     "jaco-reach": "vjepa_mpc.robots.jaco:JacoReachTask",
 }
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from vjepa_mpc.robots.appearance import add_distractors
 from vjepa_mpc.robots.rendering import import_mujoco
 
@@ -56,6 +59,16 @@ def dress(spec: Any, floor_half_width_m: float) -> None:
         material="grid", contype=0, conaffinity=0,
     )  # fmt: skip
     add_distractors(mujoco, spec)
+
+
+def looking(eye: tuple[float, ...], at: tuple[float, ...]) -> Float[np.ndarray, "4"]:
+    """The quaternion of a camera at `eye` that looks at `at`, with the world's z upwards in its picture."""
+    back = np.subtract(eye, at) / math.dist(eye, at)
+    right = np.cross([0.0, 0.0, 1.0], back)
+    right /= np.linalg.norm(right)
+    quaternion = np.empty(4)
+    import_mujoco().mju_mat2Quat(quaternion, np.column_stack([right, np.cross(back, right), back]).ravel())
+    return quaternion
 
 
 def add_wall(spec: Any, name: str, center: tuple[float, float], half: tuple[float, float]) -> None:

@@ -73,8 +73,8 @@ def test_missing_left_over_and_misshapen_tensors_are_named(tmp_path: Path) -> No
     missing = rewritten(tmp_path / "a.pt", "predictor", {"module.predictor_norm.bias": None})
     with pytest.raises(InputError, match=r"missing \['predictor_norm.bias'\], left over none"):
         predictor_from_checkpoint(missing, **TINY)
-    extra = rewritten(tmp_path / "b.pt", "target_encoder", {"module.backbone.pos_embed": torch.zeros(1, 16, 48)})
-    with pytest.raises(InputError, match=r"missing none, left over \['pos_embed'\]"):
+    extra = rewritten(tmp_path / "b.pt", "target_encoder", {"module.backbone.cls_token": torch.zeros(1, 16, 48)})
+    with pytest.raises(InputError, match=r"missing none, left over \['cls_token'\]"):
         encoder_from_checkpoint(extra, heads=2, image_size=64)
     shape = rewritten(tmp_path / "c.pt", "predictor", {"module.predictor_blocks.1.attn.proj.bias": torch.zeros(5)})
     with pytest.raises(InputError, match=r"predictor_blocks.1.attn.proj.bias .* \(5,\) and should be \(96,\)"):

@@ -77,6 +77,20 @@ def test_ctrl_c_leaves_with_130_and_a_sentence(capsys: pytest.CaptureFixture[str
     assert err.startswith("Interrupted") and err.count("\n") == 1
 
 
+def test_threads_do_not_spin_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    _leave_version()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE", "what the user set stays"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    _leave_version()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def _leave_version() -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+
+
 def test_our_own_defects_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         cli.main(["defect"])

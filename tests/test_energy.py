@@ -87,12 +87,22 @@ def test_one_action_gives_a_curve() -> None:
     assert found.lowest() == (0.25,) and found.chosen_energy == 0.25
 
 
+def test_three_axes_are_drawn_as_the_lowest_over_the_third(tmp_path: Path) -> None:
+    found = energy_slice(Bowl(), PLAN, BOUNDS, axes=(0, 1, 2), step=1, points=4)
+    assert found.energy.shape == (4, 4, 4) and found.chosen is not None and len(found.chosen) == 3
+    face = found.face()
+    np.testing.assert_array_equal(face.energy, found.energy.min(axis=2))
+    assert face.names == found.names[:2] and face.chosen == found.chosen[:2] and face.face() is face
+    plot_energy(found, tmp_path / "energy.png")
+    assert Image.open(tmp_path / "energy.png").format == "PNG"
+
+
 def test_refusals() -> None:
     for wrong in [
         {"axes": (0, 3)},
         {"axes": (1, 1)},
         {"axes": ()},
-        {"axes": (0, 1, 2)},
+        {"axes": (0, 1, 2, 0)},
         {"step": 4},
         {"points": 1},
     ]:

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from vjepa_mpc.core.poses import euler_to_matrix, integrate_pose, matrix_to_euler, pose_difference
+from vjepa_mpc.core.poses import (
+    delta_to_base,
+    delta_to_camera,
+    euler_to_matrix,
+    integrate_pose,
+    matrix_to_euler,
+    pose_difference,
+    quaternion_to_matrix,
+    rotation_vector_to_matrix,
+    to_base,
+    to_camera,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 ANGLES = st.lists(st.floats(-7.0, 7.0), min_size=3, max_size=3)
@@ -104,3 +115,60 @@ def test_gradients_equal_finite_differences_and_stay_finite_at_the_lock() -> Non
     rotation = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]], requires_grad=True)
     assert torch.autograd.grad(matrix_to_euler(rotation).sum(), rotation)[0].isfinite().all()
     assert torch.autograd.grad(integrate_pose(locked, delta).sum(), delta)[0].isfinite().all()
+
+
+ROWS = st.lists(st.floats(-3.0, 3.0), min_size=7, max_size=7)
+
+
+@given(ROWS, ROWS)
+@settings(max_examples=60)
+def test_integration_and_difference_are_scipys(start: list[float], delta: list[float]) -> None:
+    first, change = (torch.tensor(row, dtype=torch.float64) for row in (start, delta))
+    first[6], change[6] = 0.5, change[6] / 10
+    end = integrate_pose(first, change)
+    before, turn = Rotation.from_euler("xyz", start[3:6]), Rotation.from_euler("xyz", delta[3:6])
+    np.testing.assert_allclose(euler_to_matrix(end[3:6]).numpy(), (turn * before).as_matrix(), atol=1e-12)
+    np.testing.assert_allclose(end[[0, 1, 2, 6]], (first + change)[[0, 1, 2, 6]], atol=1e-12)
+    found = Rotation.from_euler("xyz", pose_difference(first, end)[3:6].numpy())
+    assert (found * turn.inv()).magnitude() < 1e-7
+
+
+@given(ANGLES)
+@settings(max_examples=60)
+def test_quaternions_and_rotation_vectors_are_scipys(vector: list[float]) -> None:
+    wanted = Rotation.from_rotvec(vector)
+    row = torch.tensor(vector, dtype=torch.float64)
+    np.testing.assert_allclose(rotation_vector_to_matrix(row).numpy(), wanted.as_matrix(), atol=1e-12)
+    quaternion = 3.0 * torch.from_numpy(wanted.as_quat())
+    np.testing.assert_allclose(quaternion_to_matrix(quaternion).numpy(), wanted.as_matrix(), atol=1e-12)
+
+
+@given(ROWS, ROWS)
+@settings(max_examples=60)
+def test_camera_frame_is_the_inverse_of_the_cameras_pose(pose: list[float], camera: list[float]) -> None:
+    """Against 4 x 4 matrices made by SciPy: camera_from_base = inv(base_from_camera)."""
+
+    def matrix(row: list[float]) -> np.ndarray:
+        placed = np.eye(4)
+        placed[:3, :3], placed[:3, 3] = Rotation.from_euler("xyz", row[3:6]).as_matrix(), row[:3]
+        return placed
+
+    seen = to_camera(torch.tensor(pose, dtype=torch.float64), torch.tensor(camera[:6], dtype=torch.float64))
+    wanted = np.linalg.inv(matrix(camera)) @ matrix(pose)
+    np.testing.assert_allclose(matrix(seen.tolist()), wanted, atol=1e-9)
+    assert seen[6] == pose[6]
+
+
+def test_frames_undo_each_other_and_commute_with_motion() -> None:
+    start, delta, camera = poses(200, 5), 0.3 * poses(200, 6), poses(1, 7)[:, :6]
+    back = to_base(to_camera(start, camera), camera)
+    torch.testing.assert_close(back[:, [0, 1, 2, 6]], start[:, [0, 1, 2, 6]])
+    assert angle_between(back[:, 3:6], start[:, 3:6]).max() < 1e-12
+    turned = delta_to_camera(delta, camera)
+    undone = delta_to_base(turned, camera)
+    torch.testing.assert_close(undone[:, [0, 1, 2, 6]], delta[:, [0, 1, 2, 6]])
+    assert angle_between(undone[:, 3:6], delta[:, 3:6]).max() < 1e-12
+    there = to_camera(integrate_pose(start, delta), camera)
+    also = integrate_pose(to_camera(start, camera), turned)
+    torch.testing.assert_close(also[:, [0, 1, 2, 6]], there[:, [0, 1, 2, 6]])
+    assert angle_between(also[:, 3:6], there[:, 3:6]).max() < 1e-12

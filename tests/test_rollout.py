@@ -179,6 +179,12 @@ def test_too_long_is_refused_with_both_numbers() -> None:
     assert rollout(make(), context, actions, chunk=8, **MAPS).latents.shape == (2, 5, 5, 6, 10)
 
 
+def test_tensors_on_two_devices_are_refused_with_both() -> None:
+    context, actions = problem(0)
+    with pytest.raises(InputError, match="latents on cpu, states on cpu, actions on meta"):
+        rollout(make(), context, actions.to("meta"), chunk=8, **MAPS)
+
+
 def test_context_that_does_not_fit_is_refused() -> None:
     context, _ = problem(2)
     with pytest.raises(InputError, match="3 states and 2 actions"):

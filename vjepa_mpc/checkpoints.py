@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,18 +20,48 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 
 if TYPE_CHECKING:
-    from transformers import VJEPA2Model
+    from transformers import VJEPA2Config, VJEPA2Model
 
+EncoderKey = Literal["encoder", "target_encoder"]
 _PARTS = ("encoder", "target_encoder", "predictor")
 _PREFIXES = ("module.", "backbone.")
+POSITIONS = "pos_embed"
+"""A table that released encoders carry and V-JEPA 2, whose positions are rotary, never reads."""
+
+
+@dataclass(frozen=True)
+class MetaCheckpoint:
+    """What a file holds: its `parts` (prefix-free name -> mapped tensor) and the names of all `others`."""
+
+    path: Path
+    parts: dict[str, dict[str, Tensor]]
+    others: tuple[str, ...]
+
+    @property
+    def action_conditioned(self) -> bool:
+        """Whether its predictor is V-JEPA 2-AC's, and not the one that fills masks in pretraining."""
+        return "action_encoder.weight" in self.parts.get("predictor", {})
+
+    def part(self, key: str) -> dict[str, Tensor]:
+        """One part; `InputError` with the names of those there are."""
+        if key not in self.parts:
+            raise InputError(f"{self.path} has no {key!r}; it has {', '.join(self.parts)}.")
+        return self.parts[key]
 
 
 def read_meta_checkpoint(path: Path | str) -> dict[str, dict[str, Tensor]]:
     """The parts in a checkpoint among `encoder`, `target_encoder`, `predictor`: prefix-free name -> tensor.
 
+    See `open_checkpoint`."""
+    return open_checkpoint(path).parts
+
+
+def open_checkpoint(path: Path | str) -> MetaCheckpoint:
+    """A checkpoint in Meta's layout, mapped.
+
     Tensors are mapped from the file: keep it in place while they are used. Raises `InputError` for a file
-    that is missing, truncated, not a PyTorch archive, holds none of the parts, or holds anything but plain
-    tensors and numbers (such a file could run code when unpickled; it is refused unread).
+    that is missing, truncated, not a PyTorch archive, holds none of the parts, tensors larger than itself, or
+    anything but plain tensors and numbers (such a file could run code when unpickled; it is refused unread).
     """
     path = Path(path)
     if not path.is_file():
@@ -49,7 +80,8 @@ def read_meta_checkpoint(path: Path | str) -> dict[str, dict[str, Tensor]]:
     parts = {name: content[name] for name in _PARTS if name in content} if isinstance(content, dict) else {}
     if not parts:
         raise InputError(f"{path} holds none of {', '.join(_PARTS)}; give a checkpoint in V-JEPA 2's layout.")
-    return {name: _tensors(path, name, part) for name, part in parts.items()}
+    others = tuple(str(name) for name in content if name not in parts)
+    return MetaCheckpoint(path, {name: _tensors(path, name, part) for name, part in parts.items()}, others)
 
 
 def predictor_from_checkpoint(
@@ -67,9 +99,31 @@ def predictor_from_checkpoint(
     `grid` is (height, width) in patches; see `PredictorConfig` for the others. V-JEPA 2-AC's own: grid
     (16, 16), 16 heads, 8 frames. Raises `InputError` naming what is missing, left over or misshapen.
     """
-    tensors = _part(path, "predictor")
+    tensors = open_checkpoint(path).part("predictor")
+    config = predictor_config(
+        path, tensors, grid=grid, heads=heads, max_frames=max_frames, train_grid=train_grid,
+        use_extrinsics=use_extrinsics, activation=activation,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced: leave no trace of drawing them
+        predictor = ActionConditionedPredictor(config)
+    _load(predictor, tensors, f"the predictor in {path}")
+    return predictor
+
+
+def predictor_config(
+    path: Path | str,
+    tensors: Mapping[str, Tensor],
+    *,
+    grid: tuple[int, int],
+    heads: int,
+    max_frames: int,
+    train_grid: tuple[int, int] | None = None,
+    use_extrinsics: bool = False,
+    activation: Literal["gelu", "gelu_tanh"] = "gelu",
+) -> PredictorConfig:
+    """The configuration that predictor tensors of `path` fit; see `predictor_from_checkpoint`."""
     width, latent_dim = _shape(path, tensors, "predictor_embed.weight")
-    config = PredictorConfig(
+    return PredictorConfig(
         grid_height=grid[0],
         grid_width=grid[1],
         latent_dim=latent_dim,
@@ -85,15 +139,11 @@ def predictor_from_checkpoint(
         train_grid=train_grid,
         activation=activation,
     )
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced: leave no trace of drawing them
-        predictor = ActionConditionedPredictor(config)
-    _load(predictor, tensors, f"the predictor in {path}")
-    return predictor
 
 
 def encoder_from_checkpoint(
     path: Path | str,
-    key: Literal["encoder", "target_encoder"] = "target_encoder",
+    key: EncoderKey = "target_encoder",
     *,
     heads: int,
     image_size: int,
@@ -105,13 +155,34 @@ def encoder_from_checkpoint(
     the tensors: ViT-L 16, ViT-H 16, ViT-g 22 heads; 256 pixels for V-JEPA 2-AC. Its features still lack the
     parameter-free layer norm. Raises `InputError` naming what is missing, left over or misshapen.
     """
-    from transformers import VJEPA2Config, VJEPA2Model
+    from transformers import VJEPA2Model
 
-    tensors = _part(path, key)
+    tensors = open_checkpoint(path).part(key)
+    config = encoder_config(path, tensors, heads=heads, image_size=image_size, frames_per_clip=frames_per_clip)
+    with torch.random.fork_rng(devices=[]):
+        model = VJEPA2Model(config).eval()
+    _load(model.encoder, hugging_face_names(tensors), f"the {key} in {path}")
+    return model
+
+
+def encoder_config(
+    path: Path | str, tensors: Mapping[str, Tensor], *, heads: int, image_size: int, frames_per_clip: int = 64
+) -> VJEPA2Config:
+    """Hugging Face's configuration that encoder tensors of `path` fit; see `encoder_from_checkpoint`."""
+    from transformers import VJEPA2Config
+
     width, channels, tubelet, patch, _ = _shape(path, tensors, "patch_embed.proj.weight", 5)
     if width % heads:
-        raise InputError(f"The {key} in {path} is {width} wide, which {heads} heads do not divide; give its own heads.")
-    config = VJEPA2Config(
+        raise InputError(f"The encoder in {path} is {width} wide, which {heads} heads do not divide; give its own.")
+    if image_size < patch or image_size % patch:
+        raise InputError(f"Pictures of {image_size} pixels do not divide into this encoder's patches of {patch}.")
+    table = tensors.get(POSITIONS)
+    if table is not None and (table.dim() != 3 or table.shape[1] % (image_size // patch) ** 2):
+        raise InputError(
+            f"{path} has positions of shape {tuple(table.shape)}, which no clip of {image_size} pixels has: give the "
+            "size it was trained at; V-JEPA 1 (224 pixels, positions that are added) cannot be converted."
+        )
+    return VJEPA2Config(
         patch_size=patch,
         crop_size=image_size,
         frames_per_clip=frames_per_clip,
@@ -125,16 +196,17 @@ def encoder_from_checkpoint(
         qkv_bias="blocks.0.attn.qkv.bias" in tensors,
         pred_num_hidden_layers=0,
     )
-    with torch.random.fork_rng(devices=[]):
-        model = VJEPA2Model(config).eval()
-    _load(model.encoder, _hugging_face_names(tensors), f"the {key} in {path}")
-    return model
 
 
-def _hugging_face_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Meta's encoder tensors under the names of `VJEPA2Model.encoder`; unknown names stay, to be reported."""
+def hugging_face_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Meta's encoder tensors under the names of `VJEPA2Model.encoder`; unknown names stay, to be reported.
+
+    The unused table of positions is left out.
+    """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
+        if name == POSITIONS:
+            continue
         head, _, tail = name.partition(".")
         if head == "patch_embed":
             renamed[f"embeddings.patch_embeddings.{tail}"] = tensor
@@ -151,13 +223,6 @@ def _hugging_face_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _part(path: Path | str, key: str) -> dict[str, Tensor]:
-    parts = read_meta_checkpoint(path)
-    if key not in parts:
-        raise InputError(f"{path} has no {key!r}; it has {', '.join(parts)}.")
-    return parts[key]
-
-
 def _tensors(path: Path, name: str, part: object) -> dict[str, Tensor]:
     if not isinstance(part, Mapping) or not all(isinstance(value, Tensor) for value in part.values()):
         raise InputError(f"The {name!r} in {path} is not a dict of tensors; give a checkpoint in V-JEPA 2's layout.")
@@ -166,6 +231,8 @@ def _tensors(path: Path, name: str, part: object) -> dict[str, Tensor]:
         short = str(key)
         while short.startswith(_PREFIXES):
             short = short.partition(".")[2]
+        if value.numel() * value.element_size() > path.stat().st_size:
+            raise InputError(f"{short} of the {name!r} in {path} claims to be larger than the file; it is not genuine.")
         tensors[short] = value
     return tensors
 
@@ -190,14 +257,22 @@ def _ratio(width: int, hidden: int) -> float:
 
 def _load(module: torch.nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Copy `tensors` into `module`; refuse any difference of names or shapes."""
-    wanted = module.state_dict()
+    check_names(module.state_dict(), tensors, what)
+    module.load_state_dict(dict(tensors))
+
+
+def check_names(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Refuse `tensors` whose names or shapes differ from those of `wanted`, naming what is missing or left over."""
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
-        raise InputError(f"The tensors of {what} do not fit: missing {missing or 'none'}, left over {extra or 'none'}.")
+        raise InputError(f"The tensors of {what} do not fit: missing {_few(missing)}, left over {_few(extra)}.")
     for name, tensor in wanted.items():
         if tensor.shape != tensors[name].shape:
             raise InputError(
                 f"{name} of {what} is {tuple(tensors[name].shape)} and should be {tuple(tensor.shape)}; "
                 "check the sizes it was asked for."
             )
-    module.load_state_dict(dict(tensors))
+
+
+def _few(names: list[str]) -> str:
+    return f"{names[:8]}{f' and {len(names) - 8} more' if len(names) > 8 else ''}" if names else "none"

@@ -27,6 +27,7 @@ from vjepa_mpc.costs import (
     StateBox,
     latent_distance,
 )
+from vjepa_mpc.memory import CHUNK, FREE_SHARE, candidate_bytes, chunk_within, free_bytes
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
 from vjepa_mpc.planners.warm_start import shift_plan
 from vjepa_mpc.robots.base import Observation, Robot
@@ -39,14 +40,16 @@ class ControlSettings:
     """`horizon` model steps are planned, the first control step of which is executed. `running`: weight of
     imagined frames before the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as
     there. `budget` bounds a plan. `action_rate` > 0 adds that guardrail; `state_box` keeps predictions
-    inside the joint limits."""
+    inside the joint limits. `memory_budget`: bytes that the candidates of a plan may fill at a time (None: a share of
+    what is free when the controller is made); `chunk` at most are imagined at a time in any case."""
 
     horizon: int = 3
     running: float = 1.0
     hold_steps: int = 3
     action_rate: float = 0.0
     state_box: bool = True
-    chunk: int = 256
+    chunk: int = CHUNK
+    memory_budget: int | None = None
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -103,6 +106,24 @@ class Decision:
     cost: PlanningCost = field(repr=False)
 
 
+def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None) -> int:
+    """Candidates that may be imagined at a time inside `memory_budget` bytes, or inside a share of what is free.
+
+    Raises `InputError` for a budget that one candidate exceeds.
+    """
+    config = model.config
+    each = candidate_bytes(
+        config.predictor, config.history - 1 + horizon, horizon, model.predictor.predictor_embed.weight.dtype
+    )
+    if memory_budget is not None and each > memory_budget:
+        raise InputError(
+            f"One candidate of this model takes about {each / 1e6:.1f} MB and the memory budget is "
+            f"{memory_budget / 1e6:.1f} MB; raise it, or shorten the horizon."
+        )
+    free = free_bytes(model.device) if memory_budget is None else None
+    return chunk_within(each, memory_budget if free is None else int(FREE_SHARE * free))
+
+
 class Controller:
     """Plans towards one goal picture with one world model and one planner."""
 
@@ -121,17 +142,25 @@ class Controller:
                 f"{model.config.predictor.max_frames} frames this model was trained on; plan at most {longest} ahead."
             )
         self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
+        self.chunk = min(settings.chunk, fitting_chunk(model, settings.horizon, settings.memory_budget))
         self.goal = model.encode(goal[None])
         self.goal_score = float(model.outlier_score(self.goal))
 
     def step(self, observation: Observation, state: ControllerState) -> tuple[Decision, ControllerState]:
         """Decide on the action for `observation`. The returned state still lacks the action truly applied:
         hand that to `applied` before the next step."""
-        model, settings = self.model, self.settings
+        model = self.model
         latent = model.encode(observation.images[model.config.camera][None])
         pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
+        return self.decide(latent, pose, state)
+
+    def decide(
+        self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
+    ) -> tuple[Decision, ControllerState]:
+        """`step` from what is already encoded, or only imagined."""
+        model, settings = self.model, self.settings
         context, state = self._remember(latent, pose, state)
-        cost = PlanningCost(model, context, self._terms(), self._constraints(), chunk=settings.chunk)
+        cost = PlanningCost(model, context, self._terms(), self._constraints(), chunk=self.chunk)
         init = self._init(state)
         here = float(latent_distance(latent, self.goal))
         threshold = model.config.calibration.reached_cost if model.config.calibration else 0.0

@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.memory import CHUNK, with_smaller_chunks
 from vjepa_mpc.planners.base import Evaluation
+from vjepa_mpc.planners.evaluation import join
 from vjepa_mpc.rollout import Context, Rollout
 from vjepa_mpc.states import StateSpace
 from vjepa_mpc.world_model import WorldModel
@@ -104,7 +106,7 @@ class StateBox:
 class PlanningCost:
     """The cost function a planner sees: world model, contexts and terms closed over, nothing else known.
 
-    `contexts` holds one row a problem. Differentiable in the actions.
+    `context` holds one row a problem. Differentiable in the actions.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class PlanningCost:
         terms: Sequence[CostTerm],
         constraints: Sequence[Constraint] = (),
         *,
-        chunk: int = 256,
+        chunk: int = CHUNK,
     ) -> None:
         names = [term.name for term in terms] + [rule.name for rule in constraints]
         if len(set(names)) != len(names) or not terms:
@@ -135,6 +137,16 @@ class PlanningCost:
         return costs | {rule.name: rule(rollout, actions) for rule in self.constraints}
 
     def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
+        """Cost and violations. No more than `chunk` candidates' futures exist at a time; where memory runs out all the
+        same it is tried again with fewer."""
+        return with_smaller_chunks(lambda chunk: self._in_chunks(actions, problems, chunk), self.chunk)
+
+    def _in_chunks(self, actions: Tensor, problems: Tensor, chunk: int) -> Evaluation:
+        if actions.shape[1] <= chunk:
+            return self._judged(actions, problems)
+        return join([self._judged(part, problems) for part in actions.split(chunk, dim=1)])
+
+    def _judged(self, actions: Tensor, problems: Tensor) -> Evaluation:
         rollout = self.imagine(actions, problems)
         cost = torch.stack([term(rollout, actions, problems) for term in self.terms]).sum(0)
         broken = [rule(rollout, actions) for rule in self.constraints]

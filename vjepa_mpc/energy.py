@@ -8,7 +8,7 @@ smoothly. A flat or jagged landscape explains a failing planner better than any 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,22 +28,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EnergyLandscape:
-    """The cost over one or two actions.
+    """The cost over one, two or three actions.
 
     `values`: for each axis the action's values, ascending, in its unit, bounds included. `energy`: the
-    cost at them, [points] or [points, points] with the first axis first; `+inf` = rejected. `chosen`: the
-    plan's own values on the axes, and `chosen_energy` its cost under the same replacement. `hold` says
-    that one action was repeated over all steps, otherwise only step `step` was replaced.
+    cost at them, [points], [points, points] or [points, points, points] with the first axis first; `+inf` =
+    rejected. `chosen`: the plan's own values on the axes, and `chosen_energy` its cost under the same
+    replacement; or None for nothing to be marked, and `mark` says what the marked action is. `hold` says that one
+    action was repeated over all steps, otherwise only step `step` was replaced.
     """
 
     values: tuple[Float[np.ndarray, " points"], ...]
     energy: Float[np.ndarray, "*grid"]
-    chosen: tuple[float, ...]
+    chosen: tuple[float, ...] | None
     chosen_energy: float
     names: tuple[str, ...]
     units: tuple[str, ...]
     step: int
     hold: bool
+    mark: str = "chosen action"
+
+    def face(self) -> EnergyLandscape:
+        """What can be drawn: of three axes the first two, with the lowest energy over the third."""
+        if self.energy.ndim < 3:
+            return self
+        return replace(
+            self, values=self.values[:2], energy=self.energy.min(axis=2), names=self.names[:2], units=self.units[:2],
+            chosen=None if self.chosen is None else self.chosen[:2],
+        )  # fmt: skip
 
     def lowest(self) -> tuple[float, ...] | None:
         """Where on the grid the energy is lowest; None when every action is rejected."""
@@ -71,7 +82,7 @@ def energy_slice(
     Actions `axes` (default: the first two, or the only one) of step `step` run over their bounds, `points`
     values each; all else stays as in the plan. With `hold` the action of `step`, so changed, is repeated
     over the whole horizon: more telling for small steps, whose single effect hardly shows. `names` and
-    `units` are those of all `a` actions (a robot's spec has them). Uses points^2 + 1 evaluations, in one
+    `units` are those of all `a` actions (a robot's spec has them). Uses points^axes + 1 evaluations, in one
     call under `no_grad`.
 
     Raises `InputError` for axes that do not exist or are fixed by the bounds, `NotFiniteError` on NaN.
@@ -107,9 +118,9 @@ def energy_slice(
 
 
 def _check(axes: tuple[int, ...], step: int, points: int, horizon: int, bounds: Bounds, size: int) -> None:
-    if not 1 <= len(axes) <= 2 or len(set(axes)) != len(axes) or not all(0 <= axis < size for axis in axes):
+    if not 1 <= len(axes) <= 3 or len(set(axes)) != len(axes) or not all(0 <= axis < size for axis in axes):
         raise InputError(
-            f"An energy slice needs one or two different actions of 0 to {size - 1}, got {list(axes)}."
+            f"An energy slice needs one to three different actions of 0 to {size - 1}, got {list(axes)}."
         )
     fixed = [axis for axis in axes if float(bounds.low[axis]) == float(bounds.high[axis])]
     if fixed:
@@ -123,13 +134,16 @@ def _check(axes: tuple[int, ...], step: int, points: int, horizon: int, bounds: 
 
 
 def plot_energy(landscape: EnergyLandscape, path: Path | str) -> None:
-    """Draw a landscape as PNG: the chosen action a star, the lowest of the grid a dot, rejected ones grey.
+    """Draw a landscape as PNG: the marked action a star, the lowest of the grid a dot, rejected ones grey. Of three
+    axes the first two are drawn, with the lowest energy over the third.
 
     Raises `InputError` when `path` cannot be written; what was there is then kept.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    third = f", lowest over {landscape.names[2]}" if landscape.energy.ndim == 3 else ""
+    landscape = landscape.face()
     figure = Figure(figsize=(6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot: no global state, and no display is ever looked for
     axes = figure.add_subplot()
@@ -142,7 +156,7 @@ def plot_energy(landscape: EnergyLandscape, path: Path | str) -> None:
         if landscape.hold
         else f"action of step {landscape.step}, the rest kept"
     )
-    axes.set_title(f"Energy landscape: {which}", fontsize=10)
+    axes.set_title(f"Energy landscape: {which}{third}", fontsize=10)
     axes.set_xlabel(_label(landscape, 0))
     lowest = landscape.lowest()
     if lowest is None:
@@ -172,7 +186,8 @@ def _draw_surface(figure: Figure, axes: Axes, landscape: EnergyLandscape) -> Non
             *lowest, "o", color="white", markeredgecolor="black", markersize=7, label="lowest of the grid"
         )
     star: dict[str, Any] = {"color": "red", "markeredgecolor": "white", "markersize": 15, "clip_on": False}
-    axes.plot(*landscape.chosen, "*", label="chosen action", **star)
+    if landscape.chosen is not None:
+        axes.plot(*landscape.chosen, "*", label=landscape.mark, **star)
     if landscape.units[0] == landscape.units[1]:
         axes.set_aspect("equal")
 
@@ -191,6 +206,6 @@ def _draw_curve(axes: Axes, landscape: EnergyLandscape) -> None:
             markeredgecolor="black",
             label="lowest of the grid",
         )
-    if np.isfinite(landscape.chosen_energy):
+    if landscape.chosen is not None and np.isfinite(landscape.chosen_energy):
         star: dict[str, Any] = {"color": "red", "markeredgecolor": "white", "markersize": 15}
-        axes.plot(*landscape.chosen, landscape.chosen_energy, "*", label="chosen action", **star)
+        axes.plot(*landscape.chosen, landscape.chosen_energy, "*", label=landscape.mark, **star)

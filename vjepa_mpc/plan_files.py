@@ -20,6 +20,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.energy import energy_slice, plot_energy
+from vjepa_mpc.memory import peak_bytes
 from vjepa_mpc.planning import Goal, Outcome
 from vjepa_mpc.world_model import WEIGHTS, WorldModel
 
@@ -53,9 +54,11 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What was planned with, for the record. `options` are the command line's; `model` names the weights."""
+    """What was planned with, for the record. `goal` is the last one, `sub_goals` those before it. `options` are the
+    command line's; `model` names the weights."""
 
     goal: Goal
+    sub_goals: Sequence[Goal]
     goal_warning: str | None
     goal_state: Float[np.ndarray, "s"] | None
     controller: Controller
@@ -80,6 +83,7 @@ def describe(setting: Setting) -> dict[str, Any]:
             "score_limit": calibration.goal_score,
             "state": None if setting.goal_state is None else setting.goal_state.tolist(),
         },
+        "sub_goals": [{"file": str(goal.path), "sha256": goal.sha256} for goal in setting.sub_goals],
         "goal_warning": setting.goal_warning,
         "notes": list(setting.notes),
         "model": {
@@ -107,6 +111,7 @@ def describe(setting: Setting) -> dict[str, Any]:
             "seed": setting.seed,
             **setting.options,
         },
+        "memory": {"candidates_at_a_time": controller.chunk, "peak_bytes": peak_bytes(controller.model.device)},
         "provenance": provenance(),
         "files": [],
     }
@@ -150,24 +155,32 @@ def _step(record: StepRecord, *, sent: bool) -> dict[str, Any]:
 
 
 def single_record(
-    setting: Setting, observation: Goal, state: Sequence[float], decision: Decision, timing: Mapping[str, float]
+    setting: Setting,
+    observation: Goal,
+    state: Sequence[float],
+    decisions: Sequence[Decision],
+    timing: Mapping[str, float],
 ) -> dict[str, Any]:
-    """plan.json of one plan from two pictures: the actions of the whole horizon, and what they cost."""
+    """plan.json of one plan from pictures: the actions to every goal in order, and what the last ones cost."""
+    first, last = decisions[0], decisions[-1]
+    plans = [decision.plan for decision in decisions]
     return {
         "schema": SCHEMA,
         "kind": "one plan",
         "observation": {
             "file": str(observation.path), "sha256": observation.sha256, "state": [float(value) for value in state],
         },
-        "latent_cost": decision.latent_cost,
-        "looks_reached": decision.latent_cost <= trained_cost(setting.controller.model),
-        "wanted": decision.action.tolist(),
-        "actions": decision.plan.actions[0].double().cpu().tolist(),
-        "planned_cost": _finite(float(decision.plan.cost[0])),
-        "costs": {name: _finite(value) for name, value in decision.terms.items()},
-        "evaluations": decision.plan.evaluations,
-        "stopped": decision.plan.stopped,
-        "timing": {name: round(value, 3) for name, value in {**timing, "plan_s": decision.plan.seconds}.items()},
+        "latent_cost": first.latent_cost,
+        "looks_reached": first.latent_cost <= trained_cost(setting.controller.model),
+        "wanted": first.action.tolist(),
+        "actions": [action for plan in plans for action in plan.actions[0].double().cpu().tolist()],
+        "planned_cost": _finite(float(plans[-1].cost[0])),
+        "costs": {name: _finite(value) for name, value in last.terms.items()},
+        "evaluations": sum(plan.evaluations for plan in plans),
+        "stopped": plans[-1].stopped,
+        "timing": {
+            name: round(value, 3) for name, value in {**timing, "plan_s": sum(plan.seconds for plan in plans)}.items()
+        },
         **describe(setting),
     }  # fmt: skip
 

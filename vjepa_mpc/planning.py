@@ -12,7 +12,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -213,6 +213,57 @@ def plan_once(
     camera = controller.model.config.camera
     observation = Observation({camera: image}, np.asarray(state, dtype=np.float32), 0.0)
     return controller.step(observation, ControllerState())[0]
+
+
+def plan_through(
+    controllers: Sequence[GoalController],
+    image: UInt8[np.ndarray, "height width 3"],
+    state: Float[np.ndarray, "s"],
+) -> list[Decision]:
+    """One plan to each of several goals in order, each from where the model imagines the one before to end."""
+    decisions = [plan_once(controllers[0], image, state)]
+    for controller in controllers[1:]:
+        before = decisions[-1]
+        with torch.no_grad():
+            problem = torch.zeros(1, dtype=torch.long, device=controller.model.device)
+            future = before.cost.imagine(before.plan.actions[:, None], problem)
+        decisions.append(controller.decide(future.latents[:, 0, -1], future.states[:, 0, -1], ControllerState())[0])
+    return decisions
+
+
+def reach_in_order(
+    controllers: Sequence[GoalController],
+    robot: Robot,
+    *,
+    max_steps: int,
+    watchers: Sequence[Watcher] = (),
+    distance: Callable[[], float] | None = None,
+) -> Outcome:
+    """Drive `robot` to several goals one after the other; `max_steps` actions at most for each.
+
+    A goal that was not reached by then is left for the next one, as V-JEPA 2-AC's sub-goals are. How it ended is
+    said of the last goal. A goal's final view is the first one of the next, and is recorded once.
+    """
+    done: list[StepRecord] = []
+    for controller in controllers:
+        numbered = _Renumbered(watchers, len(done))
+        outcome = reach(controller, robot, max_steps=max_steps, watchers=[numbered], distance=distance)
+        own = [replace(record, step=record.step + len(done)) for record in outcome.records]
+        if controller is controllers[-1] or outcome.ended not in ("reached", "max_steps"):
+            return Outcome((*done, *own), outcome.ended, outcome.error)
+        done += own[:-1]
+    raise AssertionError("there was no goal")
+
+
+class _Renumbered:
+    """Hands records on with the number of the step since the first goal."""
+
+    def __init__(self, watchers: Sequence[Watcher], first: int) -> None:
+        self.watchers, self.first = watchers, first
+
+    def step(self, record: StepRecord) -> None:
+        for watcher in self.watchers:
+            watcher.step(replace(record, step=record.step + self.first))
 
 
 def place_start(

@@ -8,12 +8,13 @@ names are those of Meta's published checkpoints, which load strictly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vjepa_mpc.attention import attend
 from vjepa_mpc.core.errors import InputError
@@ -144,7 +145,22 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
         x = x + self.attn(self.norm1(x), cos, sin, mask, cache)
+        return self.widened(x)
+
+    def widened(self, x: Tensor) -> Tensor:
+        """The second half of the block."""
         return x + self.mlp(self.norm2(x))
+
+    def recomputed(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+        """`forward`, keeping its input alone for the way back; with a cache, which is written to once, that of the
+        second half, where most of the memory is."""
+        if cache is None:
+            whole: Tensor = checkpoint(self, x, cos, sin, mask, None, use_reentrant=False)
+            return whole
+        half: Tensor = checkpoint(
+            self.widened, x + self.attn(self.norm1(x), cos, sin, mask, cache), use_reentrant=False
+        )
+        return half
 
 
 class ActionConditionedPredictor(nn.Module):
@@ -152,7 +168,8 @@ class ActionConditionedPredictor(nn.Module):
 
     Runs in the type of its parameters (`predictor.to(torch.bfloat16)` is the fast form on CPUs with
     bfloat16 products); takes and returns the latents' own type. Action and state tokens are made in
-    float32 at least: a bfloat16 metre has steps of millimetres.
+    float32 at least: a bfloat16 metre has steps of millimetres. With `recompute` set, training keeps less of the
+    forward pass and computes it again on the way back.
     """
 
     _cos: Tensor
@@ -161,6 +178,7 @@ class ActionConditionedPredictor(nn.Module):
     def __init__(self, config: PredictorConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.predictor_embed = nn.Linear(config.latent_dim, config.width)
         self.action_encoder = nn.Linear(config.action_dim, config.width)
         self.state_encoder = nn.Linear(config.state_dim, config.width)
@@ -238,8 +256,10 @@ class ActionConditionedPredictor(nn.Module):
             mask = torch.zeros(len(frame), len(frame), dtype=tokens.dtype, device=tokens.device)
             mask.masked_fill_(frame[:, None] < frame[None], float("-inf"))
         x = tokens.flatten(1, 2)
+        block: Any
         for index, block in enumerate(self.predictor_blocks):
-            x = block(x, cos, sin, mask, None if caches is None else caches[index])
+            run = block.recomputed if self.recompute and torch.is_grad_enabled() else block
+            x = run(x, cos, sin, mask, None if caches is None else caches[index])
         return x.unflatten(1, (frames, size))
 
     def _angles(self, table: Tensor, start: int, frames: int) -> Tensor:

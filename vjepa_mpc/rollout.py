@@ -88,7 +88,8 @@ def rollout(
     (V-JEPA 2-AC: themselves); `renormalise` is applied to each prediction [m, p, d] (parameter-free layer norm
     for V-JEPA 2-AC, identity for standardised latents). `extrinsics` cover the f = k - 1 + h frames fed in. At
     most `chunk` candidates are rolled at once. Differentiable with respect to `actions` and the predictor's
-    weights; the history is detached. Raises `InputError` when k - 1 + h exceeds the predictor's `max_frames`.
+    weights; the history is detached. Raises `InputError` when k - 1 + h exceeds the predictor's `max_frames`, and for
+    tensors on different devices.
     """
     _check(predictor, context, actions, extrinsics, chunk)
     problems, candidates, horizon = actions.shape[:3]
@@ -170,6 +171,11 @@ def _check(
             f"A history of {seen} frames and a horizon of {horizon} make {seen - 1 + horizon} frames, more "
             f"than the {limit} the predictor was built for; shorten one of them."
         )
+    parts = {"the predictor": predictor.predictor_embed.weight, "latents": context.latents, "states": context.states}
+    places = {name: part.device for name, part in {**parts, "actions": actions}.items()}
+    if len(set(places.values())) > 1:
+        told = ", ".join(f"{name} on {device}" for name, device in places.items())
+        raise InputError(f"A rollout takes everything on one device: {told}; move them.")
     if extrinsics is not None and extrinsics.shape[:2] != (problems, seen - 1 + horizon):
         raise InputError(
             f"Extrinsics must cover {problems} problems and {seen - 1 + horizon} frames, got {tuple(extrinsics.shape)}."

@@ -22,8 +22,16 @@ def rotary_tables(
     """Cosine and signed sine of every token's angles, for `rotate`; float64.
 
     A frame's tokens are its `conditions` (action, state, ...), then the `grid` (height, width) of patches
-    row by row. Patch positions are scaled to `train_grid`, the grid the weights were trained at.
+    row by row. Patch positions are scaled to `train_grid`, the grid the weights were trained at. The tables lie in
+    ordinary memory, also where modules are being built without any (torch's "meta" device).
     """
+    with torch.device("cpu"):
+        return _tables(frames, grid, train_grid, conditions, head_dim)
+
+
+def _tables(
+    frames: int, grid: tuple[int, int], train_grid: tuple[int, int], conditions: int, head_dim: int
+) -> tuple[Tensor, Tensor]:
     axis = 2 * ((head_dim // 3) // 2)
     tokens = conditions + grid[0] * grid[1]
     angles = torch.zeros(frames, tokens, head_dim, dtype=torch.float64)

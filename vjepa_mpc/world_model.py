@@ -176,14 +176,10 @@ class WorldModel(nn.Module):
         Raises `InputError` for a missing, truncated or foreign file, or another format version.
         """
         folder = Path(folder)
-        values = read_json(folder / "config.json")
-        if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-            raise InputError(
-                f"{folder} is not a world model of format {FORMAT_VERSION}; give a folder that "
-                "`vjepa-mpc train` wrote."
-            )
-        config = from_plain(WorldModelConfig, values, folder / "config.json")
-        model = build_world_model(config)
+        config = read_config(folder)
+        with torch.device("meta"):  # the file's tensors become the weights: none are drawn, and none held twice
+            model = WorldModel(config, frame_encoder(config.encoder))
+        model.states = state_space(config.robot, config.stride)  # its limits are in no file
         tensors = read_weights(folder / WEIGHTS)
         expected = model.state_dict()
         for name, tensor in expected.items():
@@ -199,7 +195,7 @@ class WorldModel(nn.Module):
         left_over = sorted(set(tensors) - set(expected))
         if left_over:
             raise InputError(f"{folder / WEIGHTS} holds {left_over[0]}, which config.json knows nothing of.")
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return model.to(device).eval()
@@ -214,6 +210,16 @@ def _equal(a: object, b: object) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple) and a and isinstance(a[0], float):
         return len(a) == len(b) and bool(np.allclose(a, b, atol=1e-6))
     return a == b
+
+
+def read_config(folder: Path) -> WorldModelConfig:
+    """The configuration of a world model's folder; `InputError` for any other folder, or format version."""
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{folder} is not a world model of format {FORMAT_VERSION}; give a folder that `vjepa-mpc train` wrote."
+        )
+    return from_plain(WorldModelConfig, values, folder / "config.json")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -164,6 +164,11 @@ def never_stops_alone(plant: Plant) -> None:
     plant(search._Search, "_stop_satisfied", lambda self, live, schedule: live)
 
 
+def target_not_looked_at(plant: Plant) -> None:
+    """A plan that is good enough already is searched on."""
+    plant(Best, "meets", lambda self, target: torch.zeros_like(self.cost, dtype=torch.bool))
+
+
 def suggestions_dropped(plant: Plant) -> None:
     """Suggested plans are taken, and forgotten."""
     original = search._Search._iterate
@@ -287,6 +292,7 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(deadline_ignored, limits.check_deadline_kept),
     Defect(problems_swapped, same.check_batch_equals_loop),
     Defect(never_stops_alone, same.check_problems_stop_one_by_one),
+    Defect(target_not_looked_at, same.check_problems_stop_one_by_one),
     Defect(suggestions_dropped, honest.check_suggestions_are_judged),
     Defect(inference_mode_used, honest.check_evidence, ONLY_CEM),
     Defect(anything_accepted, limits.check_bad_input_refused),

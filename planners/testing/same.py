@@ -96,9 +96,13 @@ def check_problems_stop_one_by_one(make: PlannerFactory) -> None:
     together = solve(make(box(2)), counted, init, budget=budget)
     assert together.endings[1].stopped == "target", f"problem 1 stopped by {together.endings[1].stopped!r}"
     assert asked == [ending.evaluations for ending in together.endings], "evaluations were not counted right"
-    assert asked[1] < min(asked[0], asked[2]), "the problem whose start was the answer cost as much as the others"
+    assert asked[1] <= 2, f"the problem whose start was the answer was judged {asked[1]} times"
     for problem in range(3):
         one = slice(problem, problem + 1)
         alone = solve(make(box(2)), Bowl(goals[one]), init[one], budget=budget, rng=generators(3)[one])
         assert torch.equal(together.actions[one], alone.actions), f"problem {problem} differs alone and in a batch"
         assert together.endings[problem] == alone.endings[0], f"problem {problem} stops elsewhere in a batch"
+    easy = 0.7 * float(Bowl(goals)(init[:, None], torch.arange(3)).cost[[0, 2]].min())
+    plan = solve(make(box(2)), Bowl(goals), init, budget=Budget(target=easy))
+    assert [ending.stopped for ending in plan.endings] == ["target"] * 3, "an easy target was not seen to be met"
+    assert bool((plan.cost <= easy).all()), "the answer said to meet the target does not"

@@ -36,6 +36,8 @@ from vjepa_mpc.planners import (
     Planner,
     PredictiveSampling,
     PredictiveSettings,
+    PublishedCEM,
+    PublishedSettings,
     RandomShooting,
     Refined,
     ShootingSettings,
@@ -88,6 +90,7 @@ PLANNERS: dict[str, PlannerFactory] = {
     ),
     "shooting": lambda bounds: RandomShooting(bounds, ShootingSettings(samples=128, iterations=20)),
     "predictive": lambda bounds: PredictiveSampling(bounds, PredictiveSettings(samples=128, iterations=20)),
+    "published": lambda bounds: PublishedCEM(bounds, PublishedSettings(samples=200, elites=20, iterations=20)),
     "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
     "gradient-noisy": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=60, action_noise=0.005)),
     "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=4, steps=30)),
@@ -103,6 +106,12 @@ PLAIN = ("shooting", "predictive")
 GLOBAL = ("cem", "cem-coloured", "cem-plain-chunked", "icem", "mppi", "cma", "discrete", "predictive", "cem-then-lbfgs")
 
 
+# V-JEPA 2-AC's planner returns its mean, be it worse than its start, and begins at zero: what it does not promise.
+EXEMPT: dict[str, tuple[str, ...]] = {
+    "published": ("check_never_worse_than_start", "check_suggestions_are_judged", "check_rejected_never_wins"),
+}
+
+
 # Second settings of planners that are checked in full under another name.
 SECOND = ("cem-coloured", "cma-separable", "gradient-noisy", "cem-suggested", "cem-lines")
 
@@ -115,6 +124,8 @@ def marked(names: Iterable[str]) -> list[Any]:
 @pytest.mark.parametrize("name", marked(PLANNERS))
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_contract(check: Callable[[PlannerFactory], None], name: str) -> None:
+    if check.__name__ in EXEMPT.get(name, ()):
+        pytest.skip("listed as exempt")
     check(PLANNERS[name])
 
 

@@ -7,9 +7,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
+from vjepa_mpc.cli.building import make_planner
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planners import (
     CEM,
+    CMAES,
     LBFGS,
     MPPI,
     Ball,
@@ -18,6 +20,7 @@ from vjepa_mpc.planners import (
     Budget,
     ByKnots,
     CEMSettings,
+    CMASettings,
     GradientPlanner,
     LBFGSSettings,
     Limits,
@@ -172,3 +175,25 @@ def test_bounds_of_one_kind_are_kept_in_the_plans_type() -> None:
     bounds = Limits(torch.tensor([-0.1]).double(), torch.tensor([0.1]).double(), balls=(Ball((0,), 0.05),))
     plan = solve(CEM(bounds), Bowl(torch.ones(1, 2, 1)), torch.zeros(1, 2, 1))
     assert float(plan.actions.max()) <= 0.05 + 1e-7 and isinstance(bounds, Bounds)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+def test_cma_es_begins_every_problem_from_its_own_previous_action(separable: bool) -> None:
+    limits = Limits(
+        torch.tensor([-1.0]), torch.tensor([1.0]), rate=torch.tensor([0.1]), previous=torch.tensor([[0.5], [-0.5]])
+    )
+    planner = CMAES(limits, CMASettings(samples=8, iterations=12, separable=separable))
+    watch = Watch(Bowl(torch.tensor([[[1.0], [1.0]], [[-1.0], [-1.0]]])))
+    plan = solve(planner, watch, torch.tensor([[[0.5], [0.5]], [[-0.5], [-0.5]]]))
+    wanted = torch.tensor([[[0.6], [0.7]], [[-0.6], [-0.7]]])
+    torch.testing.assert_close(plan.actions, wanted, atol=0.01, rtol=0)
+    first = watch.candidates[:, :, 0, 0]
+    assert bool(((first - torch.tensor([[0.5], [-0.5]])).abs() <= 0.1 + 1e-6).all())
+
+
+@pytest.mark.parametrize("name", ["cem", "cma", "gradient", "lbfgs", "shooting", "discrete", "cem+lbfgs"])
+def test_a_start_that_meets_the_target_is_the_answer_at_once(name: str) -> None:
+    goals = torch.tensor([[[0.25, 0.5]], [[0.5, 0.0]]])
+    plan = solve(make_planner(name, box(2)), Bowl(goals), goals.clone(), budget=Budget(target=1e-6))
+    assert torch.equal(plan.actions, goals) and plan.stopped == "target"
+    assert [ending.evaluations for ending in plan.endings] == [2 if "+" in name else 1] * 2

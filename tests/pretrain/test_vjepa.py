@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.clips import ClipDataset
 from vjepa_mpc.datasets.store import ZarrStore
-from vjepa_mpc.encoder import encode_clips
+from vjepa_mpc.encoder import encode_clips, encoder_grid
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain.data import ClipBatches
 from vjepa_mpc.pretrain.trainer import make_optimisers
@@ -104,7 +105,7 @@ def test_the_prediction_is_asked_for_at_the_masked_positions(clips: ClipDataset)
     with torch.no_grad():
         for parameter in one.modules.predictor.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-        answers = one.modules.predictor(context, ids, torch.tensor([[9, 30, 9]]))
+        answers = one.modules.predictor(context, ids, torch.tensor([[9, 30, 9]]))[:, 2:]
     assert torch.allclose(answers[0, 0], answers[0, 2], atol=1e-6)
     assert float((answers[0, 0] - answers[0, 1]).abs().max()) > 1e-3
 
@@ -121,12 +122,13 @@ def test_the_loss_is_l1_to_the_layer_normed_target_at_masked_positions(clips: Cl
             whole = (whole - whole.mean(-1, keepdim=True)) / (whole.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
             guess = one.modules.predictor(
                 encode_clips(one.modules.encoder, pixels, mask.context), mask.context, mask.target
-            )
+            )[:, mask.context.shape[1] :]
             for clip in range(len(guess)):
                 total = total + (guess[clip] - whole[clip, mask.target[clip]]).abs().mean() / len(guess) / 2
     assert float(loss.detach()) == pytest.approx(float(total), rel=1e-5)
     assert float(figures["spread"]) == pytest.approx(float(whole.std(0).mean()), rel=1e-4)
     weighed, parts = learner(clips, dataclasses.replace(ENCODER, sigreg_weight=0.5)).loss(batch, 2)
+    assert "context" not in parts
     assert float(weighed.detach()) == pytest.approx(float(parts["prediction"] + 0.5 * parts["sigreg"]), rel=1e-6)
 
 
@@ -184,3 +186,30 @@ def test_impossible_sizes_are_refused(size: dict[str, int]) -> None:
 def test_a_spread_needs_two_clips(clips: ClipDataset) -> None:
     with pytest.raises(InputError, match="at least 2 clips"):
         learner(clips, batch=1)
+
+
+def test_the_context_loss_is_on_kept_patches_by_their_distance_to_the_hidden(clips: ClipDataset) -> None:
+    """V-JEPA 2.1: L1 at every kept patch, over the root of its distance to the nearest hidden one."""
+    plain = learner(clips, dataclasses.replace(ENCODER, sigreg_weight=0.0))
+    batch = plain.batch(2)
+    masked, _ = plain.loss(batch, 2)
+    one = learner(clips, dataclasses.replace(ENCODER, sigreg_weight=0.0, context_weight=0.5))
+    loss, figures = one.loss(batch, 2)
+    assert float(loss.detach()) == pytest.approx(float(masked.detach()) + 0.5 * float(figures["context"]), rel=1e-5)
+    pixels = one.preparation.prepare(batch.clips.flatten(0, 1)).unflatten(0, batch.clips.shape[:2])
+    grid, total = encoder_grid(one.modules.encoder.config), 0.0
+    with torch.no_grad():
+        whole = encode_clips(one.modules.target, pixels)
+        whole = torch.nn.functional.layer_norm(whole, whole.shape[-1:], eps=1e-5)
+        for mask in batch.masks:
+            guess = one.modules.predictor(
+                encode_clips(one.modules.encoder, pixels, mask.context), mask.context, mask.target
+            )
+            for clip, kept in enumerate(mask.context.tolist()):
+                hidden = [divmod(index % grid**2, grid) for index in mask.target[clip].tolist()]
+                for number, index in enumerate(kept):
+                    row, column = divmod(index % grid**2, grid)
+                    away = min(math.hypot(row - r, column - c) for r, c in hidden)
+                    error = (guess[clip, number] - whole[clip, index]).abs().mean()
+                    total += float(error) / math.sqrt(away) / len(kept) / len(guess) / len(batch.masks)
+    assert float(figures["context"]) == pytest.approx(total, rel=1e-4)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vjepa_mpc.robots.differential_ik import SiteKinematics, damped_least_squares, rotation_vector
-from vjepa_mpc.robots.jaco import DOWN, HIGH_M, HOME_RAD, JOINTS, LOW_M, PINCH, SPEED_RAD_S, STEP_M, Jaco
+from vjepa_mpc.robots.jaco import HIGH_M, LOW_M, Jaco
+from vjepa_mpc.robots.jaco_arm import DOWN, HOME_RAD, JOINTS, PINCH, SPEED_RAD_S, STEP_M
 from vjepa_mpc.robots.rendering import import_mujoco
 
 ARM = """

@@ -15,7 +15,7 @@ from vjepa_mpc.exploration import EpisodeSettings, mixture_of, simulate_episode
 from vjepa_mpc.robots.base import SimulatedRobot
 from vjepa_mpc.robots.dynamics import FACTORS, LOOKS
 from vjepa_mpc.robots.factory import find_task, make_robot, task_names
-from vjepa_mpc.robots.push_t import WORLD, PushT, PushTTask
+from vjepa_mpc.robots.push_t import PushT, PushTTask
 from vjepa_mpc.robots.tasks import load_manifest, make_manifest, manifest_names, play_script
 from vjepa_mpc.robots.two_rooms import TwoRooms, TwoRoomsTask
 from vjepa_mpc.robots.world import MujocoWorld
@@ -25,9 +25,12 @@ NEW = tuple(name for name in NAMES if name != "reacher")
 SHA = {
     "point-maze-dev": "548f6529", "point-maze-test": "07569ae4", "two-rooms-dev": "3e32e1db",
     "two-rooms-test": "c93db84c", "push-t-dev": "bae5f45b", "push-t-test": "91e9491f",
-    "jaco-reach-dev": "6a2cc5c4", "jaco-reach-test": "e6191837",
+    "jaco-reach-dev": "6a2cc5c4", "jaco-reach-test": "e6191837", "ball-in-cup-dev": "2fd8b651",
+    "ball-in-cup-test": "e4293f2f",
 }  # fmt: skip
 SEEDS = {name: 11 + index for index, name in enumerate(SHA)}
+SWINGING = ("ball-in-cup",)
+"""Worlds in which something moves on by itself; the others are quasi-static."""
 
 
 @pytest.fixture(params=NAMES, scope="module")
@@ -88,18 +91,20 @@ def test_rest_is_rest(world: MujocoWorld) -> None:
         before = world.true_state()
         for _ in range(5):
             world.apply(np.zeros(len(world.spec.action_names)))
-        assert world.true_state() == pytest.approx(before, abs=1e-4)
+        assert world.true_state() == pytest.approx(before, abs=2e-4)
 
 
 def test_bad_actions_are_refused_and_stop_the_robot(world: MujocoWorld) -> None:
     world.apply(np.array(world.spec.action_high))
-    before = world.true_state()
+    before = world.observe().proprioception
+    state = world.true_state()
     for bad in ([0.01] * 9, [math.nan] * len(world.spec.action_names), [math.inf] * len(world.spec.action_names)):
         with pytest.raises(InputError, match=world.spec.name):
             world.apply(np.array(bad))
     world.apply(np.zeros(len(world.spec.action_names)))
-    assert world.true_state() == pytest.approx(before, abs=2e-3)
-    for wrong in ([0.0] * 9, [math.nan] * len(before), [99.0] * len(before)):
+    assert world.observe().proprioception == pytest.approx(before, abs=2e-3)
+    assert world.spec.name in SWINGING or world.true_state() == pytest.approx(state, abs=2e-3)
+    for wrong in ([0.0] * 9, [math.nan] * len(state), [99.0] * len(state)):
         with pytest.raises(InputError):
             world.place(np.array(wrong))
 
@@ -162,7 +167,7 @@ def test_nothing_blows_up_or_sinks_in_and_steps_end_at_rest(world: MujocoWorld, 
         pytest.skip("its limits and settling are in test_reacher.py")
     deepest, moving = play_boldly(world, steps)
     assert deepest < 1e-3  # m
-    assert moving < 0.02  # a ball that slips round a corner late in a step
+    assert world.spec.name in SWINGING or moving < 0.02  # a ball that slips round a corner late in a step
 
 
 @pytest.mark.parametrize("name", ["point-maze", "two-rooms", "push-t"])
@@ -338,14 +343,15 @@ def test_collected_episodes_mix_the_tasks_behaviours(name: str) -> None:
     for episode in episodes:
         assert (episode.states >= np.array(task.spec.state_low, np.float32)).all()
         assert (episode.states <= np.array(task.spec.state_high, np.float32)).all()
-    if name == "push-t":
-        truth = np.array([episode.metadata["world_states"] for episode in episodes])
-        assert truth.shape == (12, 25, len(WORLD.names))
-        assert truth[..., :2] == pytest.approx(np.array([episode.states for episode in episodes]), abs=1e-6)
-        moved = np.abs(np.diff(truth[..., 2:4], axis=1)).max(axis=(1, 2)) > 0.005
-        assert moved.mean() > 0.3  # the block is pushed about, not only looked at
-    else:
+    if task.world.names == task.spec.state_names:
         assert "world_states" not in episodes[0].metadata
+        return
+    truth = np.array([episode.metadata["world_states"] for episode in episodes])
+    assert truth.shape == (12, 25, len(task.world.names))
+    felt = len(task.spec.state_names)
+    assert truth[..., :felt] == pytest.approx(np.array([episode.states for episode in episodes]), abs=1e-6)
+    moved = np.abs(np.diff(truth[..., felt : felt + 2], axis=1)).max(axis=(1, 2)) > 0.005
+    assert moved.mean() > 0.3  # the block, brick or ball is moved about, not only looked at
 
 
 def test_pictures_of_a_state_are_of_that_instant(world: MujocoWorld) -> None:

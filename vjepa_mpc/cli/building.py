@@ -28,6 +28,7 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "shooting": ("shooting", "RandomShooting", "ShootingSettings", {}),
     "predictive": ("shooting", "PredictiveSampling", "PredictiveSettings", {}),
     "discrete": ("discrete", "DiscreteCEM", "DiscreteSettings", {}),
+    "published": ("published", "PublishedCEM", "PublishedSettings", {}),
     "gradient": ("gradient", "GradientPlanner", "GradientSettings", _STARTS),
     "lbfgs": ("lbfgs", "LBFGS", "LBFGSSettings", _STARTS),
 }
@@ -193,6 +194,36 @@ CEM_DEFAULTS: dict[str, Any] = {
     "noise_exponent": 2.0,
 }
 """As docs/experiments.md says under "Planner and cost"."""
+
+
+PRESETS = ("vjepa2-ac",)
+
+
+def planner_and_control(
+    model: WorldModel,
+    preset: str | None,
+    planner: str,
+    *,
+    horizon: int | None,
+    samples: int | None,
+    iterations: int | None,
+    elites: int | None,
+    settings: Sequence[str],
+) -> tuple[Planner, Any]:
+    """The planner and the control settings of the options, or those of a preset with what was said beside it."""
+    if preset is None:
+        made = make_planner(
+            planner, model.action_bounds, samples=samples, iterations=iterations, elites=elites, settings=settings
+        )
+        return made, control_settings(model, horizon=horizon, running=1.0)
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    if planner != "cem" or settings:
+        raise InputError(f"--preset {preset} is a planner with its settings; leave --planner and --set out.")
+    from vjepa_mpc.vjepa2_ac import published_control, published_planner
+
+    own = published_planner(model, samples=samples, elites=elites, iterations=iterations)
+    return own, published_control(horizon)
 
 
 def control_settings(model: WorldModel, *, horizon: int | None, running: float) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,10 +25,13 @@ PROGRAM = "vjepa-mpc"
 # The order is that of the help. A name whose module is missing is an error.
 COMMANDS: dict[str, str] = {
     "plan": "vjepa_mpc.cli.plan:plan",
+    "landscape": "vjepa_mpc.cli.landscape:landscape",
     "collect": "vjepa_mpc.cli.collect:collect",
     "data": "vjepa_mpc.cli.data:app",
     "pretrain": "vjepa_mpc.cli.pretrain:pretrain",
     "train": "vjepa_mpc.cli.train:train",
+    "validate-model": "vjepa_mpc.cli.validate_model:validate_model",
+    "convert": "vjepa_mpc.cli.convert:convert",
     "tasks": "vjepa_mpc.cli.tasks:app",
     "evaluate": "vjepa_mpc.cli.evaluate:evaluate",
     "bench": "vjepa_mpc.cli.bench:app",
@@ -128,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stderr); 130 Ctrl-C; a command may choose others with `typer.Exit`. Any other exception is a defect of
     ours and shows its traceback.
     """
+    # Threads that spin while they wait stall each other tenfold when another process keeps a core busy. Read
+    # when the OpenMP library is loaded, that is before torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
         code = typer.main.get_command(build_app())(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,12 @@ PLANNING, SIMULATION, PICTURES, OUTPUT = "Planning", "Simulation", "One plan fro
 
 
 def plan(
-    goal: Path = typer.Option(..., help="Picture of the goal, of any size."),
+    goal: list[Path] = typer.Option(..., help="Picture of the goal, of any size; several are sub-goals in order."),
     model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
-    max_steps: int = typer.Option(50, min=1, help="Give up after so many actions."),
+    max_steps: int = typer.Option(50, min=1, help="Give up a goal after so many actions."),
+    preset: str | None = typer.Option(
+        None, help="vjepa2-ac: V-JEPA 2-AC's planner as published (for models of poses).", rich_help_panel=PLANNING
+    ),
     planner: str = typer.Option("cem", help=PLANNER_HELP, rich_help_panel=PLANNING),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead.", rich_help_panel=PLANNING),
     samples: int | None = typer.Option(
@@ -46,6 +49,10 @@ def plan(
     device: str = typer.Option("auto", help="auto, cpu or cuda.", rich_help_panel=PLANNING),
     threads: int | None = typer.Option(
         None, min=1, help="Torch threads (default: the cores this process may use).", rich_help_panel=PLANNING
+    ),
+    memory_budget: str | None = typer.Option(
+        None, help="Memory that candidates may fill at a time, as 24GB (default: half of what is free).",
+        rich_help_panel=PLANNING,
     ),
     start: str | None = typer.Option(
         None, help='Where the world starts, "q1,q2" in its units (default: drawn from --seed).',
@@ -82,7 +89,8 @@ def plan(
     started = time.perf_counter()
     screen = Screen(json_output, quiet)
     job = _Job(
-        goal, model, planner, horizon, samples, iterations, elites, settings, seed, device, out, screen,
+        goal, model, preset, planner, horizon, samples, iterations, elites, settings, seed, device, out, screen,
+        memory_budget,
         {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads},
         started,
     )  # fmt: skip
@@ -93,12 +101,12 @@ def plan(
                 raise InputError(f"{name} is for the simulator, which --observation does without; leave one out.")
         if state is None:
             raise InputError('--observation needs --state "q1,q2": the robot\'s state in that picture.')
-        code = _from_pictures(job, observation, _numbers("--state", state))
+        code = _from_pictures(job, observation, numbers("--state", state))
     else:
         if state is not None:
             raise InputError("--state goes with --observation; for the simulator's start use --start.")
-        wanted = None if start is None else _numbers("--start", start)
-        code = _closed_loop(job, robot, wanted, None if goal_state is None else _numbers("--goal-state", goal_state))
+        wanted = None if start is None else numbers("--start", start)
+        code = _closed_loop(job, robot, wanted, None if goal_state is None else numbers("--goal-state", goal_state))
     raise typer.Exit(code)
 
 
@@ -106,8 +114,9 @@ def plan(
 class _Job:
     """The options that both ways of planning share."""
 
-    goal: Path
+    goals: list[Path]
     model: str | None
+    preset: str | None
     planner: str
     horizon: int | None
     samples: int | None
@@ -118,6 +127,7 @@ class _Job:
     device: str
     out: Path
     screen: Screen
+    memory_budget: str | None
     options: dict[str, Any]
     started: float
 
@@ -126,14 +136,19 @@ class _Job:
 class _Ready:
     """What is loaded and checked before anything moves or is written."""
 
-    goal: Goal
+    goals: list[Goal]
     folder: Path
     world: WorldModel
     calibration: Calibration
-    controller: GoalController
+    controllers: list[GoalController]
     warning: str | None
     load_s: float
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def goal(self) -> Goal:
+        """The last one; those before are sub-goals."""
+        return self.goals[-1]
 
 
 def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
@@ -146,41 +161,44 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
 
         from vjepa_mpc.cli.building import (
             choose_device,
-            control_settings,
             limit_threads,
             load_model,
-            make_planner,
             model_folder,
+            planner_and_control,
         )
+        from vjepa_mpc.memory import parse_bytes
         from vjepa_mpc.plan_files import check_writable
         from vjepa_mpc.planning import GoalController, doubt, load_goal, trained
 
-        goal = load_goal(job.goal)
+        goals = [load_goal(path) for path in job.goals]
         check_writable(job.out)
         job.options["threads"] = limit_threads(job.options["threads"])
         device = choose_device(job.device)
         job.options["device"] = str(device)
         folder = model_folder(job.model)
         world = load_model(str(folder), device)
-        settings = control_settings(world, horizon=job.horizon, running=1.0)
+        optimiser, settings = planner_and_control(
+            world, job.preset, job.planner, horizon=job.horizon, samples=job.samples, iterations=job.iterations,
+            elites=job.elites, settings=job.settings,
+        )  # fmt: skip
+        if job.memory_budget is not None:
+            settings = replace(settings, memory_budget=parse_bytes(job.memory_budget))
         calibration = trained(world, str(folder))
         check(world.config.robot)
-        optimiser = make_planner(
-            job.planner, world.action_bounds, samples=job.samples, iterations=job.iterations, elites=job.elites,
-            settings=job.settings,
-        )  # fmt: skip
         generator = torch.Generator(device).manual_seed(job.seed)
-        controller = GoalController(world, optimiser, goal.image, settings, generator)
-    warning = doubt(f"The goal {job.goal}", controller.goal_score, calibration)
-    if warning is not None:
-        job.screen.warn(warning)
-    return _Ready(goal, folder, world, calibration, controller, warning, time.perf_counter() - job.started)
+        controllers = [GoalController(world, optimiser, goal.image, settings, generator) for goal in goals]
+    warning = None
+    for path, controller in zip(job.goals, controllers, strict=True):
+        warning = doubt(f"The goal {path}", controller.goal_score, calibration)
+        if warning is not None:
+            job.screen.warn(warning)
+    return _Ready(goals, folder, world, calibration, controllers, warning, time.perf_counter() - job.started)
 
 
 def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> int:
     """One plan from two pictures."""
     from vjepa_mpc.plan_files import ENERGY, save_energy, save_record, single_record
-    from vjepa_mpc.planning import doubt, load_goal, plan_once
+    from vjepa_mpc.planning import doubt, load_goal, plan_through
 
     now = load_goal(observation)
     ready = _prepare(job, lambda spec: spec.check_state(state))
@@ -190,12 +208,12 @@ def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> in
         job.screen.warn(warning)
         ready.notes.append(warning)
     with job.screen.busy("Planning"):
-        decision = plan_once(ready.controller, now.image, ready.world.config.robot.check_state(state))
+        decisions = plan_through(ready.controllers, now.image, ready.world.config.robot.check_state(state))
     setting = _setting(job, ready, None)
     timing = {"load_s": ready.load_s, "total_s": time.perf_counter() - job.started}
-    record = single_record(setting, now, state, decision, timing)
+    record = single_record(setting, now, state, decisions, timing)
     save_record(record, job.out, [ENERGY])
-    save_energy(ready.controller, decision, job.out)
+    save_energy(ready.controllers[0], decisions[0], job.out)
     job.screen.single(record, job.out)
     return REACHED
 
@@ -204,7 +222,7 @@ def _closed_loop(
     job: _Job, name: str | None, start: tuple[float, ...] | None, goal_state: tuple[float, ...] | None
 ) -> int:
     """Drive the robot to the goal."""
-    from vjepa_mpc.planning import distance_to, place_start, reach, world_of
+    from vjepa_mpc.planning import distance_to, place_start, reach_in_order, world_of
     from vjepa_mpc.recorders import VideoRecorder
 
     given = [state for state in (start, goal_state) if state is not None]
@@ -215,13 +233,13 @@ def _closed_loop(
     try:
         known = _goal_state(job, ready, goal_state)
         distance = distance_to(robot, known)
-        place_start(robot, ready.controller, ready.calibration, start, job.seed)
+        place_start(robot, ready.controllers[0], ready.calibration, start, job.seed)
         video = VideoRecorder(job.out / "episode.mp4", 1 / config.robot.control_period_s, distance_unit="m")
         video.start(ready.goal.image, {})
         first = _FirstPlan(job.started)
         with job.screen.busy("Planning the first action") as progress:
-            outcome = reach(
-                ready.controller, robot, max_steps=job.options["max_steps"], watchers=[first, video, progress],
+            outcome = reach_in_order(
+                ready.controllers, robot, max_steps=job.options["max_steps"], watchers=[first, video, progress],
                 distance=distance,
             )  # fmt: skip
     finally:
@@ -242,8 +260,9 @@ def _finish(
         with interrupt_held():
             save_record(record, job.out, [VIDEO, ENERGY])
             video.close()
-        if ready.controller.first is not None:
-            save_energy(ready.controller, ready.controller.first, job.out)
+        first = ready.controllers[0]
+        if first.first is not None:
+            save_energy(first, first.first, job.out)
     if outcome.error is not None:
         raise outcome.error
     job.screen.episode(record, outcome.records, job.out)
@@ -305,12 +324,13 @@ def _setting(job: _Job, ready: _Ready, goal_state: Any) -> Setting:
     from vjepa_mpc.plan_files import Setting
 
     return Setting(
-        goal=ready.goal, goal_warning=ready.warning, goal_state=goal_state, controller=ready.controller,
-        model=job.model or "shipped", folder=ready.folder, seed=job.seed, options=job.options, notes=ready.notes,
+        goal=ready.goal, sub_goals=ready.goals[:-1], goal_warning=ready.warning, goal_state=goal_state,
+        controller=ready.controllers[-1], model=job.model or "shipped",
+        folder=ready.folder, seed=job.seed, options=job.options, notes=ready.notes,
     )  # fmt: skip
 
 
-def _numbers(option: str, text: str) -> tuple[float, ...]:
+def numbers(option: str, text: str) -> tuple[float, ...]:
     """Numbers separated by commas or blanks."""
     try:
         return tuple(float(part) for part in text.replace(",", " ").split())

@@ -32,6 +32,7 @@ def pretrain(
     ema: float = typer.Option(0.996, help="Momentum of the target encoder."),
     sigreg: float = typer.Option(0.3, help="Weight of SIGReg, which keeps the encoder from collapsing."),
     mix: list[str] = typer.Option([], help="Another store and its share of the clips, STORE=SHARE; may be repeated."),
+    context_loss: float = typer.Option(0.0, help="Weight of V-JEPA 2.1's loss on kept patches (0: none)."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -56,7 +57,8 @@ def pretrain(
         picture=picture_size(ZarrStore.open(store), camera), patch=patch, width=width, depth=depth, heads=heads
     )
     settings = VJepaSettings(
-        size=size, frames=frames, stride=stride, contrast=contrast, still=still, ema=ema, sigreg_weight=sigreg
+        size=size, frames=frames, stride=stride, contrast=contrast, still=still, ema=ema, sigreg_weight=sigreg,
+        context_weight=context_loss,
     )
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,

@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from vjepa_mpc.core.errors import InputError
+
+if TYPE_CHECKING:
+    from vjepa_mpc.pretrain.predictor import PredictorSettings
+    from vjepa_mpc.pretrain.trainer import TrainSettings
 
 
 def train(
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
-    encoder: str = typer.Option(
-        ..., help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
+    encoder: str | None = typer.Option(
+        None, help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
+    ),
+    init: str | None = typer.Option(
+        None, help="Instead: a world model to go on from, Meta's converted one too; it keeps its own shape."
     ),
     out: Path = typer.Option(Path("runs/model"), help="Run folder; an interrupted run in it is resumed."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 30 when neither is given."),
     batch: int = typer.Option(256, help="Clips a step."),
-    optimizer: str = typer.Option("muon", help="muon (for the matrices of hidden layers) or adamw."),
-    lr: float = typer.Option(3e-3, help="Peak learning rate."),
+    optimizer: str | None = typer.Option(
+        None, help="muon (for the matrices of hidden layers; default) or adamw (default with --init)."
+    ),
+    lr: float | None = typer.Option(None, help="Peak learning rate (default: 3e-3; 7.5e-5 with --init)."),
     warmup: int = typer.Option(50, help="Steps of linear warm-up."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and clips."),
-    grid: int = typer.Option(4, help="Latents are pooled to grid x grid."),
-    width: int = typer.Option(128, help="Predictor width."),
-    depth: int = typer.Option(4, help="Predictor layers."),
-    heads: int = typer.Option(2, help="Predictor heads."),
-    stride: int = typer.Option(15, help="Control steps a model step spans (their displacements add up)."),
+    grid: int | None = typer.Option(None, help="Latents are pooled to grid x grid (default: 4)."),
+    width: int | None = typer.Option(None, help="Predictor width (default: 128)."),
+    depth: int | None = typer.Option(None, help="Predictor layers (default: 4)."),
+    heads: int | None = typer.Option(None, help="Predictor heads (default: 2)."),
+    stride: int | None = typer.Option(None, help="Control steps a model step spans, summed (default: 15)."),
     shorter: bool = typer.Option(True, "--shorter/--exact", help="Also learn from spans shorter than the stride."),
-    frames: int = typer.Option(2, help="Frames a clip: bounds history and horizon, in model steps."),
-    history: int = typer.Option(1, help="Past frames the model sees when planning."),
+    frames: int | None = typer.Option(None, help="Frames a clip: bound history and horizon (default: 2)."),
+    history: int | None = typer.Option(None, help="Past frames the model sees when planning (default: 1)."),
     rollout: int = typer.Option(0, help="Steps of the rollout loss; 0 for none."),
-    l2: bool = typer.Option(True, "--l2/--l1", help="Squared or absolute error."),
-    residual: bool = typer.Option(True, "--residual/--absolute", help="Predict the change of the latents, or them."),
-    centre: bool = typer.Option(True, "--centre/--as-is", help="Take each picture's mean out of its latents."),
+    l2: bool = typer.Option(True, "--l2/--l1", help="Squared or absolute error (V-JEPA 2-AC's)."),
+    residual: bool | None = typer.Option(
+        None, "--residual/--absolute", help="Predict the change of the latents (default), or them."
+    ),
+    centre: bool | None = typer.Option(
+        None, "--centre/--as-is", help="Take each picture's mean out of its latents (default)."
+    ),
+    recompute: bool = typer.Option(False, "--recompute", help="Activation checkpointing: less memory, more time."),
+    need: bool = typer.Option(False, "--need", help="Say what memory this training needs, and train nothing."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -43,25 +61,88 @@ def train(
 
     Latents are encoded once into a cache. Ctrl-C saves; the same command goes on from there, to the bit.
     """
-    from vjepa_mpc.cli.building import choose_device
     from vjepa_mpc.cli.training import report, training_progress
-    from vjepa_mpc.pretrain.predictor import PredictorSettings
     from vjepa_mpc.pretrain.run import MODEL_FOLDER, Source, train_world_model
     from vjepa_mpc.pretrain.trainer import TrainSettings
 
+    if (encoder is None) == (init is None):
+        raise InputError("Give either --encoder, for a new predictor, or --init, a world model to go on from.")
     if steps is None and minutes is None:
         minutes = 30.0
-    settings = PredictorSettings(
-        grid=grid, width=width, depth=depth, heads=heads, stride=stride, shorter=shorter, frames=frames,
-        history=history, rollout_steps=rollout, l2=l2, residual=residual, centre=centre,
-    )  # fmt: skip
+    shape = {
+        "grid": grid, "width": width, "depth": depth, "heads": heads, "stride": stride, "history": history,
+        "residual": residual, "centre": centre,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
+    learning: dict[str, Any] = {"rollout_steps": rollout, "l2": l2, "shorter": shorter}
+    start, settings = _start(encoder, init, given, frames, learning, device, need)
     training = TrainSettings(
-        steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
+        steps=steps, minutes=minutes, batch=batch, optimizer=optimizer or ("muon" if init is None else "adamw"),
+        lr=lr or (3e-3 if init is None else 7.5e-5), warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
+    if need:
+        _say_need(start, settings, training, recompute, json_output)
+        return
+    from vjepa_mpc.cli.building import choose_device
+
     with training_progress("training") as (progress, caching):
         result = train_world_model(
-            Source(store, camera, cache), out, encoder, settings, training, choose_device(device),
-            progress=progress, caching=caching,
+            Source(store, camera, cache), out, start, settings, training, choose_device(device),
+            recompute=recompute, progress=progress, caching=caching,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, "plan with `vjepa-mpc plan --model`", json_output)
+
+
+def _start(
+    encoder: str | None,
+    init: str | None,
+    shape: dict[str, Any],
+    frames: int | None,
+    learning: dict[str, Any],
+    device: str,
+    need: bool,
+) -> tuple[Any, PredictorSettings]:
+    """What is trained on (an encoder's name, or a world model; its configuration alone for --need), and how."""
+    from vjepa_mpc.pretrain.predictor import PredictorSettings
+
+    if encoder is not None:
+        if need:
+            raise InputError("--need counts for a model that is there: give it with --init.")
+        return encoder, PredictorSettings(**shape, **learning, **({} if frames is None else {"frames": frames}))
+    if shape:
+        raise InputError(f"--{next(iter(shape))} is part of the model that --init goes on from; leave it out.")
+    from vjepa_mpc.cli.building import choose_device, model_folder
+    from vjepa_mpc.pretrain.run import continued_settings
+    from vjepa_mpc.world_model import WorldModel, read_config
+
+    folder = model_folder(init)
+    settings = continued_settings(read_config(folder), frames=frames, **learning)
+    if need:
+        return read_config(folder), settings
+    return WorldModel.from_pretrained(folder, choose_device(device)), settings
+
+
+def _say_need(
+    config: Any, settings: PredictorSettings, training: TrainSettings, recompute: bool, as_json: bool
+) -> None:
+    """The memory of one step, part by part."""
+    from dataclasses import asdict
+
+    from vjepa_mpc.pretrain.memory import training_memory
+
+    need = training_memory(
+        config, settings, training.batch, recompute=recompute, muon=training.optimizer == "muon"
+    )
+    rows = {**asdict(need), "total": need.total}
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(rows))
+        return
+    for name, value in rows.items():
+        typer.echo(f"{name:12} {value / 2**30:9.3f} GiB")
+    typer.echo(
+        f"Batch {training.batch}, {settings.frames} frames; activations in float32"
+        f"{', recomputed on the way back' if recompute else ''}; with bfloat16 between half and all of them."
+    )

@@ -2,8 +2,8 @@
 
 x, y, z in metres, extrinsic 'xyz' Euler angles in radians (R = Rz(yaw) Ry(pitch) Rx(roll)), gripper in
 [0, 1], all in the robot's base frame. A delta has the same seven entries: translation in
-base axes, the Euler angles of R_next R^T, and the gripper's change. Vectorised, differentiable, on any
-device and in any floating type.
+base axes, the Euler angles of R_next R^T, and the gripper's change. `to_camera` and its kin change the frame
+by a camera's extrinsics. Vectorised, differentiable, on any device and in any floating type.
 """
 
 from __future__ import annotations
@@ -70,3 +70,53 @@ def rotation_vector_to_matrix(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor
     half = vector.norm(dim=-1, keepdim=True) / 2
     # sinc is smooth at 0, where the axis is undefined: sin(half) * axis = vector * sinc(half) / 2.
     return quaternion_to_matrix(torch.cat([vector * torch.sinc(half / torch.pi) / 2, half.cos()], dim=-1))
+
+
+def to_camera(
+    pose: Float[Tensor, "*batch 7"], extrinsics: Float[Tensor, "*#batch 6"]
+) -> Float[Tensor, "*batch 7"]:
+    """A pose of the base frame as a camera sees it: R_c^T (x - c), R_c^T R, the same gripper.
+
+    `extrinsics` is the camera's own pose in the base frame: its position c in metres and the extrinsic 'xyz'
+    Euler angles of R_c in radians, whose columns are the camera's axes in base axes.
+    """
+    back = euler_to_matrix(extrinsics[..., 3:]).mT
+    return _moved(pose, back, (back @ (pose[..., :3] - extrinsics[..., :3])[..., None])[..., 0])
+
+
+def to_base(
+    pose: Float[Tensor, "*batch 7"], extrinsics: Float[Tensor, "*#batch 6"]
+) -> Float[Tensor, "*batch 7"]:
+    """A pose that a camera sees, in the base frame: undoes `to_camera`."""
+    camera = euler_to_matrix(extrinsics[..., 3:])
+    return _moved(pose, camera, (camera @ pose[..., :3, None])[..., 0] + extrinsics[..., :3])
+
+
+def delta_to_camera(
+    delta: Float[Tensor, "*batch 7"], extrinsics: Float[Tensor, "*#batch 6"]
+) -> Float[Tensor, "*batch 7"]:
+    """A delta in base axes along a camera's axes: R_c^T dx, R_c^T R_delta R_c, the same change of the gripper.
+
+    Integrating it from `to_camera(pose)` leads where `to_camera` puts the pose that the base's delta leads to.
+    """
+    return _turned(delta, euler_to_matrix(extrinsics[..., 3:]).mT)
+
+
+def delta_to_base(
+    delta: Float[Tensor, "*batch 7"], extrinsics: Float[Tensor, "*#batch 6"]
+) -> Float[Tensor, "*batch 7"]:
+    """A delta along a camera's axes in base axes: undoes `delta_to_camera`."""
+    return _turned(delta, euler_to_matrix(extrinsics[..., 3:]))
+
+
+def _moved(pose: Tensor, rotation: Tensor, position: Tensor) -> Tensor:
+    """`pose` turned by `rotation` and put at `position`."""
+    angles = matrix_to_euler(rotation @ euler_to_matrix(pose[..., 3:6]))
+    return torch.cat((position, angles, pose[..., 6:]), dim=-1)
+
+
+def _turned(delta: Tensor, axes: Tensor) -> Tensor:
+    """`delta` along other axes: both its translation and its axis of rotation are turned."""
+    step = (axes @ delta[..., :3, None])[..., 0]
+    angles = matrix_to_euler(axes @ euler_to_matrix(delta[..., 3:6]) @ axes.mT)
+    return torch.cat((step, angles, delta[..., 6:]), dim=-1)

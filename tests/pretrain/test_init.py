@@ -1,0 +1,138 @@
+"""`train --init`: going on from a world model, less memory by recomputing, and the memory that is said beforehand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moving_dot import ENCODER, PREDICTOR, make_store, training
+from typer.testing import CliRunner
+
+from vjepa_mpc.cli.main import build_app
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.clips import Clip
+from vjepa_mpc.pretrain.data import ClipBatches
+from vjepa_mpc.pretrain.memory import training_memory
+from vjepa_mpc.pretrain.predictor import PredictorLearner
+from vjepa_mpc.pretrain.run import Source, continued_settings, pretrain_encoder, train_world_model
+from vjepa_mpc.world_model import WorldModel
+
+CPU = torch.device("cpu")
+LEARNING: dict[str, Any] = {"rollout_steps": 2, "l2": False, "shorter": True}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, and a finished run of training on it."""
+    place = tmp_path_factory.mktemp("init")
+    store = make_store(place / "dots.zarr")
+    pretrain_encoder(Source(store), place / "encoder", ENCODER, training(2), CPU)
+    train_world_model(Source(store), place / "run", str(place / "encoder"), PREDICTOR, training(20, lr=3e-3), CPU)
+    return place
+
+
+def test_training_goes_on_from_a_model(place: Path, tmp_path: Path) -> None:
+    """The predictor moves by a step; encoder, latent space and shape stay; thresholds are measured anew."""
+    before = WorldModel.from_pretrained(place / "run" / "model")
+    start = WorldModel.from_pretrained(place / "run" / "model")
+    other = make_store(tmp_path / "mine.zarr", episodes=5, robot="mine", cameras={"top": (16, 16)})
+    settings = continued_settings(start.config, frames=None, **LEARNING)
+    assert (settings.frames, settings.stride, settings.history) == (3, 2, 1)
+    result = train_world_model(Source(other), tmp_path / "out", start, settings, training(2, lr=1e-4), CPU)
+    assert result.finished
+    after = WorldModel.from_pretrained(tmp_path / "out" / "model")
+    assert after.config.robot.name == "mine" and after.config.calibration is not None
+    assert after.config.training["encoder"]["init"]["sha256"] and after.config.predictor == before.config.predictor
+    old, new = before.state_dict(), after.state_dict()
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved and all(name.startswith("predictor.") for name in moved)
+    assert max(float((old[name] - new[name]).abs().max()) for name in moved) < 1e-2
+
+
+def test_another_kind_of_log_is_refused(place: Path, tmp_path: Path) -> None:
+    start = WorldModel.from_pretrained(place / "run" / "model")
+    other = make_store(tmp_path / "mine.zarr", action_units=("deg", "deg"))
+    settings = continued_settings(start.config, frames=2, **{**LEARNING, "rollout_steps": 1})
+    with pytest.raises(InputError, match=r"action_units = \('rad', 'rad'\), and the store \('deg', 'deg'\)"):
+        train_world_model(Source(other), tmp_path / "out", start, settings, training(1), CPU)
+    with pytest.raises(InputError, match="4 frames are longer than the 3"):
+        continued_settings(start.config, frames=4, **LEARNING)
+
+
+def step_of(model: WorldModel, recompute: bool) -> tuple[int, list[torch.Tensor]]:
+    """What autograd keeps of one loss on this machine, bytes, and the gradients."""
+    model = copy.deepcopy(model)
+    model.predictor.requires_grad_(True)
+    model.predictor.recompute = recompute
+    g = torch.Generator().manual_seed(0)
+    clip = Clip(
+        torch.randn(8, 3, model.config.latent.positions, model.config.latent.dim, generator=g),
+        0.3 * torch.randn(8, 3, 2, generator=g),
+        0.3 * torch.randn(8, 2, 2, generator=g),
+    )
+    learner = PredictorLearner(model, replace(PREDICTOR, l2=False), _Nothing(), CPU)
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss, _ = learner.loss(clip, 0)
+    loss.backward()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    size = sum(nbytes for place, (nbytes, _) in kept.items() if place not in weights)
+    return size, [p.grad for p in model.predictor.parameters() if p.grad is not None]
+
+
+class _Nothing(ClipBatches):
+    """Batches that are never drawn."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def test_recomputing_changes_no_gradient(place: Path) -> None:
+    model = WorldModel.from_pretrained(place / "run" / "model")
+    (plain, wanted), (less, found) = step_of(model, False), step_of(model, True)
+    assert less < 0.7 * plain and len(wanted) == len(found) > 10
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_the_memory_said_is_the_memory_kept(place: Path) -> None:
+    model = WorldModel.from_pretrained(place / "run" / "model")
+    need = training_memory(model.config, PREDICTOR, 8)
+    weights = sum(4 * parameter.numel() for parameter in model.predictor.parameters())
+    assert (need.weights, need.gradients, need.optimiser) == (weights, weights, 2 * weights)
+    assert need.encoder == sum(4 * parameter.numel() for parameter in model.encoder.parameters())
+    assert need.activations == pytest.approx(step_of(model, False)[0], rel=0.3)
+    assert training_memory(model.config, PREDICTOR, 16).activations == pytest.approx(2 * need.activations, rel=0.1)
+    less = training_memory(model.config, PREDICTOR, 8, recompute=True)
+    assert less.activations < 0.8 * need.activations and less.weights == need.weights
+
+
+def test_the_command_says_the_need_and_refuses_what_does_not_go_together(place: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> Any:
+        given = ["train", str(place / "dots.zarr"), *map(str, arguments), "--out", str(tmp_path / "out")]
+        return CliRunner().invoke(build_app(), given)
+
+    said = run("--init", place / "run", "--need", "--batch", 8, "--json")
+    assert said.exit_code == 0, said.output
+    rows = json.loads(said.output)
+    assert rows["total"] == sum(rows[name] for name in ("encoder", "weights", "gradients", "optimiser", "activations"))
+    assert "GiB" in run("--init", place / "run", "--need").output
+    for arguments, message in (
+        (("--encoder", "pixels", "--init", place / "run"), "either --encoder"),
+        ((), "either --encoder"),
+        (("--init", place / "run", "--width", 64), "--width is part of the model"),
+        (("--encoder", "pixels", "--need"), "--need counts for a model"),
+    ):
+        refused = run(*arguments)
+        assert isinstance(refused.exception, InputError) and message in str(refused.exception)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,79 @@
+"""`vjepa-mpc validate-model`: what a world model foresees of logged episodes, without robot or simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vjepa_mpc.pretrain.validation import Validation
+
+
+def validate_model(
+    model: str = typer.Argument(..., help="World model folder, run folder of train, or Hugging Face id."),
+    store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
+    clips: int = typer.Option(200, min=1, help="Clips drawn from the store."),
+    candidates: int = typer.Option(256, min=1, help="Random action sequences, the logged one's rivals."),
+    horizon: int | None = typer.Option(None, min=1, help="Model steps foreseen (default: the model's longest)."),
+    stride: int | None = typer.Option(None, min=1, help="Control steps a model step spans (default: the model's)."),
+    seed: int = typer.Option(0, min=0, max=2**32, help="Seed of clips and candidates."),
+    threads: int | None = typer.Option(None, min=1, help="Torch threads (default: the cores this process may use)."),
+    out: Path | None = typer.Option(None, help="Folder for validation.json and validation.png."),
+    device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+) -> None:
+    """Prediction error, action rank and open-loop end of a world model on logs: held-out episodes of the store
+    that it was trained on, all episodes of another."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from vjepa_mpc.cli.building import choose_device, limit_threads, load_model
+    from vjepa_mpc.cli.training import training_progress
+    from vjepa_mpc.core.files import write_json
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.validation import ValidationSettings
+    from vjepa_mpc.pretrain.validation import validate_model as measure
+    from vjepa_mpc.pretrain.validation_figure import save_figure
+
+    settings = ValidationSettings(clips, candidates, horizon, stride, seed)
+    limit_threads(threads)
+    opened, world = ZarrStore.open(store), load_model(model, choose_device(device))
+    with training_progress("validating") as (on_step, _):
+        found = measure(world, opened, settings, lambda done, total: on_step(done, total, {}))
+    record = {"model": model, "store": str(store), "settings": asdict(settings), **asdict(found)}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        save_figure(found, out / "validation.png")
+        write_json(out / "validation.json", record)
+    if json_output:
+        typer.echo(json.dumps(record, indent=2))
+        return
+    which = "held-out" if found.held_out else "all"
+    span = f"{found.horizon} model steps of {found.stride} control steps"
+    typer.echo(f"{model} on {which} episodes of {store} ({found.episodes}): {span}.")
+    Console().print(_table(found))
+
+
+def _table(found: Validation) -> Table:
+    from rich.table import Table
+
+    table = Table("clips", "", "error", "copying", "rank", "end chosen", "nearest", "random")
+    for name, figures in found.groups.items():
+        table.add_row(
+            name,
+            str(figures.clips),
+            f"{figures.error[-1]:.3f}",
+            f"{figures.copy[-1]:.3f}",
+            f"{figures.rank:.3f}",
+            *(
+                f"{end.median:.3f} {found.unit}"
+                for end in (figures.end_chosen, figures.end_nearest, figures.end_random)
+            ),
+        )
+    return table
