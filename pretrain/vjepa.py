@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.encoder import LAYER_NORM_EPS, build_encoder, encode_clips, encoder_grid, run_layers
 from vjepa_mpc.images import ImagePreparation
-from vjepa_mpc.pretrain.data import ClipBatches
+from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
 from vjepa_mpc.pretrain.masks import LONG_RANGE, SHORT_RANGE, BlockMask, MaskedPositions, sample_masks
 from vjepa_mpc.pretrain.sigreg import sigreg
 
@@ -160,7 +160,7 @@ class VJepaLearner:
     def __init__(
         self,
         settings: VJepaSettings,
-        data: ClipBatches,
+        data: ClipBatches | MixtureBatches,
         preparation: ImagePreparation,
         device: torch.device,
         seed: int,

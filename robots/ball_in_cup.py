@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ BALL_M, STRING_M = 0.015, 0.15
 _HALF_M, _DEPTH_M, _WALL_M = 0.03, 0.06, 0.005  # the cup's half width, depth and half thickness, centre lines
 _BOTTOM: Float[np.ndarray, "2"] = np.array([0.0, -_DEPTH_M - _WALL_M])
 """Where the string hangs, seen from the rim."""
-_INSIDE_Y_M = -_DEPTH_M + _WALL_M + BALL_M  # of the ball that rests in the cup
+_HANGING: Float[np.ndarray, "2"] = _BOTTOM - np.array([0.0, STRING_M])
+_RESTING: Float[np.ndarray, "2"] = np.array([0.0, -_DEPTH_M + _WALL_M + BALL_M])
 _TIMESTEP_S = 0.002
 _CUP_KG, _BALL_KG, _RATE = 0.5, 0.02, 150.0
 _SPEED_M_S = 6.0
@@ -119,12 +121,12 @@ class BallInCup(MujocoWorld):
 
 def hanging(cup: Float[np.ndarray, "2"]) -> Float[np.ndarray, "6"]:
     """The state with the rim at `cup` [m] and the ball hanging still."""
-    return np.concatenate([cup, cup + _BOTTOM - [0.0, STRING_M], [0.0, 0.0]])
+    return np.concatenate([cup, cup + _HANGING, np.zeros(2)])
 
 
 def inside(cup: Float[np.ndarray, "2"]) -> Float[np.ndarray, "6"]:
     """The state with the rim at `cup` [m] and the ball lying in the middle of the cup."""
-    return np.concatenate([cup, cup + [0.0, _INSIDE_Y_M], [0.0, 0.0]])
+    return np.concatenate([cup, cup + _RESTING, np.zeros(2)])
 
 
 def is_inside(state: Float[np.ndarray, "6"]) -> bool:
@@ -154,7 +156,7 @@ def build_cup() -> Any:
         [[-_HALF_M, 0.0], [-_HALF_M, -0.75 * _DEPTH_M], [-0.5 * _HALF_M, -_DEPTH_M],
          [0.5 * _HALF_M, -_DEPTH_M], [_HALF_M, -0.75 * _DEPTH_M], [_HALF_M, 0.0]]
     )  # fmt: skip
-    for index, (begin, end) in enumerate(zip(outline[:-1], outline[1:], strict=True)):
+    for index, (begin, end) in enumerate(itertools.pairwise(outline)):
         cup.add_geom(
             name=f"cup_{index}", type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[*begin, 0.0, *end, 0.0],
             size=[_WALL_M, 0.0, 0.0], mass=_CUP_KG / 5, material="self", condim=3, friction=[0.5, 0.0, 0.0],

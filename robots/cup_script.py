@@ -19,7 +19,7 @@ _KNOWN = np.array(
         [[1, 0], [-1, 0], [1, 1], [1, -1], [1, 1], [1, 1], [-1, 1], [0, -1], [-1, -1], [-1, 1], [-1, 0], [0, 0]],
     ]
 )
-"""Motions, in units of the greatest step, that such a search found from half, a quarter and a sixth of hanging balls."""
+"""Motions, in units of the greatest step, found by such a search from half, a quarter and a sixth of hanging balls."""
 
 
 class CupScript:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -19,6 +20,9 @@ _ROBOTS = {
     "push-t": "vjepa_mpc.robots.push_t:PushT",
     "ball-in-cup": "vjepa_mpc.robots.ball_in_cup:BallInCup",
     "jaco-reach": "vjepa_mpc.robots.jaco:Jaco",
+    "jaco-push": "vjepa_mpc.robots.jaco_push:JacoPush",
+    "jaco-place": "vjepa_mpc.robots.jaco_place:JacoPlace",
+    "panda-reach": "vjepa_mpc.robots.panda:Panda",
 }
 _TASKS = {
     "reacher": "vjepa_mpc.robots.reacher:ReachTask",
@@ -27,6 +31,9 @@ _TASKS = {
     "push-t": "vjepa_mpc.robots.push_t:PushTTask",
     "ball-in-cup": "vjepa_mpc.robots.ball_in_cup:BallInCupTask",
     "jaco-reach": "vjepa_mpc.robots.jaco:JacoReachTask",
+    "jaco-push": "vjepa_mpc.robots.jaco_push:JacoPushTask",
+    "jaco-place": "vjepa_mpc.robots.jaco_place:JacoPlaceTask",
+    "panda-reach": "vjepa_mpc.robots.panda:PandaReachTask",
 }
 
 
@@ -40,6 +47,11 @@ def task_names() -> tuple[str, ...]:
     return tuple(sorted(_known(TASK_GROUP, _TASKS)))
 
 
+def available_tasks() -> tuple[str, ...]:
+    """The tasks by name whose worlds can be built on this machine."""
+    return tuple(name for name in task_names() if find_task(name).missing is None)
+
+
 def is_built_in(robot: str) -> bool:
     """Whether `robot` is one of this package's worlds, which all take `camera_size` and `backend`."""
     return robot in _ROBOTS
@@ -51,7 +63,7 @@ def _known(group: str, built_in: Mapping[str, str]) -> dict[str, str]:
 
 
 def make_robot(name: str, **settings: Any) -> Robot:
-    """Build the robot called `name`, or the class at `module:Class`, with its own `settings`.
+    """Build the robot called `name`, the class at `module:Class`, or the Gymnasium environment `gymnasium/<id>`.
 
     Raises `InputError` for an unknown name (with the nearest one), a class that cannot be imported, one
     that lacks a part of the `Robot` contract, or settings it does not take.
@@ -82,6 +94,10 @@ def find_task(name: str) -> Task:
 
 
 def _class_of(kind: str, name: str, known: Mapping[str, str]) -> Callable[..., Any]:
+    if kind == "robot" and name.startswith("gymnasium/"):
+        from vjepa_mpc.robots.gymnasium_robot import PREFIX, GymnasiumRobot
+
+        return partial(GymnasiumRobot, name[len(PREFIX) :])
     if ":" not in name:
         if name not in known:
             raise unknown_name(kind, name, [*known, "module:Class"])

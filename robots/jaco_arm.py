@@ -28,7 +28,9 @@ SPEED_RAD_S: Float[np.ndarray, "6"] = np.radians([36.0] * 3 + [48.0] * 3)  # Kin
 _TIMESTEP_S = 0.005
 _RATE = 80.0  # 1/s, of the servos
 _ARMATURE = (4.0, 4.0, 4.0, 2.0, 2.0, 2.0)  # kg m^2, as in dm_control's model, which the servos are made for
-_CAMERA_M, _LOOKED_AT_M = (0.8, -1.05, 0.75), (0.0, -0.25, 0.27)
+_CAMERA_M = (0.8, -1.05, 0.75)
+ARM_M, FLOOR_M = (0.0, -0.25, 0.27), (0.0, -0.36, 0.16)
+"""What the camera looks at: the arm, or the floor before it."""
 
 Box = tuple[tuple[float, float, float], tuple[float, float, float]]
 """The least and the greatest x, y, z in m of the point between the fingertips, in the base's frame, z up."""
@@ -111,8 +113,8 @@ class JacoArm(MujocoWorld):
         return self._data.site(PINCH).xpos.copy()
 
 
-def arm_model(fingers: bool = False) -> Any:
-    """A `mujoco.MjSpec` of arm, hand, floor and camera, nothing of which is in contact with anything.
+def arm_model(fingers: bool = False, looked_at: tuple[float, float, float] = ARM_M) -> Any:
+    """A `mujoco.MjSpec` of arm, hand, floor and a camera, nothing of which is in contact with anything.
 
     Without `fingers` these are held open; with them their joints are there, without servos.
     """
@@ -134,5 +136,5 @@ def arm_model(fingers: bool = False) -> Any:
         servo = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
         servo.set_to_position(kp=armature * _RATE**2, kv=2.0 * armature * _RATE)
     dress(spec, floor_half_width_m=0.6)
-    spec.worldbody.add_camera(name=CAMERA, pos=_CAMERA_M, quat=looking(_CAMERA_M, _LOOKED_AT_M), fovy=46.0)
+    spec.worldbody.add_camera(name=CAMERA, pos=_CAMERA_M, quat=looking(_CAMERA_M, looked_at), fovy=46.0)
     return spec

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.appearance import Factors, Painter
 from vjepa_mpc.robots.base import Observation, RobotSpec
 from vjepa_mpc.robots.dynamics import LOOKS, Dynamics, check_factors
@@ -169,3 +170,10 @@ class MujocoWorld(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def vary_world(robot: object, seed: int | None, levels: Mapping[str, float]) -> None:
+    """`MujocoWorld.vary` for any robot: `InputError` for one that has no factors of variation."""
+    if not isinstance(robot, MujocoWorld):
+        raise InputError(f"{type(robot).__name__} has no factors of variation; leave --vary out.")
+    robot.vary(seed, levels)

@@ -52,7 +52,8 @@ class CollectSettings:
         """What the store's content depends on, besides the program version, as plain JSON values."""
         mixture = mixture_of(self.episode.find_task())
         segments = {name: list(SEGMENT_STEPS[name]) for name in mixture}
-        episode = {name: value for name, value in asdict(self.episode).items() if name != "task" or value is not None}
+        settings = asdict(self.episode).items()
+        episode = {name: value for name, value in settings if name not in ("task", "factors") or value}
         return {**episode, "mixture": dict(mixture), "segment_steps": segments}
 
 

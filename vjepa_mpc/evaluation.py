@@ -29,8 +29,8 @@ from vjepa_mpc.governors import Guards
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
 from vjepa_mpc.robots.task import Task, intrusion
-from vjepa_mpc.robots.tasks import Manifest, Pair
-from vjepa_mpc.robots.world import MujocoWorld
+from vjepa_mpc.robots.tasks import MANIFEST_SEEDS, Manifest, Pair
+from vjepa_mpc.robots.world import MujocoWorld, vary_world
 from vjepa_mpc.world_model import WorldModel
 
 
@@ -255,8 +255,9 @@ class GreedyPixelPolicy(RandomPolicy):
 class EpisodeResult:
     """One episode. `distances[i]` [m, as the task judges them] after action i, `latent_costs[i]` of the view
     before it; `milliseconds` of each decision; `model_reached`: after how many steps the model itself first
-    judged the goal reached and held (None: never); `intrusion`: how deep [m] the end effector was, at worst, in a
-    region the task forbids (at every physics step where the robot tells its way, else after every action)."""
+    judged the goal (the last, where there are sub-goals) reached and held (None: never); `intrusion`: how deep [m] the
+    end effector was, at worst, in a region the task forbids (at every physics step where the robot tells its way, else
+    after every action)."""
 
     index: int
     start_distance: float
@@ -273,8 +274,10 @@ class EpisodeResult:
 class Arena:
     """A worker's state: a robot, a task and a policy, built once."""
 
-    def __init__(self, robot: SimulatedRobot, task: Task, policy: Policy, seed: int) -> None:
-        self.robot, self.task, self.policy, self.seed = robot, task, policy, seed
+    def __init__(
+        self, robot: SimulatedRobot, task: Task, policy: Policy, seed: int, levels: Mapping[str, float] | None = None
+    ) -> None:
+        self.robot, self.task, self.policy, self.seed, self.levels = robot, task, policy, seed, levels
         if isinstance(policy, Privileged):
             policy.watch(robot)
 
@@ -284,30 +287,40 @@ class Arena:
 
 @dataclass(frozen=True)
 class ArenaSetup:
-    """Builds an `Arena` in a worker. `robot` and `policy` are called there, once."""
+    """Builds an `Arena` in a worker. `robot` and `policy` are called there, once. `levels`: factors of variation."""
 
     robot: Callable[[], SimulatedRobot]
     policy: Callable[[], Policy]
     task: Task
     seed: int
+    levels: Mapping[str, float] | None = None
 
     def __call__(self) -> Arena:
-        return Arena(self.robot(), self.task, self.policy(), self.seed)
+        return Arena(self.robot(), self.task, self.policy(), self.seed, self.levels)
 
 
 def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
-    """Play one start/goal pair to the end of the step budget."""
+    """Play one start/goal pair to the end of the step budget; a policy begins anew with each of its sub-goals."""
     index, pair = item
     robot, task, policy = arena.robot, arena.task, arena.policy
     goal_state = np.asarray(pair.goal)
-    robot.set_appearance(pair.appearance)
+    if arena.levels:  # the plain pairs' looks are seeded by their numbers
+        vary_world(robot, MANIFEST_SEEDS + index if pair.appearance is None else pair.appearance, arena.levels)
+    else:
+        robot.set_appearance(pair.appearance)
     camera = next(iter(robot.spec.cameras))
-    goal_image = robot.place(goal_state).images[camera]
+    stages = [
+        (stage, robot.place(stage.state).images[camera]) for stage in task.sub_goals(np.asarray(pair.start), goal_state)
+    ]
     observation = robot.place(np.asarray(pair.start))
     start_distance = task.distance(robot.true_state(), goal_state)
-    policy.begin(goal_image, goal_state, int(np.random.SeedSequence((arena.seed, index)).generate_state(1)[0]))
+    seeds = np.random.SeedSequence((arena.seed, index)).generate_state(len(stages))
     distances, costs, times, evaluations, reached, deepest = [], [], [], 0, None, 0.0
+    begins = [0, *(stage.until for stage, _ in stages[:-1])]
     for step in range(task.step_budget):
+        if step in begins:
+            turn = begins.index(step)
+            policy.begin(stages[turn][1], stages[turn][0].state, int(seeds[turn]))
         started = time.perf_counter()
         action = policy.act(observation)
         times.append(round(1e3 * (time.perf_counter() - started), 2))
@@ -318,7 +331,7 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
         evaluations += int(figures.get("evaluations", 0))
         if "latent_cost" in figures:
             costs.append(round(figures["latent_cost"], 5))
-        if reached is None and figures.get("reached"):
+        if reached is None and step >= begins[-1] and figures.get("reached"):
             reached = step
     robot.stop()
     return EpisodeResult(

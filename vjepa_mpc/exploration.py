@@ -5,7 +5,8 @@ through segments of random length, each of one behaviour drawn by the task's mix
 without a task):
 
 - `smooth`: temporally correlated random actions, a first-order autoregressive process;
-- `reach`: towards a random goal pose at a random speed, with noise; a new goal when it is reached;
+- `reach`: towards a random goal pose at a random speed, with noise; a new goal when it is reached (`smooth` for a
+  robot whose state is not the sum of its actions);
 - `script`: the task's own script to a random goal of the task, at a random speed, with noise;
 - `full_speed`: every component at its limit, up or down, or still;
 - `hold`: no action at all.
@@ -23,8 +24,10 @@ from jaxtyping import Float
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.datasets.episode import Episode
 from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
+from vjepa_mpc.robots.dynamics import check_factors
 from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.robots.task import Task
+from vjepa_mpc.robots.world import vary_world
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
 SEGMENT_STEPS = {"smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "full_speed": (2, 8), "hold": (1, 4)}
@@ -41,7 +44,8 @@ class EpisodeSettings:
     `task` (a name or module:Class; None: the one named as the robot, where there is one) says which behaviours
     are mixed. `frames` observations each. `appearance` "varied": with probability `appearance_fraction` an episode
     draws an appearance seed below `APPEARANCE_SEEDS`, shown at `appearance_level` in [0, 1]; the others, and
-    all of "plain", look plain. `camera_size`: square pictures of so many pixels (None = the robot's own).
+    all of "plain", look plain. `factors` (name, level): these vary instead, friction and mass among them, each at
+    its own level. `camera_size`: square pictures of so many pixels (None = the robot's own).
     """
 
     robot: str = "reacher"
@@ -52,8 +56,12 @@ class EpisodeSettings:
     appearance_level: float = 1.0
     appearance_fraction: float = 0.8
     camera_size: int | None = None
+    factors: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
+        check_factors(dict(self.factors))
+        if self.factors and self.appearance != "varied":
+            raise InputError("Factors of variation need the appearance 'varied'; leave --appearance or --vary out.")
         if self.appearance not in APPEARANCES:
             raise unknown_name("appearance", self.appearance, APPEARANCES)
         if self.frames < 2:
@@ -92,7 +100,10 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     varied = settings.appearance == "varied" and generator.random() < settings.appearance_fraction
     appearance = int(generator.integers(APPEARANCE_SEEDS)) if varied else None
     start = robot.sample_state(generator)
-    robot.set_appearance(appearance, settings.appearance_level)
+    if settings.factors:
+        vary_world(robot, appearance, dict(settings.factors))
+    else:
+        robot.set_appearance(appearance, settings.appearance_level)
     observation = robot.place(start)
     steps = settings.frames
     images = {name: np.empty((steps, c.height, c.width, 3), np.uint8) for name, c in spec.cameras.items()}
@@ -120,6 +131,8 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
         "appearance_level": settings.appearance_level if varied else 0.0,
         "behaviours": [list(segment) for segment in segments],
     }
+    if settings.factors:
+        metadata["factors"] = dict(settings.factors) if varied else {}
     if task is not None and task.world.names != spec.state_names:  # what the robot itself cannot feel
         metadata["world_states"] = world
     return Episode(images, states, actions, times - times[0], metadata)
@@ -135,6 +148,8 @@ def _draw_segment(
     """A behaviour and the step it lasts until; noted in `segments` as (first step, behaviour)."""
     mixture = mixture_of(task)
     kind = str(generator.choice(list(mixture), p=list(mixture.values())))
+    if kind == "reach" and robot.spec.state_model != "joints":
+        kind = "smooth"  # no telling which action leads to a drawn state
     low, high = SEGMENT_STEPS[kind]
     segments.append((step, kind))
     until = step + int(generator.integers(low, high + 1))

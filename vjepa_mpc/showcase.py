@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import atomic_path
 from vjepa_mpc.recorders import write_video
 from vjepa_mpc.robots.base import SimulatedRobot
 from vjepa_mpc.robots.dynamics import LOOKS
-from vjepa_mpc.robots.task import Task
-from vjepa_mpc.robots.world import MujocoWorld
+from vjepa_mpc.robots.task import Task, led_script
+from vjepa_mpc.robots.world import MujocoWorld, vary_world
 
 COLUMNS = 6
 _GAP, _CAPTION = 4, 14
@@ -42,7 +41,7 @@ def demonstrate(robot: SimulatedRobot, task: Task, seed: int) -> Demonstration:
     camera = next(iter(robot.spec.cameras))
     target = robot.place(goal).images[camera]
     pictures, distances = [robot.place(start).images[camera]], []
-    script = task.script(goal)
+    script = led_script(task, start, goal)
     for _ in range(task.step_budget):
         robot.apply(script(robot.true_state()))
         pictures.append(robot.observe().images[camera])
@@ -60,18 +59,15 @@ def show(
     and the looks vary in full); they need a `MujocoWorld`.
     """
     varied = isinstance(robot, MujocoWorld)
-    if levels and not isinstance(robot, MujocoWorld):
-        raise InputError(f"{robot.spec.name} has no factors of variation; leave --vary out.")
-    if levels and isinstance(robot, MujocoWorld):
-        robot.vary(seed, levels)
+    if levels:
+        vary_world(robot, seed, levels)
     episode = demonstrate(robot, task, seed)
     count = len(episode.distances)
     steps = [round(count * index / (COLUMNS - 2)) for index in range(COLUMNS - 1)]
     cells = [(f"step {step}", episode.pictures[step]) for step in steps] + [("goal", episode.goal)]
     camera, generator = next(iter(robot.spec.cameras)), np.random.default_rng(seed)
     for look in range(COLUMNS if varied else 0):
-        assert isinstance(robot, MujocoWorld)
-        robot.vary(look, levels or dict.fromkeys(LOOKS, 1.0))
+        vary_world(robot, look, levels or dict.fromkeys(LOOKS, 1.0))
         cells.append((f"look {look}", robot.place(robot.sample_state(generator)).images[camera]))
     name = task.robot.replace(":", "-").replace(".", "-")
     sheet, video = folder / f"{name}.png", folder / f"{name}.mp4"

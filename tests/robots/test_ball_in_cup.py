@@ -1,4 +1,4 @@
-"""The ball on its string: free fall, swinging, the velocity that one picture does not show, and the way into the cup."""
+"""The ball on its string: free fall, swinging, velocity that one picture does not show, and the way into the cup."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_string_holds_under_the_wildest_motions(world: BallInCup) -> None:
     for _ in range(200):
         world.apply(generator.choice([-STEP_M, STEP_M], 2))
         state = world.true_state()
-        hook = state[:2] + [0.0, hanging(np.zeros(2))[3] + STRING_M]
+        hook = state[:2] + np.array([0.0, hanging(np.zeros(2))[3] + STRING_M])
         longest = max(longest, float(np.linalg.norm(state[2:4] - hook)))
     assert longest < STRING_M + 0.01
 
@@ -102,7 +102,7 @@ def test_the_script_catches_the_ball_and_carries_it_to_the_goal(world: BallInCup
 
 def test_distance_is_the_worse_of_ball_and_cup() -> None:
     task, goal = BallInCupTask(), inside(np.zeros(2))
-    assert task.distance(goal + [0.03, 0.04, 0.0, 0.0, 5.0, 5.0], goal) == pytest.approx(0.05)
+    assert task.distance(goal + np.array([0.03, 0.04, 0.0, 0.0, 5.0, 5.0]), goal) == pytest.approx(0.05)
     assert task.distance(hanging(np.zeros(2)), goal) > STRING_M
 
 

@@ -34,6 +34,7 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "lagrangian": ("lagrangian", "LagrangianLBFGS", "LagrangianLBFGSSettings", _STARTS),
 }
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
+VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
 SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
 
 
@@ -250,3 +251,20 @@ def leg_bounds(model: WorldModel, legs: int) -> Bounds:
 
     bounds = model.action_bounds
     return bounds if legs == 1 else Bounds(bounds.low / legs, bounds.high / legs)
+
+
+def parse_levels(texts: Sequence[str]) -> dict[str, float]:
+    """`light=0.5`, `mass` (in full) or `0.5` (all factors): each named factor's level. `InputError` otherwise."""
+    from vjepa_mpc.robots.dynamics import FACTORS, check_factors
+
+    levels: dict[str, float] = {}
+    for text in texts:
+        name, _, level = text.partition("=")
+        alone = not level and name.strip().replace(".", "", 1).isdigit()
+        try:
+            value = float(name if alone else level or "1")
+        except ValueError as error:
+            raise InputError(f"--vary {text} is not a factor and a level; write it as light=0.5.") from error
+        levels |= dict.fromkeys(FACTORS, value) if alone else {name.strip(): value}
+    check_factors(levels)
+    return levels

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from vjepa_mpc.cli.building import VARY_HELP
+
 
 def collect(
     robot: str | None = typer.Option(None, help="Which robot: a name, or module:Class (default: the task's)."),
@@ -24,6 +26,7 @@ def collect(
     appearance: str = typer.Option("varied", help="varied (colours, light, textures, camera pose) or plain."),
     level: float = typer.Option(1.0, help="How far a varied appearance departs from the plain one, 0 to 1."),
     fraction: float = typer.Option(0.8, help="The share of episodes whose appearance is varied, 0 to 1."),
+    vary: list[str] = typer.Option([], help=f"Instead of the appearance: {VARY_HELP}"),
     json_output: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Collect simulated trajectories into a store, with several processes.
@@ -33,6 +36,7 @@ def collect(
     """
     import os
 
+    from vjepa_mpc.cli.building import parse_levels
     from vjepa_mpc.collect import CollectSettings
     from vjepa_mpc.collect import collect as run
     from vjepa_mpc.exploration import EpisodeSettings
@@ -49,6 +53,7 @@ def collect(
         appearance_level=level,
         appearance_fraction=fraction,
         camera_size=size,
+        factors=tuple(sorted(parse_levels(vary).items())),
     )
     settings = CollectSettings(out, episodes, (os.cpu_count() or 1) if workers is None else workers, episode)
     with _progress(frames) as show:

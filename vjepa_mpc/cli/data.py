@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from vjepa_mpc.cli.data_caches import caches
 from vjepa_mpc.cli.data_copy import export, merge, split
 from vjepa_mpc.cli.data_import import import_log
 from vjepa_mpc.cli.data_repair import repair
@@ -21,6 +22,7 @@ app.command()(merge)
 app.command()(split)
 app.command()(export)
 app.command()(view)
+app.command()(caches)
 
 
 @app.command()
@@ -44,19 +46,39 @@ def info(
 @app.command()
 def stats(
     path: Path = typer.Argument(..., help="The store."),
+    coverage: Path | None = typer.Option(None, help="Also draw which states were visited, to this picture."),
     json_output: bool = typer.Option(False, "--json", help="Print it as JSON."),
 ) -> None:
     """Means, deviations and quantiles of states and actions, colours of the pictures, lengths and tasks."""
     from vjepa_mpc.datasets.statistics import statistics
     from vjepa_mpc.datasets.store import ZarrStore
 
-    found = statistics(ZarrStore.open(path))
+    store = ZarrStore.open(path)
+    found = statistics(store)
+    if coverage is not None:
+        found["coverage"] = draw_store_coverage(store, coverage)
     if json_output:
         import json
 
         typer.echo(json.dumps(found, indent=2))
     else:
         _print_stats(found)
+
+
+def draw_store_coverage(store: Any, path: Path) -> dict[str, float]:
+    """Shares of visited cells by the components' names; the picture goes to `path`."""
+    from vjepa_mpc.datasets.coverage import coverage, draw_coverage, states_of
+    from vjepa_mpc.robots.base import StateSpec
+    from vjepa_mpc.robots.factory import find_task
+
+    spec, states = store.spec, states_of(store)
+    world = StateSpec(spec.robot, spec.state_names, spec.state_low, spec.state_high, spec.state_units)
+    if states.shape[1] != len(spec.state_names):  # then a task collected it, which knows what they are
+        recipe = spec.provenance["recipe"]
+        world = find_task(recipe.get("task") or recipe["robot"]).world
+    found = coverage(states, world.names, world.low, world.high)
+    draw_coverage(found, path, f"{store.path.name}: {len(states)} frames, cells visited")
+    return {", ".join(part.names): part.share for part in found}
 
 
 def _print_stats(found: dict[str, Any]) -> None:
@@ -74,6 +96,8 @@ def _print_stats(found: dict[str, Any]) -> None:
     for camera, row in found["images"].items():
         mean, std = (", ".join(f"{value:.3f}" for value in row[key]) for key in ("mean", "std"))
         console.print(f"camera {camera}: colours {mean} on average, deviation {std} ({row['count'][0]:g} frames)")
+    for names, share in found.get("coverage", {}).items():
+        console.print(f"coverage of {names}: {share:.0%} of 20 x 20 cells")
     lengths = found["lengths"]
     console.print(f"lengths: {lengths['min']:g} to {lengths['max']:g}, {lengths['q50']:g} in the middle")
     console.print(f"steps without motion: {found['motionless_share']:.1%}")

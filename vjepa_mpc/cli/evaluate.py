@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
+from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP, VARY_HELP
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def evaluate(
     threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
     ray: bool = typer.Option(False, "--ray", help="Spread over a Ray started on this machine."),
     ray_address: str | None = typer.Option(None, help="Spread over the Ray cluster at this address."),
+    vary: list[str] = typer.Option([], help=VARY_HELP),
     backend: str = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL)."),
     out: Path | None = typer.Option(None, help="Folder for results.json and episodes; a run in it is resumed."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -65,6 +66,7 @@ def evaluate(
 ) -> None:
     """Success of world models on frozen start/goal pairs, with floors, ceiling and intervals.
 
+    With --vary every pair has a look and a world of its own, varied in the factors named, for models and floors alike.
     A --task without a --model is played by its floors and its ceiling alone.
     """
     from contextlib import closing
@@ -79,6 +81,7 @@ def evaluate(
         load_model,
         make_planner,
         model_folder,
+        parse_levels,
     )
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import (
@@ -164,9 +167,12 @@ def evaluate(
     options |= {key: value for key, value in (("legs", legs), ("rate", rate), ("deadline", deadline)) if value}
     if legs == 1:
         options.pop("legs")
+    levels = parse_levels(vary)
+    if levels:
+        options["vary"] = levels
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
     for name, policy in policies.items():
-        arena = ArenaSetup(robots.get(name, bare), policy, asked, seed)
+        arena = ArenaSetup(robots.get(name, bare), policy, asked, seed, levels)
         run.play(name, played.get(name), frozen, arena, executor, pairs)
     run.close()
 

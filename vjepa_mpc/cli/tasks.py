@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from vjepa_mpc.cli.building import VARY_HELP
+
 app = typer.Typer(help="List tasks, show one, measure what a step costs, freeze start/goal pairs.")
 
 NAME = typer.Argument(..., help="A task's name, or module:Class.")
@@ -37,6 +39,7 @@ def tasks(
                 "control_period_s": spec.control_period_s,
                 "step_budget": task.step_budget,
                 "success_radius_m": task.success_radius_m,
+                "missing": task.missing,
                 "manifests": [entry for entry in manifests if entry.startswith(f"{name}-")],
             }
         )
@@ -58,6 +61,8 @@ def _print_list(rows: list[dict[str, Any]], as_json: bool) -> None:
             f"{100 * row['success_radius_m']:g} cm; manifests: {splits}"
         )
         typer.echo(f"{'':{width}}  {'; '.join(row['actions'])}")
+        if row["missing"]:
+            typer.echo(f"{'':{width}}  not here: {row['missing']}")
 
 
 @app.command()
@@ -66,17 +71,14 @@ def show(
     out: Path = typer.Option(Path("."), help="Folder for the contact sheet (PNG) and the video (MP4)."),
     size: int = typer.Option(96, min=8, max=1024, help="Width and height of the pictures, pixels."),
     seed: int = typer.Option(0, min=0, help="Of the episode's start and goal."),
-    vary: list[str] = typer.Option(
-        [], help="A factor of variation and its level, 0 to 1, as light=0.5; may be given several times."
-    ),
+    vary: list[str] = typer.Option([], help=VARY_HELP),
     backend: str = BACKEND,
 ) -> None:
     """Write a contact sheet and a short video: the task's own script at work, and other looks."""
-    from vjepa_mpc.robots.dynamics import check_factors
+    from vjepa_mpc.cli.building import parse_levels
     from vjepa_mpc.showcase import show as write
 
-    levels = dict(_level(text) for text in vary)
-    check_factors(levels)
+    levels = parse_levels(vary)
     task, robot = _built(name, size, backend)
     try:
         sheet, video, episode = write(robot, task, out, seed, levels)
@@ -97,11 +99,11 @@ def cost(
     """Measure the CPU time of one step of each task: physics, picture, and the task's own script."""
     import json
 
-    from vjepa_mpc.robots.factory import task_names
+    from vjepa_mpc.robots.factory import available_tasks
     from vjepa_mpc.showcase import step_cost
 
     figures = {}
-    for name in names or task_names():
+    for name in names or available_tasks():
         task, robot = _built(name, size, backend)
         try:
             figures[name] = step_cost(robot, task, steps)
@@ -120,6 +122,49 @@ def cost(
         values = (figure.physics, figure.picture, figure.step, figure.script)
         table.add_row(name, *(f"{value:.2f}" for value in values))
     Console().print(table)
+
+
+@app.command("collect")
+def collect_all(
+    names: list[str] = typer.Argument(None, help="Tasks (default: all that can be had here)."),
+    out: Path = typer.Option(..., help="Folder for one store a task, and a picture of the states visited in each."),
+    frames: int = typer.Option(410, min=2, help="Frames of each task, in whole episodes of 41."),
+    size: int = typer.Option(64, min=8, max=1024, help="Width and height of the pictures, pixels."),
+    workers: int | None = typer.Option(None, help="Simulating processes; all CPU cores when left out."),
+    seed: int = typer.Option(0, min=0, help="Of the episodes."),
+    json_output: bool = typer.Option(False, "--json", help="Print it as JSON."),
+) -> None:
+    """Collect some of every task, and say how fast: frames a second, and the time for 100,000 frames of all."""
+    import json
+    import os
+
+    from vjepa_mpc.cli.data import draw_store_coverage
+    from vjepa_mpc.collect import CollectSettings, collect
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.exploration import EpisodeSettings, mixture_of
+    from vjepa_mpc.robots.factory import available_tasks, find_task
+
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names or available_tasks():
+        task, folder = find_task(name), out / f"{name.replace(':', '-')}.zarr"
+        own = None if task.robot == name else name
+        episode = EpisodeSettings(robot=task.robot, task=own, seed=seed, camera_size=size)
+        count = -(-frames // episode.frames)
+        report = collect(CollectSettings(folder, count, workers or os.cpu_count() or 1, episode))
+        shares = draw_store_coverage(ZarrStore.open(folder), folder.with_suffix(".png"))
+        rows[name] = {
+            "frames": report.frames, "frames_per_s": report.frames_per_s, "mixture": dict(mixture_of(task)),
+            "coverage": shares,
+        }  # fmt: skip
+        if not json_output:
+            mixture = ", ".join(f"{kind} {share:.0%}" for kind, share in rows[name]["mixture"].items())
+            typer.echo(f"{name}: {report.frames} frames, {report.frames_per_s:.0f} frames/s ({mixture})")
+    rates = [row["frames_per_s"] for row in rows.values()]
+    minutes = sum(100_000 / len(rates) / rate for rate in rates) / 60 if all(rates) else None
+    if json_output:
+        typer.echo(json.dumps({"tasks": rows, "minutes_for_100000_frames": minutes}, indent=2))
+    elif minutes is not None:
+        typer.echo(f"100,000 frames of all of them together, in equal shares: {minutes:.0f} minutes at this rate.")
 
 
 @app.command()
@@ -153,17 +198,6 @@ def freeze(
         robot.close()
     write_json(out, manifest.to_json())
     typer.echo(f"{out}: {pairs} pairs, sha256 {manifest.sha256[:12]}; the script held {pairs} of {tried} drawn.")
-
-
-def _level(text: str) -> tuple[str, float]:
-    """`light=0.5` as (light, 0.5)."""
-    from vjepa_mpc.core.errors import InputError
-
-    name, _, level = text.partition("=")
-    try:
-        return name.strip(), float(level or "1")
-    except ValueError as error:
-        raise InputError(f"--vary {text} is not a factor and a level; write it as light=0.5.") from error
 
 
 def _built(name: str, size: int, backend: str) -> tuple[Any, Any]:

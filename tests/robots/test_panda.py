@@ -1,0 +1,121 @@
+"""The Panda's interface on a stand-in with its kinematics; and what is said where no model of it is to be had."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stand_in_panda import write_stand_in
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.robots.factory import make_robot
+from vjepa_mpc.robots.panda import (
+    FOLDER_VARIABLE,
+    HIGH_M,
+    SPEED_RAD_S,
+    TILT_RAD,
+    Panda,
+    PandaReachTask,
+    difference,
+    matrix,
+    moved,
+    panda_folder,
+    sample,
+    tilt,
+)
+from vjepa_mpc.robots.tasks import load_manifest, play_script
+
+
+@pytest.fixture(scope="module")
+def panda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Panda]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(write_stand_in(tmp_path_factory.mktemp("menagerie"))))
+        robot = make_robot("panda-reach", camera_size=32)
+    assert isinstance(robot, Panda)
+    with robot:
+        yield robot
+
+
+def test_the_interface_is_v_jepa_2_acs(panda: Panda) -> None:
+    spec = panda.spec
+    assert spec.state_model == "pose" and spec.control_period_s == 0.25  # 4 Hz
+    assert spec.state_names == ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    assert spec.action_high[:3] == (0.075,) * 3 and spec.action_high[6] == 0.75
+
+
+def test_a_placed_hand_is_where_it_was_put(panda: Panda) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        state = sample(generator)
+        panda.place(state)
+        assert panda.true_state() == pytest.approx(state, abs=1e-6)
+
+
+def test_actions_are_differences_of_poses(panda: Panda) -> None:
+    generator = np.random.default_rng(1)
+    panda.place(np.array([0.5, 0.0, 0.3, math.pi, 0.0, 0.0, 0.5]))
+    for _ in range(12):
+        before, angles = panda.true_state(), panda._data.qpos[panda._arm].copy()
+        action = generator.uniform(-1.0, 1.0, 7) * [0.02, 0.02, 0.02, 0.05, 0.05, 0.05, 0.2]
+        applied = panda.apply(action)
+        assert difference(before, panda.true_state()) == pytest.approx(applied, abs=4e-3)
+        turned = np.abs(panda._data.qpos[panda._arm] - angles)
+        assert (turned <= SPEED_RAD_S * 0.25).all() and np.abs(panda._data.qvel).max() < 0.05
+
+
+def test_a_turn_is_about_the_bases_axes(panda: Panda) -> None:
+    """Extrinsic: R_next = R_delta R, so that 0.2 rad of yaw turns the hand about the vertical, however it is held."""
+    start = np.array([0.5, 0.0, 0.3, math.pi - 0.2, 0.1, 0.3, 0.0])
+    panda.place(start)
+    panda.apply(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0]))
+    cosine, sine = math.cos(0.1), math.sin(0.1)
+    about = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    assert matrix(panda.true_state()[3:6]) == pytest.approx(about @ matrix(start[3:6]), abs=5e-3)
+
+
+def test_box_tilt_and_gripper_end_motion(panda: Panda) -> None:
+    panda.place(np.array([0.6, 0.0, 0.45, math.pi, 0.0, 0.0, 0.5]))
+    for _ in range(6):
+        panda.apply(np.array([0.03, 0.0, 0.03, 0.1, 0.0, 0.0, 0.75]))
+    state = panda.true_state()
+    assert state[0] == pytest.approx(HIGH_M[0], abs=4e-3) and state[2] == pytest.approx(HIGH_M[2], abs=4e-3)
+    assert state[6] == pytest.approx(1.0, abs=0.02) and tilt(state) < TILT_RAD + 0.02
+    with pytest.raises(InputError, match="tilted"):
+        panda.place(np.array([0.5, 0.0, 0.3, math.pi - 1.0, 0.0, 0.0, 0.0]))
+    for bad in ([0.0] * 6, [math.nan] * 7, [math.inf] * 7):
+        with pytest.raises(InputError, match="panda-reach"):
+            panda.apply(np.array(bad))
+
+
+def test_the_script_reaches_the_frozen_goals(panda: Panda) -> None:
+    task = PandaReachTask()
+    for pair in load_manifest("panda-reach-dev").pairs[:4]:
+        assert task.held(play_script(panda, task, np.array(pair.start), np.array(pair.goal)))
+
+
+def test_distance_is_the_worse_of_place_and_turn() -> None:
+    task, goal = PandaReachTask(), np.array([0.5, 0.0, 0.3, math.pi, 0.0, 0.0, 0.0])
+    assert task.distance(moved(goal, np.array([0.03, 0.04, 0.0, 0.0, 0.0, 0.01, 1.0])), goal) == pytest.approx(0.05)
+    turned = moved(goal, np.array([0.0, 0.0, 0.0, 0.0, math.radians(15.0), 0.0, 0.0]))
+    assert task.distance(turned, goal) == pytest.approx(task.success_radius_m)
+
+
+def test_without_its_model_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    with pytest.raises(InputError, match="has no franka_emika_panda"):
+        panda_folder()
+    assert "has no franka_emika_panda" in str(PandaReachTask().missing)
+    monkeypatch.delenv(FOLDER_VARIABLE)
+    monkeypatch.setattr("vjepa_mpc.robots.panda.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'vjepa-mpc\[panda\]'"):
+        make_robot("panda-reach")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), FOLDER_VARIABLE: str(tmp_path)}
+    command = [sys.executable, "-m", "vjepa_mpc.cli.main", "tasks"]
+    run = subprocess.run([*command, "show", "panda-reach"], capture_output=True, text=True, env=environment)
+    assert run.returncode == 2 and "has no franka_emika_panda" in run.stderr + run.stdout
