@@ -42,7 +42,8 @@ def convert(
     from vjepa_mpc.conversion import ConversionSettings, convert
 
     settings = ConversionSettings(
-        key=cast("EncoderKey | None", key), heads=heads, predictor_heads=predictor_heads, size=size, crop_aspect=crop_aspect, frames=frames,
+        key=cast("EncoderKey | None", key), heads=heads,
+        predictor_heads=predictor_heads, size=size, crop_aspect=crop_aspect, frames=frames,
         encoder_only=encoder_only, dtype=dtype,
     )  # fmt: skip
     made = convert(file, out, settings, beside=beside)
