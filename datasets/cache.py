@@ -12,6 +12,8 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from vjepa_mpc.datasets.store import ZarrStore
 Progress = Callable[[int, int], None]  # called with rows done and rows in all
 Encode = Callable[[UInt8[Tensor, "n h w 3"]], Float[Tensor, "n p d"]]
 
+_DECODERS = 4  # episodes unpacked at once
 _SAVE_EVERY = 16  # batches between the points from which an interrupted latent cache goes on
 
 
@@ -36,6 +39,11 @@ class _MappedRows:
     def __init__(self, path: Path, store_hash: str) -> None:
         self.path, self.store_hash = path, store_hash
         try:
+            # Held as long as this object lives: a cache in use is not removed for room (`bounded`).
+            self._use = path.open("rb")
+            with contextlib.suppress(OSError):  # a file system without locks; a cache that is another user's
+                fcntl.flock(self._use, fcntl.LOCK_SH)
+                os.utime(path)
             self.rows: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise InputError(f"The cache {path} is damaged ({error}); delete it, it is made again.") from error
@@ -48,6 +56,44 @@ class _MappedRows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["store_hash"])  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """A cache on disk: its size in bytes, when it was last opened (seconds since 1970), and whether it is in use."""
+
+    path: Path
+    size: int
+    used: float
+    in_use: bool
+
+
+def caches_in(folder: Path) -> list[CacheFile]:
+    """The caches in `folder`, the one used longest ago first."""
+    found = []
+    for path in [*folder.glob("frames-*.npy"), *folder.glob("latents-*.npy")]:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                in_use = False
+            except BlockingIOError:
+                in_use = True
+            found.append(CacheFile(path, status.st_size, status.st_mtime, in_use))
+    return sorted(found, key=lambda cache: cache.used)
+
+
+def bounded(folder: Path, most: int) -> list[CacheFile]:
+    """Remove the caches in `folder` that were used longest ago until at most `most` bytes are left; those in use, by
+    any process, stay. Returns what was removed. They can all be made again."""
+    caches, removed = caches_in(folder), []
+    total = sum(cache.size for cache in caches)
+    for cache in caches:
+        if total > most and not cache.in_use:
+            cache.path.unlink(missing_ok=True)
+            total -= cache.size
+            removed.append(cache)
+    return removed
 
 
 class FrameCache(_MappedRows):
@@ -67,7 +113,7 @@ class FrameCache(_MappedRows):
         cache waits for the first. `InputError`: no episodes, no such camera, no room on the disk.
         """
         camera, key = only_camera(store, camera), store.content_hash()
-        target = _folder(store, folder) / f"frames-{camera}-{key[:16]}.npy"
+        target = cache_of(store, folder) / f"frames-{camera}-{key[:16]}.npy"
         lengths = store.lengths()
         shape = (int(lengths.sum()), *store.spec.cameras[camera], 3)
         if not len(lengths):
@@ -76,12 +122,7 @@ class FrameCache(_MappedRows):
             if partial is not None:
                 rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
                 _reserve(partial)
-                done = 0
-                for index, length in enumerate(lengths):
-                    rows[done : done + length] = store.read_frames(index, camera)
-                    done += int(length)
-                    if progress is not None:
-                        progress(done, shape[0])
+                _decode_all(store, camera, rows, progress)
                 rows.flush()
         return cls(target, key)
 
@@ -146,6 +187,25 @@ class LatentCache(_MappedRows):
     def take(self, rows: Int64[np.ndarray, "*batch"]) -> Float16[np.ndarray, "*batch p d"]:
         """Copies of the latents in `rows`."""
         return np.asarray(self.rows[rows])
+
+
+def _decode_all(store: ZarrStore, camera: str, rows: np.memmap, progress: Progress | None) -> None:
+    """Fill `rows` with a camera's frames, several episodes at once: unpacking leaves other threads running."""
+    ends = np.cumsum(store.lengths())
+
+    def decode(index: int) -> int:
+        frames = store.read_frames(index, camera)
+        rows[ends[index] - len(frames) : ends[index]] = frames
+        return int(ends[index])
+
+    with ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1)) as pool:
+        try:
+            for done in pool.map(decode, range(len(ends))):
+                if progress is not None:
+                    progress(done, len(rows))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # do not finish what nobody waits for
+            raise
 
 
 def only_camera(store: ZarrStore, camera: str | None) -> str:
@@ -238,5 +298,6 @@ def _reserve(path: Path) -> None:
         os.posix_fallocate(stream.fileno(), 0, os.fstat(stream.fileno()).st_size)
 
 
-def _folder(store: ZarrStore, folder: Path | str | None) -> Path:
+def cache_of(store: ZarrStore, folder: Path | str | None = None) -> Path:
+    """The folder of a store's caches: `folder`, or `<store>.cache` beside it."""
     return Path(folder) if folder is not None else store.path.with_name(store.path.name + ".cache")

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -73,6 +73,10 @@ class ClipDataset(Dataset[Clip]):
         starts = [_starts(store, (length - 1) * gap + 1, episodes) for gap in gaps]
         self._starts = np.concatenate(starts)
         self._gaps = np.repeat(np.array(gaps), [len(some) for some in starts])
+        self._ends = np.cumsum(store.lengths())
+        chosen = sorted(range(len(store)) if episodes is None else set(episodes))
+        lengths = store.lengths()[chosen]
+        self._chosen = (self._ends[chosen] - lengths, np.cumsum(lengths))  # first rows; rows up to the end of each
         if not len(starts[-1]):
             raise InputError(
                 f"{store.path} has no clip of {length} frames at stride {stride} in the chosen episodes; "
@@ -102,6 +106,22 @@ class ClipDataset(Dataset[Clip]):
     def rows(self, indices: Int64[np.ndarray, "b"]) -> Int64[np.ndarray, "b t"]:
         """The frame rows (as in the caches) of each clip."""
         return self._starts[indices][:, None] + np.arange(self.length) * self._gaps[indices][:, None]
+
+    def episode_of(self, rows: Int64[np.ndarray, "b"]) -> tuple[Int64[np.ndarray, "b"], Int64[np.ndarray, "b"]]:
+        """First row and end row (exclusive) of the episode that each row is of."""
+        index = np.searchsorted(self._ends, rows, side="right")
+        return np.concatenate([[0], self._ends])[index], self._ends[index]
+
+    def any_rows(self, chance: Float64[np.ndarray, "b"]) -> Int64[np.ndarray, "b"]:
+        """Rows of the chosen episodes, all of them alike, by numbers drawn from [0, 1)."""
+        firsts, upto = self._chosen
+        number = (chance * upto[-1]).astype(np.int64)
+        index = np.searchsorted(upto, number, side="right")
+        return np.asarray(firsts[index] + number - np.concatenate([[0], upto])[index], np.int64)
+
+    def frames_and_states(self, rows: Int64[np.ndarray, "b"]) -> tuple[Tensor, Float32[Tensor, "b s"]]:
+        """Frames [b, ...] and states [b, s] of single rows."""
+        return torch.from_numpy(self._frames.take(rows)), torch.from_numpy(self._states[rows])
 
     def _added_up(
         self, first: Int64[np.ndarray, "*n"], gaps: Int64[np.ndarray, "*#n"]

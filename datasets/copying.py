@@ -163,7 +163,7 @@ def _merged_spec(stores: Sequence[ZarrStore]) -> StoreSpec:
 
 def _provenance(command: str, stores: Sequence[ZarrStore], recipe: Mapping[str, Any]) -> dict[str, Any]:
     sources = [
-        {"path": str(store.path), "content_hash": store.content_hash(), "provenance": dict(store.spec.provenance)}
+        {"path": store.name, "content_hash": store.content_hash(), "provenance": dict(store.spec.provenance)}
         for store in stores
     ]
     return {
@@ -176,5 +176,5 @@ def _provenance(command: str, stores: Sequence[ZarrStore], recipe: Mapping[str, 
 
 
 def _from(episode: Episode, store: ZarrStore, index: int, word: str) -> Episode:
-    origin = {"store": str(store.path), "episode": index}
+    origin = {"store": store.name, "episode": index}
     return replace(episode, metadata={**episode.metadata, RECORDING: recording(store, index), word: origin})

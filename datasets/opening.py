@@ -6,15 +6,26 @@ import importlib
 from pathlib import Path
 
 from vjepa_mpc.core.errors import InputError, unknown_name
+from vjepa_mpc.datasets.formats.diffusion_policy import DiffusionPolicyLog
 from vjepa_mpc.datasets.formats.droid import DroidLog
 from vjepa_mpc.datasets.formats.folders import FolderLog
 from vjepa_mpc.datasets.formats.lerobot import LeRobotLog
+from vjepa_mpc.datasets.formats.minari import MinariLog
+from vjepa_mpc.datasets.formats.ogbench import OgbenchLog
 from vjepa_mpc.datasets.formats.robomimic import RobomimicLog
 from vjepa_mpc.datasets.logs import Log, LogOptions
 
 # A new format is its file and its name here; the contract suite (tests/datasets/test_formats.py) takes it from here.
 # Asked in this order: a folder of episodes is what remains.
-FORMATS: tuple[type[Log], ...] = (LeRobotLog, RobomimicLog, DroidLog, FolderLog)
+FORMATS: tuple[type[Log], ...] = (
+    LeRobotLog,
+    MinariLog,
+    RobomimicLog,
+    DiffusionPolicyLog,
+    OgbenchLog,
+    DroidLog,
+    FolderLog,
+)
 
 
 def open_log(path: Path, format: str | None, options: LogOptions) -> Log:

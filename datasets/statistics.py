@@ -34,7 +34,7 @@ def statistics(store: ZarrStore) -> dict[str, Any]:
     still = np.all(moves <= 0.01 * usual, axis=1)
     tasks = Counter(str(store.metadata(index).get("task") or "") for index in range(len(store)))
     return {
-        "path": str(store.path),
+        "path": store.name,
         "content_hash": store.content_hash(),
         "episodes": len(store),
         "frames": int(lengths.sum()),

@@ -21,7 +21,16 @@ from zarr.storage import LocalStore
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import atomic_folder
 from vjepa_mpc.datasets import layout
-from vjepa_mpc.datasets.arrays import DAMAGED, column, columns, create_array, line_of, open_arrays, read_spec
+from vjepa_mpc.datasets.arrays import (
+    DAMAGED,
+    column,
+    columns,
+    create_array,
+    line_of,
+    open_arrays,
+    read_chunk,
+    read_spec,
+)
 from vjepa_mpc.datasets.episode import SCHEMA_VERSION, Episode, StoreSpec
 
 _GROWTH = 256  # files by which arrays grow at once: one metadata write for many episodes
@@ -39,7 +48,7 @@ class ZarrStore:
     @staticmethod
     def create(path: Path | str, spec: StoreSpec) -> ZarrWriter:
         """Make an empty store at `path` and return its writer. `InputError` if something is there already."""
-        path = Path(path)
+        path = _local(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise InputError(f"{path} already exists; append to it, or choose another path.")
         with atomic_folder(path) as folder:
@@ -60,14 +69,19 @@ class ZarrStore:
 
     @staticmethod
     def open(path: Path | str) -> ZarrStore:
-        """A reader. `InputError` when the store is missing, damaged, or of another schema or version."""
+        """A reader; of a remote store too, by its address (`remote.py`). `InputError` when the store is missing,
+        damaged, or of another schema or version."""
+        from vjepa_mpc.datasets.remote import address, open_remote
+
+        if (url := address(path)) is not None:
+            return open_remote(url)
         return ZarrStore(Path(path), read_spec(Path(path)))
 
     @staticmethod
     def append_to(path: Path | str) -> ZarrWriter:
         """The writer of an existing store. Removes what a dead writer left unpublished. `InputError` as
         `open`, and when another process is writing."""
-        return ZarrWriter(Path(path), read_spec(Path(path)))
+        return ZarrWriter(_local(path), read_spec(Path(path)))
 
     def refresh(self) -> None:
         """See the episodes published since."""
@@ -78,6 +92,11 @@ class ZarrStore:
         for name, array in self._arrays.items():
             if array.shape[0] < end:
                 raise InputError(f"{self.path}: {name} has {array.shape[0]} rows of {end} published; it was cut.")
+
+    @property
+    def name(self) -> str:
+        """Where the store lies, for the user."""
+        return str(self.path)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -170,31 +189,40 @@ class ZarrStore:
         return self._lines[index]
 
     def _slice(self, name: str, rows: slice) -> np.ndarray:
-        """Rows of one array. Zarr reads a missing chunk as zeros, so each one is looked for first."""
-        array = self._arrays[name]
+        """Rows of one array. Zarr reads a missing chunk as zeros, so each file is looked for first."""
+        array, chunk = self._arrays[name], self.spec.file_frames
+        result = np.empty((rows.stop - rows.start, *array.shape[1:]), array.dtype)
         for number in self._chunks(rows):
+            first, end = max(rows.start, number * chunk), min(rows.stop, (number + 1) * chunk)
             file = layout.chunk_file(self.path / name, number, array.ndim)
-            if not file.exists():
-                raise InputError(f"{self.path} is truncated: chunk {file.relative_to(self.path)} is missing.")
-        try:
-            return np.asarray(array[rows])
-        except DAMAGED as error:
-            where = self._damaged_chunk(name, rows)
-            raise InputError(f"{self.path} is damaged: chunk {where} is short or broken ({error}).") from error
+            try:
+                if self.spec.shard_frames:
+                    file.stat()
+                    part = np.asarray(array[first:end])
+                else:
+                    whole = read_chunk(file, array.chunks, array.dtype)
+                    part = whole[first - number * chunk : end - number * chunk]
+            except FileNotFoundError as error:
+                where = file.relative_to(self.path)
+                raise InputError(f"{self.path} is truncated: chunk {where} is missing.") from error
+            except DAMAGED as error:
+                where = file.relative_to(self.path)
+                raise InputError(f"{self.path} is damaged: chunk {where} is short or broken ({error}).") from error
+            result[first - rows.start : end - rows.start] = part
+        return result
 
     def _chunks(self, rows: slice) -> range:
         """The numbers of the files that hold `rows`. Episodes leave no file between them unused."""
         return range(rows.start // self.spec.file_frames, -(-rows.stop // self.spec.file_frames))
 
-    def _damaged_chunk(self, name: str, rows: slice) -> str:
-        """Which of the chunks of `rows` cannot be read."""
-        array, chunk = self._arrays[name], self.spec.file_frames
-        for number in self._chunks(rows):
-            try:
-                array[number * chunk : min((number + 1) * chunk, rows.stop)]
-            except DAMAGED:
-                return str(layout.chunk_file(Path(name), number, array.ndim))
-        return name
+
+def _local(path: Path | str) -> Path:
+    """A path that can be written to; `InputError` for a remote address."""
+    from vjepa_mpc.datasets.remote import address
+
+    if (url := address(path)) is not None:
+        raise InputError(f"{url} can only be read; write a local store, and copy it there.")
+    return Path(path)
 
 
 class ZarrWriter(ZarrStore):

@@ -33,7 +33,7 @@ def describe(store: ZarrStore) -> dict[str, Any]:
     numbers = len(spec.state_names) + len(spec.action_names)
     raw = frames * (sum(3 * h * w for h, w in spec.cameras.values()) + 8 + 4 * numbers)
     return {
-        "path": str(store.path),
+        "path": store.name,
         "schema_version": spec.schema_version,
         "robot": spec.robot,
         "state_model": spec.state_model,

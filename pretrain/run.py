@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from vjepa_mpc.core.files import atomic_folder, read_json, write_json
 from vjepa_mpc.core.settings import from_plain, provenance
 from vjepa_mpc.datasets.cache import FrameCache, LatentCache, only_camera
 from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
+from vjepa_mpc.datasets.sampling import ClipMixture
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder, weights_hash
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.predictor import PredictorConfig
 from vjepa_mpc.pretrain.calibration import calibrate
-from vjepa_mpc.pretrain.data import ClipBatches
+from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
 from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
 from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult, TrainSettings
 from vjepa_mpc.pretrain.vjepa import VJepaLearner, VJepaSettings
@@ -116,18 +117,19 @@ def pretrain_encoder(
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
+    mixed: Sequence[tuple[Source, float]] = (),
 ) -> TrainResult:
-    """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder)."""
+    """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder).
+
+    `mixed`: other stores, each with its share (0 to 1) of the clips; the rest are the first one's.
+    """
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
     asked = {"objective": asdict(settings), "training": asdict(training), "camera": camera}
-    begin(out, "pretrain", {**asked, "data": store.content_hash()})
-    frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
+    others = [[ZarrStore.open(other.store).content_hash(), share] for other, share in mixed]
+    begin(out, "pretrain", {**asked, "data": store.content_hash(), **({"mixed": others} if mixed else {})})
     preparation = ImagePreparation(size=settings.size.picture, contrast=settings.contrast)
-    clips = ClipDataset(
-        store, settings.frames, settings.stride, camera, episodes=split_episodes(len(store))[0], frames=frames
-    )
-    data = ClipBatches(clips, training.batch, training.seed)
+    data = _pretraining_data([(source, 1.0), *mixed], settings, training, caching)
     learner = VJepaLearner(settings, data, preparation, device, training.seed)
     result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
     if result.finished:
@@ -140,6 +142,7 @@ def pretrain_encoder(
                     "preparation": preparation.to_dict(),
                     "training": {
                         "data": store.content_hash(),
+                        **({"mixed": others} if mixed else {}),
                         "objective": asdict(settings),
                         "trainer": asdict(training),
                         "steps": result.step,
@@ -149,6 +152,26 @@ def pretrain_encoder(
                 },
             )
     return result
+
+
+def _pretraining_data(
+    sources: Sequence[tuple[Source, float]], settings: VJepaSettings, training: TrainSettings,
+    caching: CacheProgress | None,
+) -> ClipBatches | MixtureBatches:  # fmt: skip
+    """Batches of the training clips of one store, or of several; the shares of all but the first are given."""
+    parts = []
+    for source, _ in sources:
+        store = ZarrStore.open(source.store)
+        camera = only_camera(store, source.camera)
+        frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
+        episodes = split_episodes(len(store))[0]
+        parts.append(ClipDataset(store, settings.frames, settings.stride, camera, episodes=episodes, frames=frames))
+    if len(parts) == 1:
+        return ClipBatches(parts[0], training.batch, training.seed)
+    shares = [share for _, share in sources[1:]]
+    if min(shares) <= 0 or sum(shares) >= 1:
+        raise InputError(f"The shares of the mixed stores must be positive and leave some for the first, got {shares}.")
+    return MixtureBatches(ClipMixture(parts, [1 - sum(shares), *shares]), training.batch, training.seed)
 
 
 def open_encoder(

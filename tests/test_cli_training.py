@@ -89,7 +89,7 @@ BAD: dict[str, tuple[list[object], str]] = {
     "too long clips": (["pretrain", "STORE", "--frames", 50, "--steps", 1], "use shorter clips"),
     "another camera": (["pretrain", "STORE", "--camera", "wrist"], "has cameras top"),
     "another device": (["pretrain", "STORE", "--device", "gpu", "--steps", 1], "no device named 'gpu'"),
-    "no encoder named": (["train", "STORE"], "Missing option '--encoder'"),
+    "no encoder named": (["train", "STORE"], "Give either --encoder"),
     "an unknown encoder": (["train", "STORE", "--encoder", "pixles"], "pixles does not exist"),
     "a folder that is no encoder": (["train", "STORE", "--encoder", "STORE"], "has no config.json"),
     "a grid that does not divide": (["train", "STORE", "--encoder", "pixels", "--grid", 3], "choose a divisor of 4"),

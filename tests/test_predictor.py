@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_numbers import BUILT, GOLDEN, SMALL
 from torch import Tensor
 
 from vjepa_mpc.checkpoints import predictor_from_checkpoint
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 from vjepa_mpc.rotary import rotary_tables, rotate
-
-GOLDEN = Path(__file__).parent / "golden"
-BUILT = {
-    "ac_tiny": {"grid": (4, 4), "heads": 4, "use_extrinsics": False},
-    "ac_tiny_extrinsics": {"grid": (4, 4), "heads": 4, "use_extrinsics": True},
-    "ac_wide": {"grid": (4, 6), "train_grid": (4, 4), "heads": 3, "use_extrinsics": False},
-}
-SMALL = PredictorConfig(
-    grid_height=2,
-    grid_width=3,
-    latent_dim=10,
-    width=24,
-    depth=2,
-    heads=2,
-    max_frames=6,
-    action_dim=3,
-    state_dim=4,
-)
 
 
 def inputs(config: PredictorConfig, frames: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -154,8 +136,8 @@ def test_misfits_are_refused_with_both_numbers(which: int, shape: tuple[int, ...
 
 
 def test_too_many_frames_and_stray_extrinsics_are_refused() -> None:
-    with pytest.raises(InputError, match=r"7 frames .* built for 6"):
-        make(SMALL)(*inputs(SMALL, 7))
+    with pytest.raises(InputError, match=r"8 frames .* built for 7"):
+        make(SMALL)(*inputs(SMALL, 8))
     with pytest.raises(InputError, match="use_extrinsics=False"):
         make(SMALL)(*inputs(SMALL, 2), torch.zeros(2, 2, 6))
     with pytest.raises(InputError, match="does not divide"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_numbers import BUILT, GOLDEN, SMALL
 from torch import Tensor
 
 from vjepa_mpc.checkpoints import predictor_from_checkpoint
@@ -18,24 +18,6 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.poses import integrate_pose
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 from vjepa_mpc.rollout import Context, Rollout, rollout
-
-GOLDEN = Path(__file__).parent / "golden"
-BUILT = {
-    "ac_tiny": {"grid": (4, 4), "heads": 4, "use_extrinsics": False},
-    "ac_tiny_extrinsics": {"grid": (4, 4), "heads": 4, "use_extrinsics": True},
-    "ac_wide": {"grid": (4, 6), "train_grid": (4, 4), "heads": 3, "use_extrinsics": False},
-}
-SMALL = PredictorConfig(
-    grid_height=2,
-    grid_width=3,
-    latent_dim=10,
-    width=24,
-    depth=2,
-    heads=2,
-    max_frames=7,
-    action_dim=3,
-    state_dim=4,
-)
 
 
 def norm(latents: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype)
             written = tensor.detach().to("cpu", dtype).contiguous()
             if not bool(torch.isfinite(written).all()):
                 raise InputError(f"{name} holds NaN or values beyond {dtype}; check the file, or choose another type.")
-            stream.write(memoryview(written.reshape(-1).view(torch.uint8).numpy()))
+            stream.write(written.reshape(-1).view(torch.uint8).numpy().tobytes())
             give_back(tensor)
     return 8 + len(text) + offset
 

@@ -3,6 +3,7 @@
 Every folder with a `trajectory.h5` below the source is an episode, named by its path. Cameras are named by their
 role (`ext1`, `ext2`, `wrist`): serial numbers differ from laboratory to laboratory. The suggested state is V-JEPA
 2-AC's: the measured end-effector pose and gripper in the base frame; actions are then made from these states.
+`camera_frame/ext1/cartesian_position` is the same pose in the frame of a camera, from its recorded extrinsics.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _CLOCK = "observation/timestamp/robot_state/read_start"  # milliseconds
 _RATE_HZ = 15.0
 _DEPTH = 6  # folders between the source and an episode: lab, outcome, date, time, and two to spare
 _MAX_ROWS = 1_000_000
+_IN_CAMERA = "camera_frame"
 _LOOKED_AT = 20  # episodes that say which cameras there are, and of which size
 
 
@@ -78,7 +80,10 @@ class DroidLog:
 
     def rows(self, episode: str, names: Sequence[str]) -> Rows:
         with opened(inside(self._root, f"{episode}/{_FILE}", self._options)) as file:
-            vectors = {name: _column(file, name) for name in names}
+            vectors = {
+                name: self._in_camera(episode, file, name) if name.startswith(_IN_CAMERA) else _column(file, name)
+                for name in names
+            }
             count = len(_column(file, "robot_state/cartesian_position"))
             times = np.arange(count) / (self._options.rate_hz or _RATE_HZ)
             with contextlib.suppress(InputError):
@@ -105,7 +110,30 @@ class DroidLog:
                         shape: tuple[int, ...] = getattr(item, "shape", ())
                         if len(shape) in (1, 2) and shape[0] == count and item.dtype.kind in "fiu":
                             found[f"{head}/{key}"] = VectorInfo(shape[1] if len(shape) == 2 else 1)
+            for role, video in self._videos(name).items():
+                if f"observation/camera_extrinsics/{video.stem}_left" in file:
+                    found[f"{_IN_CAMERA}/{role}/cartesian_position"] = VectorInfo(6)
         return found
+
+    def _in_camera(self, episode: str, file: Any, name: str) -> np.ndarray:
+        """The end effector's pose [n, 6] (m, extrinsic xyz Euler angles in rad) in the frame of a camera, whose own
+        pose in the base frame is `camera_extrinsics` (of the left eye): inv(T_camera) T_effector."""
+        import torch
+
+        from vjepa_mpc.core.poses import euler_to_matrix, matrix_to_euler
+
+        role = name.split("/")[1]
+        videos = self._videos(episode)
+        if role not in videos or not name.endswith("/cartesian_position"):
+            raise InputError(f"it lacks {name}")
+        effector = torch.from_numpy(_column(file, "robot_state/cartesian_position"))
+        camera = torch.from_numpy(_column(file, f"observation/camera_extrinsics/{videos[role].stem}_left"))
+        if camera.shape != effector.shape or effector.shape[1] != 6:
+            raise InputError(f"the extrinsics of {role} are {list(camera.shape)}, its poses {list(effector.shape)}")
+        back = euler_to_matrix(camera[:, 3:]).transpose(-1, -2)
+        place = (back @ (effector[:, :3] - camera[:, :3]).unsqueeze(-1)).squeeze(-1)
+        turned = matrix_to_euler(back @ euler_to_matrix(effector[:, 3:]))
+        return np.asarray(torch.cat([place, turned], dim=1).numpy())
 
     def _seen_cameras(self) -> dict[str, CameraInfo]:
         """The cameras of episodes spread over the log, each of the size that most of them have: any one episode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from toy_trajectories import toy_episode, toy_spec
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.datasets import cache as cache_module
-from vjepa_mpc.datasets.cache import FrameCache, LatentCache
+from vjepa_mpc.datasets.cache import FrameCache, LatentCache, bounded, caches_in
 from vjepa_mpc.datasets.store import ZarrStore
 
 FRAMES = 90
@@ -138,3 +139,39 @@ def test_a_full_disk_is_an_input_error(tmp_path: Path, frames: FrameCache, monke
     with pytest.raises(InputError, match="No space left on device; make room"):
         FrameCache.build(ZarrStore.open(tmp_path / "a.zarr"), "top", tmp_path / "full")
     assert [file.suffix for file in (tmp_path / "full").iterdir()] == [".lock"]
+
+
+def test_caches_in_use_stay_and_the_oldest_of_the_others_goes(tmp_path: Path, frames: FrameCache) -> None:
+    from test_data_command import run
+
+    first, second = build(frames, encode), build(frames, encode, encoder_hash="another")
+    place = frames.path.parent
+    sizes = [path.stat().st_size for path in (frames.path, first.path, second.path)]
+    assert {cache.path: cache.in_use for cache in caches_in(place)} == dict.fromkeys(place.glob("*.npy"), True)
+    assert bounded(place, 0) == []
+    for age, path in ((50, frames.path), (90, first.path), (70, second.path)):
+        os.utime(path, (1e9 - age, 1e9 - age))
+    kept, gone = frames, first.path
+    del first
+    assert [cache.path for cache in bounded(place, sizes[0] + sizes[2])] == [gone]
+    second_path = second.path
+    del second
+    text = run("caches", str(tmp_path / "a.zarr"), "--most", "0")
+    assert f"removed {second_path.name}" in text and "1 caches" in text and "in use" in text
+    np.testing.assert_array_equal(kept.take(np.array([3])), kept.rows[3:4])
+    build(frames, encode)  # made again
+    assert gone.exists()
+
+
+def test_frames_are_decoded_by_several_threads_to_the_same_rows(tmp_path: Path) -> None:
+    with ZarrStore.create(tmp_path / "many.zarr", toy_spec()) as writer:
+        writer.extend([toy_episode(seed) for seed in range(40)])
+    done: list[int] = []
+    cache = FrameCache.build(writer, "top", tmp_path / "c", lambda rows, total: done.append(rows))
+    expected = np.concatenate([toy_episode(seed).images["top"] for seed in range(40)])
+    np.testing.assert_array_equal(cache.rows, expected)
+    assert done == np.cumsum(writer.lengths()).tolist()
+    (writer.path / "images/top/c.3.0.0.0").unlink()
+    with pytest.raises(InputError, match="is missing"):
+        FrameCache.build(writer, "top", tmp_path / "d")
+    assert not list((tmp_path / "d").glob("*.npy*partial"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 from toy_logs import (
     LENGTHS,
     NAMES,
@@ -29,6 +30,8 @@ from vjepa_mpc.datasets.formats import lerobot
 from vjepa_mpc.datasets.logs import CameraInfo, Log, LogOptions, fingerprint
 from vjepa_mpc.datasets.opening import FORMATS, open_log
 
+GIVEN = LogOptions(rate_hz=RATE)  # what a user must say of logs that have no time stamps
+
 
 @pytest.fixture(scope="module", params=list(WRITERS))
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
@@ -39,16 +42,16 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def opened(written: tuple[Path, str, str]) -> tuple[Log, str, str]:
     path, field, camera = written
-    return open_log(path, None, LogOptions()), field, camera
+    return open_log(path, None, GIVEN), field, camera
 
 
 def test_it_is_recognised_and_implements_the_contract(written: tuple[Path, str, str]) -> None:
     path, _, _ = written
-    log = open_log(path, None, LogOptions())
+    log = open_log(path, None, GIVEN)
     assert isinstance(log, Log)
     kinds = [kind for kind in FORMATS if kind.recognises(path)]
     assert isinstance(log, kinds[0])
-    assert type(open_log(path, log.format, LogOptions())) is type(log)
+    assert type(open_log(path, log.format, GIVEN)) is type(log)
 
 
 def test_episodes_are_those_written_in_order(opened: tuple[Log, str, str]) -> None:
@@ -107,6 +110,21 @@ def test_droids_roles_are_found_without_the_notes(tmp_path: Path) -> None:
     assert sorted(log.cameras) == ["ext1", "ext2", "wrist"]
     assert log.vectors["robot_state/gripper_position"].width == 1
     assert log.vectors["robot_state/joint_positions"].width == 7
+
+
+def test_droids_poses_in_the_frame_of_a_camera(tmp_path: Path) -> None:
+    """The camera stands 1 m above the base, turned by 90 degrees about z: base x is its -y, base y its x."""
+    log = open_log(write_droid(tmp_path / "droid"), None, LogOptions())
+    place = "camera_frame/ext1/cartesian_position"
+    assert log.vectors[place].width == 6 and "camera_frame/wrist/cartesian_position" not in log.vectors
+    rows = log.rows(log.episodes()[1], [place, "robot_state/cartesian_position"])
+    base, seen = rows.vectors["robot_state/cartesian_position"], rows.vectors[place]
+    np.testing.assert_allclose(seen[:, :3], np.stack([base[:, 1], -base[:, 0], base[:, 2] - 1], axis=1), atol=1e-12)
+    first, last = (Rotation.from_euler("xyz", value[:, 3:]) for value in (base, seen))
+    turn = (Rotation.from_euler("z", np.pi / 2) * last) * first.inv()
+    np.testing.assert_allclose(turn.magnitude(), 0, atol=1e-9)
+    with pytest.raises(InputError, match="it lacks camera_frame/nose"):
+        log.rows(log.episodes()[1], ["camera_frame/nose/cartesian_position"])
 
 
 def test_droids_cameras_are_those_of_most_episodes_not_of_the_first(tmp_path: Path) -> None:
@@ -200,7 +218,7 @@ def test_an_unknown_format_or_path_offers_the_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         open_log(tmp_path / "nothing", None, LogOptions())
     (tmp_path / "a.txt").touch()
-    with pytest.raises(InputError, match="lerobot, robomimic, droid, folders"):
+    with pytest.raises(InputError, match="lerobot, minari, robomimic, diffusion-policy, ogbench, droid, folders"):
         open_log(tmp_path / "a.txt", None, LogOptions())
     with pytest.raises(InputError, match="did you mean 'robomimic'"):
         open_log(tmp_path / "a.txt", "robominic", LogOptions())

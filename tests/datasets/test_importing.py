@@ -21,6 +21,7 @@ from vjepa_mpc.cli.data import app
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets import importing
 from vjepa_mpc.datasets.importing import REPORT, ImportPlan, ImportReport, ImportSettings, prepare
+from vjepa_mpc.datasets.logs import LogOptions
 from vjepa_mpc.datasets.store import ZarrStore
 
 
@@ -50,7 +51,8 @@ def command(*arguments: str) -> str:
 def test_every_format_becomes_the_same_store(tmp_path: Path, name: str) -> None:
     write, field, camera = WRITERS[name]
     source, out = write(tmp_path / "log"), tmp_path / "a.zarr"
-    plan = prepare(settings(source, out, state=(f"{field}[0:2]:rad",), cameras=(f"top={camera}",)))
+    given = LogOptions(rate_hz=RATE)
+    plan = prepare(settings(source, out, state=(f"{field}[0:2]:rad",), cameras=(f"top={camera}",), options=given))
     report = run(plan)
     assert (report.added, report.skipped, report.split) == (3, {}, ())
     store = ZarrStore.open(out)

@@ -217,6 +217,8 @@ def write_droid(path: Path, notes: bool = True) -> Path:
             file["observation/timestamp/robot_state/read_start"] = milliseconds
             for role, serial in serials.items():
                 file[f"observation/camera_type/{serial}"] = np.full(length, 0 if role == "wrist" else 1)
+            # A camera 1 m above the base, looking along its x axis turned by 90 degrees.
+            file["observation/camera_extrinsics/222_left"] = np.tile([0, 0, 1, 0, 0, np.pi / 2], (length, 1))
         for serial in serials.values():
             frames = [picture(episode, row) for row in range(length)]
             write_video(folder / "recordings/MP4" / f"{serial}.mp4", frames)
@@ -259,6 +261,86 @@ def write_video_folders(path: Path) -> Path:
     return path
 
 
+def _replay_buffer(frames: np.dtype[Any] | type = np.uint8) -> dict[str, np.ndarray]:
+    """All episodes one after the other."""
+    states = np.concatenate([state(episode, length) for episode, length in enumerate(LENGTHS)])
+    pictures = np.concatenate(
+        [np.stack([picture(e, row) for row in range(length)]) for e, length in enumerate(LENGTHS)]
+    ).astype(frames)
+    return {"data/img": pictures, "data/state": states, "data/action": states + np.float32(0.01)}
+
+
+def _zarr_v2(arrays: Mapping[str, np.ndarray], chunk: int, codecs: Sequence[Any]) -> dict[str, bytes]:
+    """The files of a Zarr v2 group, by its specification; each array packed by the next codec."""
+    files = {f"{place}.zgroup": b'{"zarr_format": 2}' for place in ("", "data/", "meta/")}
+    for number, (name, array) in enumerate(arrays.items()):
+        codec = codecs[number % len(codecs)]
+        value = {
+            "zarr_format": 2, "shape": array.shape, "chunks": [chunk, *array.shape[1:]], "dtype": array.dtype.str,
+            "compressor": None if codec is None else codec.get_config(), "fill_value": 0, "order": "C", "filters": None,
+        }  # fmt: skip
+        files[f"{name}/.zarray"] = json.dumps(value).encode()
+        for i in range(-(-len(array) // chunk)):
+            block = np.zeros((chunk, *array.shape[1:]), array.dtype)
+            part = array[i * chunk : (i + 1) * chunk]
+            block[: len(part)] = part
+            key = ".".join(map(str, [i, *[0] * (array.ndim - 1)]))
+            files[f"{name}/{key}"] = block.tobytes() if codec is None else bytes(codec.encode(block))
+    return files
+
+
+def write_diffusion_policy(path: Path) -> Path:
+    """A replay buffer in a folder; floats from 0 to 255 for pictures, as Push-T has them."""
+    from numcodecs import Blosc, Zlib, Zstd
+
+    arrays = {**_replay_buffer(np.float32), "meta/episode_ends": np.cumsum(LENGTHS)}
+    for name, data in _zarr_v2(arrays, 7, [Blosc(), Zlib(), Zstd(), None]).items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    return path
+
+
+def write_diffusion_policy_zip(path: Path) -> Path:
+    """The same zipped, everything below a folder of its own, pictures as bytes."""
+    import zipfile
+
+    from numcodecs import LZ4, GZip
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {**_replay_buffer(), "meta/episode_ends": np.cumsum(LENGTHS)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in _zarr_v2(arrays, 5, [LZ4(), GZip()]).items():
+            archive.writestr(f"replay.zarr/{name}", data)
+    return path
+
+
+def write_ogbench(path: Path) -> Path:
+    """A visual OGBench file: pictures are the observations."""
+    arrays = _replay_buffer()
+    ends = np.zeros(sum(LENGTHS), np.float32)
+    ends[np.cumsum(LENGTHS) - 1] = 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path, observations=arrays["data/img"], actions=arrays["data/action"], terminals=ends, qpos=arrays["data/state"]
+    )
+    return path
+
+
+def write_minari(path: Path) -> Path:
+    """A Minari dataset: one action fewer than observations; episode 10 comes after 9."""
+    import h5py
+
+    (path / "data").mkdir(parents=True)
+    with h5py.File(path / "data/main_data.hdf5", "w") as file:
+        for episode, (number, length) in enumerate(zip((8, 9, 10), LENGTHS, strict=True)):
+            group = file.create_group(f"episode_{number}")
+            group["actions"] = state(episode, length)[:-1] + 0.01
+            group["rewards"] = np.zeros(length - 1)
+            group["observations/agent_pos"] = state(episode, length)
+            group["observations/pixels"] = np.stack([picture(episode, row) for row in range(length)])
+    return path
+
+
 # A writer, and how its state and camera are named: the contract suite runs over these.
 WRITERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "lerobot-v3": (write_lerobot_v3, "observation.state", "observation.images.top"),
@@ -268,4 +350,8 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "droid": (write_droid, "robot_state/cartesian_position", "ext1"),
     "pictures": (write_pictures, "state", "top"),
     "videos": (write_video_folders, "state", "top"),
+    "diffusion-policy": (write_diffusion_policy, "state", "img"),
+    "diffusion-policy-zip": (lambda path: write_diffusion_policy_zip(path / "a.zarr.zip"), "state", "img"),
+    "ogbench": (lambda path: write_ogbench(path / "a.npz"), "qpos", "observations"),
+    "minari": (write_minari, "observations/agent_pos", "observations/pixels"),
 }

@@ -75,6 +75,18 @@ def test_pretraining_leaves_the_target_encoder_as_a_plain_hugging_face_folder(en
     assert {"settings.json", "log.jsonl", "checkpoint.pt", "tensorboard"} < {path.name for path in encoder.iterdir()}
 
 
+def test_pretraining_on_a_mixture_records_it_and_goes_on_with_it_alone(store: Path, tmp_path: Path) -> None:
+    other = make_store(tmp_path / "other.zarr")
+    mixed = [(Source(other), 0.25)]
+    pretrain_encoder(Source(store), tmp_path / "run", ENCODER, training(2), CPU, mixed=mixed)
+    note = json.loads((tmp_path / "run/encoder/vjepa_mpc.json").read_text())["training"]
+    assert note["mixed"] == [[ZarrStore.open(other).content_hash(), 0.25]]
+    with pytest.raises(InputError, match="other settings"):
+        pretrain_encoder(Source(store), tmp_path / "run", ENCODER, training(2), CPU)
+    with pytest.raises(InputError, match="leave some for the first"):
+        pretrain_encoder(Source(store), tmp_path / "b", ENCODER, training(2), CPU, mixed=[(Source(other), 1.0)])
+
+
 def test_training_a_world_model_leaves_the_encoder_as_it_was(store: Path, encoder: Path, tmp_path: Path) -> None:
     before = bytes_of(encoder)
     train_world_model(Source(store), tmp_path, str(encoder), PREDICTOR, training(2), CPU)

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.bench_data import data
+
 if TYPE_CHECKING:
     from vjepa_mpc.planner_bench import Course, Problems
 
 app = typer.Typer(help="Measure parts of this package against each other.", no_args_is_help=True)
 MODEL_PROBLEMS = "model"
+
+
+app.command()(data)
 
 
 @app.callback()

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from vjepa_mpc.cli.data_caches import caches
 from vjepa_mpc.cli.data_copy import export, merge, split
 from vjepa_mpc.cli.data_import import import_log
 from vjepa_mpc.cli.data_repair import repair
@@ -21,6 +22,7 @@ app.command()(merge)
 app.command()(split)
 app.command()(export)
 app.command()(view)
+app.command()(caches)
 
 
 @app.command()

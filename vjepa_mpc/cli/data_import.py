@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def import_log(
-    source: Path = typer.Argument(..., help="The log: a file or folder."),
+    source: Path = typer.Argument(..., help="The log: a file, a folder, or an address of one (s3://...)."),
     out: Path = typer.Argument(..., help="The store (a folder, by custom *.zarr); an unfinished import goes on."),
     state: list[str] = typer.Option(
         [], help="A part of the state, FIELD[START:STOP]:KIND; several make it up in their order."
@@ -43,14 +43,17 @@ def import_log(
     preview: Path | None = typer.Option(None, help="The preview picture; OUT.preview.png when left out."),
     json_output: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
-    """Bring a log (LeRobot, robomimic HDF5, DROID, folders of pictures or videos) into a store.
+    """Bring a log (LeRobot, robomimic, DROID, Minari, OGBench, diffusion-policy, folders) into a store.
 
     All numbers are read first: what cannot be read is named, the disk space is checked. Run again to go on
     after an interruption, or when the log has grown. Broken episodes are left out and reported.
     """
     from vjepa_mpc.datasets.importing import ImportSettings, prepare
     from vjepa_mpc.datasets.logs import LogOptions
+    from vjepa_mpc.datasets.remote import address, fetch_log
 
+    if (url := address(source)) is not None:
+        source = fetch_log(url)
     settings = ImportSettings(
         source=source,
         out=out,

@@ -21,7 +21,7 @@ def view(
     from vjepa_mpc.datasets.validation import validate
 
     source, found = ZarrStore.open(store), None
-    whole = store.resolve()  # "." has no name of its own
+    whole = store.resolve() if store.exists() else Path(store.name)  # "." has no name; a remote one's page is put here
     target = out or whole.with_name(f"{whole.name}.html")
     if check:
         with EpisodeBar("checking") as show:

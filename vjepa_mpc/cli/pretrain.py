@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from vjepa_mpc.pretrain.run import Source
 
 
 def pretrain(
@@ -27,6 +31,7 @@ def pretrain(
     still: float = typer.Option(0.5, help="Share of steps on single frames doubled, as planning encodes them."),
     ema: float = typer.Option(0.996, help="Momentum of the target encoder."),
     sigreg: float = typer.Option(0.3, help="Weight of SIGReg, which keeps the encoder from collapsing."),
+    mix: list[str] = typer.Option([], help="Another store and its share of the clips, STORE=SHARE; may be repeated."),
     context_loss: float = typer.Option(0.0, help="Weight of V-JEPA 2.1's loss on kept patches (0: none)."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
@@ -62,6 +67,21 @@ def pretrain(
     with training_progress("pretraining") as (progress, caching):
         result = pretrain_encoder(
             Source(store, camera, cache), out, settings, training, choose_device(device),
-            progress=progress, caching=caching,
+            progress=progress, caching=caching, mixed=[_mixed(text, camera, cache) for text in mix],
         )  # fmt: skip
     report(result, out, out / ENCODER_FOLDER, "train it on with `vjepa-mpc train`", json_output)
+
+
+def _mixed(text: str, camera: str | None, cache: Path | None) -> tuple[Source, float]:
+    """A store and its share of the clips from `STORE=SHARE`. The camera's name counts where the store has it."""
+    from vjepa_mpc.core.errors import InputError
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.run import Source
+
+    place, _, share = text.rpartition("=")
+    try:
+        value = float(share)
+    except ValueError as error:
+        raise InputError(f"--mix {text!r} is not STORE=SHARE, for example other.zarr=0.3.") from error
+    there = camera in ZarrStore.open(place).spec.cameras
+    return Source(Path(place), camera if there else None, cache), value
