@@ -7,6 +7,7 @@ guessed. Nothing that could belong to an episode is deleted: what is replaced, o
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -81,10 +82,12 @@ def _mend_descriptions(path: Path, spec: StoreSpec, done: list[str]) -> None:
 
 
 def _remove_beside(path: Path) -> list[str]:
-    """Remove unfinished stores of the same name: this one exists, so nobody is still making them."""
+    """Remove unfinished stores of the same name, unless somebody is writing them: `.NAME.partial`, and those that
+    `atomic_folder` makes, whose 8 letters hold no dot. Those of stores whose names only begin alike stay."""
     name, found = path.resolve().name, []
+    own = re.compile(rf"\.{re.escape(name)}(\.[a-z0-9_]{{8}})?\.partial")
     for folder in path.resolve().parent.glob(".*.partial"):
-        if folder.is_dir() and (folder.name == f".{name}.partial" or folder.name.startswith(f".{name}.")):
+        if own.fullmatch(folder.name) and folder.is_dir() and layout.writer_of(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
             found.append(f"{folder.name}, an unfinished store beside it, was removed")
     return found

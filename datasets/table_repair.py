@@ -37,9 +37,9 @@ class TableRepair:
     def run(self) -> None:
         """`InputError`, with all of it left as it was, when the table is lost and the list does not give it back."""
         text = (self.path / layout.EPISODES).read_bytes() if (self.path / layout.EPISODES).exists() else b""
-        table = self._table()
-        lost = table is None
-        table = np.zeros((0, 3), np.int64) if table is None else table
+        published = self._table()
+        lost = published is None
+        table: Int64[np.ndarray, "n 3"] = np.zeros((0, 3), np.int64) if published is None else published
         if lost and not any(line.length for line in lines_in(text, 0, len(text))):
             raise InputError(
                 f"{self.path} has lost {layout.ENDS}, and {layout.EPISODES} holds nothing to make it from; restore "

@@ -57,7 +57,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "description torn": (lambda p: cut(p / "states/zarr.json"), "description of states"),
     "array cut": (shorten, "times is"),
     "leftovers": (lambda p: (p / "states/c.99.0").write_bytes(b"x"), "1 files past the last episode were moved"),
-    "unfinished beside": (lambda p: (p.parent / ".a.zarr.x1.partial").mkdir(), "unfinished store beside"),
+    "unfinished beside": (lambda p: (p.parent / ".a.zarr.x1_y2_z3.partial").mkdir(), "unfinished store beside"),
 }
 
 
@@ -107,6 +107,17 @@ def test_lost_pictures_are_named_and_everything_lost_is_refused(path: Path) -> N
     shutil.rmtree(path / "meta")
     with pytest.raises(InputError, match="restore either"):
         repair(path)
+
+
+def test_unfinished_stores_of_others_and_those_being_written_stay(tmp_path: Path) -> None:
+    for name in ("logs", ".logs.zarr.partial", ".logs.zarr.ab12cd34.partial", ".logs.12345678.partial"):
+        ZarrStore.create(tmp_path / name, toy_spec()).close()
+    ZarrStore.create(tmp_path / ".logs.partial", toy_spec()).close()
+    with ZarrStore.append_to(tmp_path / ".logs.12345678.partial"):
+        report = repair(tmp_path / "logs")
+    assert report.done == (".logs.partial, an unfinished store beside it, was removed",)
+    stay = ["logs", ".logs.zarr.partial", ".logs.zarr.ab12cd34.partial", ".logs.12345678.partial"]
+    assert {entry.name for entry in tmp_path.iterdir()} == set(stay)
 
 
 def spoil(path: Path, line: int, find: bytes, put: bytes) -> list[bytes]:
