@@ -16,6 +16,7 @@ from vjepa_mpc.world_model import Calibration, WorldModel
 NEAR_FRACTION = 1 / 3  # of the largest single action: states this close count as the same place
 GOAL_QUANTILE = 0.999
 MOST_PAIRS = 20_000
+ROUNDING = 1e-5  # in a state's unit: what a difference of equal states comes to in float32, and a margin
 LONGEST = 1_000  # frames of an episode that are paired: their pairs grow with the square
 
 
@@ -29,7 +30,7 @@ def calibrate(
     quantile of `WorldModel.outlier_score`. `InputError` when no two frames are that close.
     """
     limit = torch.tensor(model.config.robot.action_high)
-    radius = (NEAR_FRACTION * limit).clamp(min=torch.finfo(torch.float32).tiny)  # what never moves must be the same
+    radius = (NEAR_FRACTION * limit).clamp(min=ROUNDING)  # what never moves must be the same
     near: list[Tensor] = []
     scores: list[Tensor] = []
     space = model.states.to("cpu")
