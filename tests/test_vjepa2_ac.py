@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ def test_plan_by_the_preset(folder: Path, tmp_path: Path) -> None:
     assert not record["looks_reached"] and record["goal_warning"] is None
 
 
+def test_the_card_names_the_command_that_wrote_the_model(folder: Path) -> None:
+    card = (folder / "model" / "README.md").read_text()
+    assert "written by `vjepa-mpc convert`" in card and "vjepa-mpc train" not in card
+
+
 def test_several_goals_are_sub_goals_in_order(folder: Path, tmp_path: Path) -> None:
     """The second plan begins where the first is imagined to end, and is the one that plan makes from there."""
     small = ("--samples", 20, "--elites", 4, "--iterations", 2, "--horizon", 2)
@@ -175,7 +181,7 @@ def test_landscape_has_the_references_numbers(folder: Path, tmp_path: Path) -> N
     assert Image.open(tmp_path / "landscape.png").format == "PNG"
 
 
-def pose_store(path: Path, frames: int = 4) -> ZarrStore:
+def pose_store(path: Path, frames: int = 4, **changes: Any) -> ZarrStore:
     """One episode of the golden robot: poses that follow their actions."""
     robot = franka_spec()
     spec = StoreSpec(
@@ -185,6 +191,7 @@ def pose_store(path: Path, frames: int = 4) -> ZarrStore:
         action_high=robot.action_high, control_period_s=0.25, state_model="pose", renderer="none", provenance={},
         chunk_frames=4,
     )  # fmt: skip
+    spec = replace(spec, **changes)
     generator = np.random.default_rng(0)
     actions = generator.uniform(-0.05, 0.05, size=(frames - 1, 7)).astype(np.float32) * [1, 1, 1, 0, 0, 0, 1]
     states = np.concatenate([[[0.4, 0.1, 0.3, 0.1, -0.2, 0.3, 0.5]], actions]).cumsum(axis=0)
@@ -223,6 +230,20 @@ def test_landscape_of_a_log_marks_the_logged_action(folder: Path, tmp_path: Path
         study(model, moment, ["z_dela"])
     with pytest.raises(InputError, match="fixed by its bounds"):
         study(model, moment, ["roll_delta"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("state_model", "recorded"), ("control_period_s", 1 / 15), ("action_units", ("cm",) * 7),
+        ("state_names", ("y", "x", "z", "roll", "pitch", "yaw", "gripper")),
+        ("action_names", ("y_delta", "x_delta", *franka_spec().action_names[2:])),
+    ],
+)  # fmt: skip
+def test_landscape_refuses_a_log_of_other_numbers(folder: Path, tmp_path: Path, name: str, value: Any) -> None:
+    store = pose_store(tmp_path / "logs.zarr", **{name: value})
+    with pytest.raises(InputError, match=f"The model has {name} = .*, and the store .*import the logs"):
+        logged_moment(WorldModel.from_pretrained(folder / "model"), store, 0, 1)
 
 
 @pytest.mark.parametrize(
