@@ -158,6 +158,10 @@ def _step(record: StepRecord, *, sent: bool) -> dict[str, Any]:
         "milliseconds": round(record.milliseconds, 2),
         "evaluations": record.evaluations,
         "reached": record.reached,
+        "held_by": list(record.held_by),
+        "executed": record.executed,
+        "plan_age": record.plan_age,
+        "late_ms": round(record.late_ms, 2),
     }
 
 

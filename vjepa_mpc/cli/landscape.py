@@ -92,7 +92,7 @@ def _from_pictures(
     world: WorldModel, observation: Path | None, state: str | None, goal: Path | None, action: str | None
 ) -> tuple[Moment, dict[str, Any]]:
     """The moment, and what it was made of, for the record."""
-    from vjepa_mpc.cli.plan import numbers
+    from vjepa_mpc.cli.guarding import numbers
     from vjepa_mpc.landscape import Moment
     from vjepa_mpc.planning import load_goal
 

@@ -117,7 +117,8 @@ def _start(
     if encoder is not None:
         if need:
             raise InputError("--need counts for a model that is there: give it with --init.")
-        return encoder, PredictorSettings(**shape, **learning, **({} if frames is None else {"frames": frames}))
+        length: dict[str, Any] = {} if frames is None else {"frames": frames}
+        return encoder, PredictorSettings(**shape, **learning, **length)
     if shape:
         raise InputError(f"--{next(iter(shape))} is part of the model that --init goes on from; leave it out.")
     from vjepa_mpc.cli.building import choose_device, model_folder
