@@ -16,6 +16,7 @@ from vjepa_mpc.world_model import Calibration, WorldModel
 NEAR_FRACTION = 1 / 3  # of the largest single action: states this close count as the same place
 GOAL_QUANTILE = 0.999
 MOST_PAIRS = 20_000
+ROUNDING = 1e-5  # in a state's unit: what a difference of equal states comes to in float32, and a margin
 LONGEST = 1_000  # frames of an episode that are paired: their pairs grow with the square
 
 
@@ -47,7 +48,7 @@ def near_distances(
 ) -> list[Float[Tensor, "k"]]:
     """Latent distances between frames of one episode that show nearly the same state, see `calibrate`."""
     limit = torch.tensor(model.config.robot.action_high)
-    radius = (NEAR_FRACTION * limit).clamp(min=torch.finfo(torch.float32).tiny)  # what never moves must be the same
+    radius = (NEAR_FRACTION * limit).clamp(min=ROUNDING)  # what never moves must be the same
     near: list[Tensor] = []
     space = model.states.to("cpu")
     for latents, states in episodes:

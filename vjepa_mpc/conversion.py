@@ -107,7 +107,7 @@ def convert(
         size = write_tensors(folder / WEIGHTS, weights, DTYPES[settings.dtype])
         if complete:
             write_json(folder / "config.json", to_plain(world))
-            write_text(folder / "README.md", default_card(world))
+            write_text(folder / "README.md", default_card(world, "convert"))
         else:
             config.architectures = ["VJEPA2Model"]
             config.save_pretrained(folder)

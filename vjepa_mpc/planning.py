@@ -249,6 +249,13 @@ def plan_through(
     return decisions
 
 
+@dataclass(frozen=True)
+class OrderedOutcome(Outcome):
+    """Of several goals in order: `stages` says how each that was begun ended, and after how many actions of its own."""
+
+    stages: tuple[tuple[End, int], ...] = ()
+
+
 def reach_in_order(
     controllers: Sequence[GoalController],
     robot: Robot,
@@ -257,32 +264,51 @@ def reach_in_order(
     watchers: Sequence[Watcher] = (),
     distance: Callable[[], float] | None = None,
     period_s: float | None = None,
-) -> Outcome:
+    turn: Callable[[int], None] = lambda goal: None,
+) -> OrderedOutcome:
     """Drive `robot` to several goals one after the other; `max_steps` actions at most for each.
 
     A goal that was not reached by then is left for the next one, as V-JEPA 2-AC's sub-goals are. How it ended is
-    said of the last goal. A goal's final view is the first one of the next, and is recorded once.
+    said of the last goal. A goal's final view is the first one of the next, and is recorded once, as that; watchers
+    see what is recorded. `turn` is called with a goal's number before its first view.
     """
     done: list[StepRecord] = []
-    for controller in controllers:
-        numbered = _Renumbered(watchers, len(done))
+    stages: list[tuple[End, int]] = []
+    for number, controller in enumerate(controllers):
+        turn(number)
+        numbered = _Renumbered(watchers, len(done), max_steps, last=controller is controllers[-1])
         outcome = reach(
             controller, robot, max_steps=max_steps, watchers=[numbered], distance=distance, period_s=period_s
         )
+        stages.append((outcome.ended, outcome.actions))
         own = [replace(record, step=record.step + len(done)) for record in outcome.records]
         if controller is controllers[-1] or outcome.ended not in ("reached", "max_steps", "stalled"):
-            return Outcome((*done, *own), outcome.ended, outcome.error)
+            numbered.release()
+            return OrderedOutcome((*done, *own), outcome.ended, outcome.error, tuple(stages))
         done += own[:-1]
     raise AssertionError("there was no goal")
 
 
 class _Renumbered:
-    """Hands records on with the number of the step since the first goal."""
+    """Hands records on with the number of the step since the first goal. The final view of a goal that another one
+    follows is that one's first, and is held back, unless Ctrl-C lets nothing follow."""
 
-    def __init__(self, watchers: Sequence[Watcher], first: int) -> None:
-        self.watchers, self.first = watchers, first
+    def __init__(self, watchers: Sequence[Watcher], first: int, max_steps: int, *, last: bool) -> None:
+        self.watchers, self.first, self.max_steps, self.last = watchers, first, max_steps, last
+        self.held: StepRecord | None = None
 
     def step(self, record: StepRecord) -> None:
+        if not self.last and (record.reached or record.step == self.max_steps or "watchdog" in record.held_by):
+            self.held = record
+        else:
+            self._hand_on(record)
+
+    def release(self) -> None:
+        """Hand on what is held back."""
+        if self.held is not None:
+            self._hand_on(self.held)
+
+    def _hand_on(self, record: StepRecord) -> None:
         for watcher in self.watchers:
             watcher.step(replace(record, step=record.step + self.first))
 

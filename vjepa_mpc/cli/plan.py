@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vjepa_mpc.controller import StepRecord
     from vjepa_mpc.plan_files import Setting
-    from vjepa_mpc.planning import Goal, GoalController, Outcome
+    from vjepa_mpc.planning import Goal, GoalController, OrderedOutcome
     from vjepa_mpc.robots.base import Robot, RobotSpec
     from vjepa_mpc.world_model import Calibration, WorldModel
 
@@ -169,7 +169,7 @@ class _Ready:
     world: WorldModel
     calibration: Calibration
     controllers: list[GoalController]
-    warning: str | None
+    warnings: list[str | None]
     load_s: float
     notes: list[str] = field(default_factory=list)
 
@@ -219,12 +219,12 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         if job.guards.any:
             job.options["guards"] = job.guards.record()
         controllers = [GoalController(world, optimiser, goal.image, settings, generator, guards) for goal in goals]
-    warning = None
+    warnings = []
     for path, controller in zip(job.goals, controllers, strict=True):
-        warning = doubt(f"The goal {path}", controller.goal_score, calibration)
-        if warning is not None:
-            job.screen.warn(warning)
-    return _Ready(goals, folder, world, calibration, controllers, warning, time.perf_counter() - job.started)
+        warnings.append(doubt(f"The goal {path}", controller.goal_score, calibration))
+        if warnings[-1] is not None:
+            job.screen.warn(warnings[-1])
+    return _Ready(goals, folder, world, calibration, controllers, warnings, time.perf_counter() - job.started)
 
 
 def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> int:
@@ -267,12 +267,13 @@ def _closed_loop(
         distance = distance_to(robot, known)
         place_start(robot, ready.controllers[0], ready.calibration, start, job.seed)
         video = VideoRecorder(job.out / "episode.mp4", 1 / config.robot.control_period_s, distance_unit="m")
-        video.start(ready.goal.image, {})
+        video.start(ready.goals[0].image, {})
         first = _FirstPlan(job.started)
         with job.screen.busy("Planning the first action") as progress:
             outcome = reach_in_order(
                 ready.controllers, robot, max_steps=job.options["max_steps"], watchers=[first, video, progress],
                 distance=distance, period_s=_period(job.options["rate"]),
+                turn=lambda goal: video.turn(ready.goals[goal].image),
             )  # fmt: skip
     finally:
         robot.close()
@@ -290,7 +291,7 @@ def _period(rate: float | None) -> float | None:
 
 
 def _finish(
-    job: _Job, ready: _Ready, setting: Setting, outcome: Outcome, timing: dict[str, float], video: Any
+    job: _Job, ready: _Ready, setting: Setting, outcome: OrderedOutcome, timing: dict[str, float], video: Any
 ) -> int:
     """Save what there is, say how it ended."""
     from vjepa_mpc.plan_files import ENERGY, VIDEO, episode_record, save_energy, save_record
@@ -365,9 +366,8 @@ def _setting(job: _Job, ready: _Ready, goal_state: Any) -> Setting:
     from vjepa_mpc.plan_files import Setting
 
     return Setting(
-        goal=ready.goal, sub_goals=ready.goals[:-1], goal_warning=ready.warning, goal_state=goal_state,
-        controller=ready.controllers[-1], model=job.model or "shipped",
-        folder=ready.folder, seed=job.seed, options=job.options, notes=ready.notes,
+        goals=ready.goals, warnings=ready.warnings, goal_state=goal_state, controller=ready.controllers[-1],
+        model=job.model or "shipped", folder=ready.folder, seed=job.seed, options=job.options, notes=ready.notes,
     )  # fmt: skip
 
 
