@@ -286,7 +286,7 @@ class _Search(Generic[State]):
         if descended:
             candidates = torch.cat((live.best.actions[:, None], candidates), dim=1)
         candidates = live.bounds.clip(candidates[:, -schedule.final :])
-        evaluation = self.ledger.evaluate(candidates, live.problems)
+        evaluation = self.ledger.evaluate(candidates, live.problems, self.chunk)
         if self.proposal.final_is_the_answer:
             return Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
         return best.improved_by(candidates, evaluation)
