@@ -34,6 +34,9 @@ def evaluate(
     threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
     ray: bool = typer.Option(False, "--ray", help="Spread over a Ray started on this machine."),
     ray_address: str | None = typer.Option(None, help="Spread over the Ray cluster at this address."),
+    chunk: int | None = typer.Option(
+        None, min=1, help="Candidates imagined at a time; pinned like the threads (256, or what fits at first)."
+    ),
     vary: list[str] = typer.Option([], help=VARY_HELP),
     backend: str = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL)."),
     out: Path | None = typer.Option(None, help="Folder for results.json and episodes; a run in it is resumed."),
@@ -46,7 +49,7 @@ def evaluate(
     A --task without a --model is played by its floors and its ceiling alone.
     """
     from contextlib import closing
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
     from functools import partial
 
     from vjepa_mpc.cli.building import (
@@ -57,6 +60,7 @@ def evaluate(
         make_planner,
         parse_levels,
     )
+    from vjepa_mpc.controller import fitting_chunk
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import (
         ArenaSetup,
@@ -67,6 +71,7 @@ def evaluate(
         ScriptedPolicy,
     )
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
+    from vjepa_mpc.memory import CHUNK
     from vjepa_mpc.planning import other_renderer, trained
     from vjepa_mpc.robots.factory import find_task, make_robot
     from vjepa_mpc.robots.tasks import load_manifest
@@ -79,13 +84,18 @@ def evaluate(
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
     frozen = load_manifest(manifest, asked)
+    at_a_time = chunk or _recorded_chunk(out)
+    if at_a_time is None:  # measured here, once: workers that measured would each find another number
+        share = max(1, workers)
+        fit = (fitting_chunk(one, horizon or one.longest_horizon, None, sharers=share) for one in worlds.values())
+        at_a_time = min(fit, default=CHUNK)
     policies: dict[str, Any] = {}
     played: dict[str, dict[str, Any]] = {}  # what an episode depends on: a resumed run never mixes two of them
     robots: dict[str, Any] = {}
     for source, world in worlds.items():
         trained(world, source or "the shipped model")
         world.check_fits(asked.spec)
-        control = control_settings(world, horizon=horizon, running=running)
+        control = replace(control_settings(world, horizon=horizon, running=running), chunk=at_a_time)
         optimiser: Any = make_planner(
             planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites, settings=settings
         )
@@ -115,6 +125,8 @@ def evaluate(
         "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
         "device": target.type, "backend": backend,
     }  # fmt: skip
+    if at_a_time != CHUNK:
+        options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
     levels = parse_levels(vary)
@@ -200,6 +212,18 @@ class _Run:
                 f"{row['evaluations_per_step']:.0f}",
             )
         Console().print(table)
+
+
+def _recorded_chunk(out: Path | None) -> int | None:
+    """What the run in `out` was begun with; None where there is none. The usual number is not written down."""
+    from vjepa_mpc.core.files import read_json
+    from vjepa_mpc.memory import CHUNK
+
+    if out is None or not (out / "settings.json").is_file() or not any(out.glob("*.jsonl")):
+        return None
+    record = read_json(out / "settings.json")
+    settings = record.get("settings") if isinstance(record, dict) else None
+    return int(settings.get("chunk", CHUNK)) if isinstance(settings, dict) else None
 
 
 def _plain(name: str) -> str:
