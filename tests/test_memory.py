@@ -36,8 +36,50 @@ def test_amounts_of_memory() -> None:
         with pytest.raises(InputError, match="no amount of memory"):
             parse_bytes(wrong)
     assert peak_bytes(CPU) > 10**7
-    free = free_bytes(CPU)
-    assert free is None or free >= 0
+
+
+def put(root: Path, files: dict[str, object]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    return root
+
+
+MACHINE: dict[str, object] = {"proc/meminfo": "MemTotal:  90000 kB\nMemFree:  1000 kB\nMemAvailable:  80000 kB"}
+VERSION_2: dict[str, object] = {"sys/fs/cgroup/memory.max": 50_000, "sys/fs/cgroup/memory.current": 49_000}
+VERSION_1: dict[str, object] = {
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": 30_000,
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": 29_500,
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal: 90000 kB"}, None),
+        (MACHINE, 80_000 * 1024),
+        (MACHINE | VERSION_2, 1_000),
+        # A page cache fills every container that reads files, and is given up when memory is wanted.
+        (MACHINE | VERSION_2 | {"sys/fs/cgroup/memory.stat": "anon 9000\nfile 40000\ninactive_file 39000"}, 40_000),
+        (MACHINE | VERSION_2 | {"sys/fs/cgroup/memory.max": "max"}, 80_000 * 1024),
+        (MACHINE | VERSION_2 | {"sys/fs/cgroup/memory.current": 60_000}, 0),
+        (MACHINE | VERSION_1, 500),
+        (
+            MACHINE
+            | VERSION_1
+            | {"sys/fs/cgroup/memory/memory.stat": "inactive_file 7\ntotal_inactive_file 20000"},
+            20_500,
+        ),
+        (MACHINE | VERSION_1 | {"sys/fs/cgroup/memory/memory.limit_in_bytes": 2**63 - 4096}, 80_000 * 1024),
+        (VERSION_2, 1_000),
+    ],
+    ids=["nothing", "old", "machine", "v2", "v2-cache", "v2-max", "v2-over", "v1", "v1-cache", "v1-none", "no-proc"],
+)
+def test_free_memory_is_what_machine_and_container_leave(
+    tmp_path: Path, files: dict[str, object], free: int | None
+) -> None:
+    assert free_bytes(CPU, put(tmp_path, files)) == free
 
 
 def test_the_full_model_is_planned_with_inside_24_gb() -> None:
