@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from solvable_world import SpelledModel, picture, solvable_model
 from tiny_world import save_tiny_model
 
+from vjepa_mpc import controller
 from vjepa_mpc.controller import fitting_chunk
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import GoalDistance, PlanningCost
+from vjepa_mpc.landscape import Moment, study
 from vjepa_mpc.memory import (
     CHUNK,
     candidate_bytes,
@@ -101,7 +105,7 @@ def test_memory_that_runs_out_is_answered_by_smaller_chunks() -> None:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
         return "done"
 
-    assert with_smaller_chunks(work, 200) == "done" and tried == [200, 100, 50, 25]
+    assert with_smaller_chunks(work, 200) == ("done", 25) and tried == [200, 100, 50, 25]
 
     def never(chunk: int) -> str:
         raise torch.OutOfMemoryError("no more")
@@ -136,6 +140,49 @@ def test_a_budget_makes_the_chunk_and_the_chunk_no_difference(tmp_path: Path) ->
         ]
     for other in costs[:3]:
         torch.testing.assert_close(other, costs[3], rtol=0, atol=1e-6)
+
+
+def test_the_chunk_that_worked_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins at what there is to judge, not at a chunk that no population fills, and the next call goes on."""
+    model = WorldModel.from_pretrained(save_tiny_model(tmp_path / "model"))
+    seen: list[int] = []
+    rollout = WorldModel.rollout
+
+    def scarce(self: WorldModel, context: Context, actions: torch.Tensor, *, chunk: int = CHUNK) -> object:
+        seen.append(actions.shape[1])
+        if actions.shape[1] > 5:
+            raise MemoryError
+        return rollout(self, context, actions, chunk=chunk)
+
+    monkeypatch.setattr(WorldModel, "rollout", scarce)
+    context = Context(torch.zeros(1, 2, 4, 48), torch.zeros(1, 2, 2), torch.zeros(1, 1, 2))
+    cost = PlanningCost(model, context, [GoalDistance(torch.zeros(1, 4, 48))])
+    with torch.no_grad():
+        cost(torch.zeros(1, 3, 2, 2), torch.arange(1))
+        assert seen == [3] and cost.chunk == CHUNK, "a small population makes later chunks small"
+        seen.clear()
+        cost(torch.zeros(1, 16, 2, 2), torch.arange(1))
+        assert seen == [16, 8, 4, 4, 4, 4]
+        seen.clear()
+        cost(torch.zeros(1, 16, 2, 2), torch.arange(1))
+        assert seen == [4, 4, 4, 4]
+
+
+def test_a_landscape_is_judged_in_chunks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, state = solvable_model(), np.array([0.2, 0.1])
+    moment = Moment(picture(state), state, picture(state + 0.2))
+    plenty = study(model, moment, points=3)
+    seen: list[int] = []
+    rollout = SpelledModel.rollout
+
+    def watched(self: SpelledModel, context: Context, actions: torch.Tensor, *, chunk: int = CHUNK) -> object:
+        seen.append(actions.shape[1])
+        return rollout(self, context, actions, chunk=chunk)
+
+    monkeypatch.setattr(SpelledModel, "rollout", watched)
+    monkeypatch.setattr(controller, "free_bytes", lambda device: 0)
+    np.testing.assert_array_equal(study(model, moment, points=3).energy, plenty.energy)
+    assert set(seen) == {1}, "more futures than fit existed at a time"
 
 
 def test_no_more_futures_than_a_chunk_exist_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

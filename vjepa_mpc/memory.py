@@ -98,11 +98,12 @@ def chunk_within(bytes_a_candidate: int, budget: int | None) -> int:
     return CHUNK if budget is None else max(1, min(CHUNK, budget // max(1, bytes_a_candidate)))
 
 
-def with_smaller_chunks(work: Callable[[int], T], chunk: int) -> T:
-    """`work(chunk)`, and where memory runs out again with half as many at a time, down to one."""
+def with_smaller_chunks(work: Callable[[int], T], chunk: int) -> tuple[T, int]:
+    """`work(chunk)`, and where memory runs out again with half as many at a time, down to one; and the chunk that did,
+    for the next call to begin with."""
     while True:
         try:
-            return work(chunk)
+            return work(chunk), chunk
         except (RuntimeError, MemoryError) as error:
             if chunk == 1 or not _out_of_memory(error):
                 raise
