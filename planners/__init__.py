@@ -7,6 +7,7 @@ from vjepa_mpc.planners.discrete import Choices, DiscreteCEM, DiscreteSettings
 from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
 from vjepa_mpc.planners.icem import ICEM, ICEMSettings
 from vjepa_mpc.planners.knots import Blocks, ByKnots, Lines, Splines
+from vjepa_mpc.planners.lagrangian import AugmentedLagrangian, LagrangianLBFGS, LagrangianLBFGSSettings
 from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
 from vjepa_mpc.planners.limits import Ball, Limits, fixed
 from vjepa_mpc.planners.mppi import MPPI, MPPISettings
@@ -23,6 +24,7 @@ __all__ = [
     "LBFGS",
     "MPPI",
     "ActionPlan",
+    "AugmentedLagrangian",
     "Ball",
     "Blocks",
     "Bounds",
@@ -40,6 +42,8 @@ __all__ = [
     "GradientSettings",
     "ICEMSettings",
     "LBFGSSettings",
+    "LagrangianLBFGS",
+    "LagrangianLBFGSSettings",
     "Limits",
     "Lines",
     "MPPISettings",

@@ -118,6 +118,14 @@ class ActionPlan:
     endings: tuple[Ending, ...] = field(default=(), repr=False)
     others: Float[Tensor, "b m h a"] | None = field(default=None, repr=False)
 
+    @property
+    def held_by(self) -> tuple[tuple[str, ...], ...]:
+        """Of each problem the constraints that its plan breaks: nothing better was found for them."""
+        return tuple(
+            tuple(name for name, value in zip(self.names, row, strict=True) if value > 0)
+            for row in self.violation.tolist()
+        )
+
 
 @runtime_checkable
 class Planner(Protocol):

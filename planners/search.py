@@ -287,7 +287,7 @@ class _Search(Generic[State]):
         if descended:
             candidates = torch.cat((live.best.actions[:, None], candidates), dim=1)
         candidates = live.bounds.clip(candidates[:, -schedule.final :])
-        evaluation = self.ledger.evaluate(candidates, live.problems)
+        evaluation = self.ledger.evaluate(candidates, live.problems, self.chunk)
         if self.proposal.final_is_the_answer:
             answer = Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
             stands = answer.meets(self.budget.target) if why == "target" else answer.allowed()

@@ -16,6 +16,7 @@ from vjepa_mpc.world_model import Calibration, WorldModel
 NEAR_FRACTION = 1 / 3  # of the largest single action: states this close count as the same place
 GOAL_QUANTILE = 0.999
 MOST_PAIRS = 20_000
+ROUNDING = 1e-5  # in a state's unit: what a difference of equal states comes to in float32, and a margin
 LONGEST = 1_000  # frames of an episode that are paired: their pairs grow with the square
 
 
@@ -28,21 +29,8 @@ def calibrate(
     third of the largest action in any component, and by more than half of that in one. `goal_score`: the 0.999
     quantile of `WorldModel.outlier_score`. `InputError` when no two frames are that close.
     """
-    limit = torch.tensor(model.config.robot.action_high)
-    radius = (NEAR_FRACTION * limit).clamp(min=torch.finfo(torch.float32).tiny)  # what never moves must be the same
-    near: list[Tensor] = []
-    scores: list[Tensor] = []
-    space = model.states.to("cpu")
-    for latents, states in episodes:
-        scores.append(model.outlier_score(latents).cpu())
-        if sum(map(len, near)) > MOST_PAIRS:
-            continue
-        first, second = _pairs(len(states))
-        apart = space.difference(states[first], states[second]).abs() / radius
-        chosen = np.flatnonzero(((apart <= 1).all(-1) & (apart.amax(-1) >= 0.5)).numpy())
-        if len(chosen):
-            near.append(latent_distance(latents[first[chosen]], latents[second[chosen]]).cpu())
-    model.states.to(model.device)
+    near = near_distances(model, episodes)
+    scores = [model.outlier_score(latents).cpu() for latents, _ in episodes]
     if not near:
         raise InputError(
             "No two held-out frames show nearly the same state, so that 'goal reached' cannot be calibrated; "
@@ -51,8 +39,28 @@ def calibrate(
     return Calibration(
         reached_cost=float(torch.cat(near).median()),
         goal_score=float(torch.cat(scores).quantile(GOAL_QUANTILE)),
-        state_radius=float(radius.max()),
+        state_radius=float(NEAR_FRACTION * torch.tensor(model.config.robot.action_high).max()),
     )
+
+
+def near_distances(
+    model: WorldModel, episodes: Sequence[tuple[Float[Tensor, "t p d"], Float[Tensor, "t s"]]]
+) -> list[Float[Tensor, "k"]]:
+    """Latent distances between frames of one episode that show nearly the same state, see `calibrate`."""
+    limit = torch.tensor(model.config.robot.action_high)
+    radius = (NEAR_FRACTION * limit).clamp(min=ROUNDING)  # what never moves must be the same
+    near: list[Tensor] = []
+    space = model.states.to("cpu")
+    for latents, states in episodes:
+        if sum(map(len, near)) > MOST_PAIRS:
+            break
+        first, second = _pairs(len(states))
+        apart = space.difference(states[first], states[second]).abs() / radius
+        chosen = np.flatnonzero(((apart <= 1).all(-1) & (apart.amax(-1) >= 0.5)).numpy())
+        if len(chosen):
+            near.append(latent_distance(latents[first[chosen]], latents[second[chosen]]).cpu())
+    model.states.to(model.device)
+    return near
 
 
 def _pairs(frames: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder, weights_hash
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
+from vjepa_mpc.log_fit import check_numbers, check_period, with_limits_of
 from vjepa_mpc.predictor import PredictorConfig
 from vjepa_mpc.pretrain.calibration import calibrate
 from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
@@ -39,6 +40,7 @@ MODEL_FOLDER = "model"
 PREPARATION = "vjepa_mpc.json"
 UNTRAINED = "untrained"
 PIXELS = "pixels"
+OTHERWISE = "or train a new model with --encoder"
 
 CacheProgress = Callable[[str, int, int], None]
 """Called as progress(what, rows done, rows in all) while a cache is made."""
@@ -253,19 +255,21 @@ def continued_settings(
     )  # fmt: skip
 
 
-def continued_model(model: WorldModel, store: ZarrStore, camera: str) -> WorldModel:
+def continued_model(
+    model: WorldModel, store: ZarrStore, camera: str, *, other_period: bool = False, keep_limits: bool = False
+) -> WorldModel:
     """`model` for the robot and camera of a store, to be trained on: encoder, latent space and weights are its own.
 
-    Raises `InputError` where the store's states or actions are of another kind, with both.
+    `other_period`: although the store's control period is another. `keep_limits`: joint limits that differ, and
+    that the store's lie within, stay the model's. Raises `InputError` where the numbers of the store's states or
+    actions would mean something else to the model, with both.
     """
     robot, own = robot_of(store), model.config.robot
-    for name in ("state_model", "state_units", "action_units"):
-        mine, theirs = getattr(own, name), getattr(robot, name)
-        if mine != theirs:
-            raise InputError(
-                f"The model to go on from has {name} = {mine}, and the store {theirs}: import the logs in those units, "
-                "or train a new model with --encoder."
-            )
+    check_numbers(own, robot, OTHERWISE)
+    if not other_period:
+        check_period(own, robot, "or say --other-period to go on at the store's")
+    if own.state_model != "pose":
+        robot = with_limits_of(own, robot, keep_limits, OTHERWISE)
     model.config = replace(
         model.config, robot=robot, camera=camera, renderer=store.spec.renderer, calibration=None, training={}
     )
@@ -283,6 +287,8 @@ def train_world_model(
     device: torch.device,
     *,
     recompute: bool = False,
+    other_period: bool = False,
+    keep_limits: bool = False,
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
@@ -291,13 +297,16 @@ def train_world_model(
 
     `start`: the encoder's name, for a fresh predictor; or a world model to go on from, which is changed. The
     encoder is in memory once, and what is trained is the predictor alone. `recompute`: with activation checkpointing.
+    `other_period`, `keep_limits`: see `continued_model`.
     """
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
     if isinstance(start, WorldModel):
-        about: dict[str, Any] = {"init": {"sha256": weights_hash(start), **start.config.training}}
-        model = continued_model(start, store, camera)
+        history: dict[str, Any] = {"init": {"sha256": weights_hash(start), **start.config.training}}
+        about: dict[str, Any] = {}
+        model = continued_model(start, store, camera, other_period=other_period, keep_limits=keep_limits)
     else:
+        history = {}
         encoder, preparation, about = open_encoder(start, picture_size(store, camera), training.seed)
         model = new_world_model(store, camera, encoder, preparation, settings, training.seed).to(device)
     encoder_hash = weights_hash(model.encoder)
@@ -311,7 +320,7 @@ def train_world_model(
             "preparation": model.config.preparation.to_dict(),
             "encoder": encoder_hash,
             "data": store.content_hash(),
-            **({"init": about["init"]["sha256"]} if isinstance(start, WorldModel) else {}),
+            **({"init": history["init"]["sha256"]} if history else {}),
         },
     )
     latents = _cache_latents(source, store, camera, model, encoder_hash, training.bf16, caching)
@@ -334,6 +343,7 @@ def train_world_model(
             model.config,
             training={
                 "encoder": {"sha256": encoder_hash, **about},
+                **history,
                 "data": store.content_hash(),
                 "frames": int(store.lengths().sum()),
                 "predictor": asdict(settings),

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vjepa_mpc.controller import fitting_chunk
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.costs import StateBox, latent_distance
 from vjepa_mpc.datasets.cache import StoreFrames
 from vjepa_mpc.datasets.clips import Clip, ClipDataset, split_episodes
@@ -63,7 +63,7 @@ class Figures:
 
     `error` and `copy`, one a model step: mean latent distance to what came, of the prediction and of the last
     frame seen. `rank`: mean share of the random candidates whose cost at the end is below the logged actions'
-    (0 is best, 0.5 chance). `contrast`: median cost of the candidates over the cost of the logged actions.
+    (0 is best, 0.5 chance; ties count half). `contrast`: median cost of the candidates over the logged actions'.
     `end_chosen`: distance between where the cheapest candidate ends and where the log did; `end_nearest` of the
     candidate that ends nearest, and `end_random` of all: its floor and what chance gives.
     """
@@ -174,13 +174,16 @@ class _Measure:
             raise InputError(
                 "None of the random actions keeps the robot inside its state limits; draw more --candidates."
             )
+        if not np.isfinite(cost).all():
+            broken = int((~np.isfinite(cost)).sum())
+            raise NotFiniteError(f"The model's predictions are not finite for {broken} of {len(cost)} actions.", cost)
         others, ends = cost[1:][allowed], foreseen.ends[1:].cpu().numpy()[allowed]
         goal = states[0, -1].cpu().numpy()
         away = np.array([self.distance(end, goal) for end in ends])
         return _Row(
             error=error.cpu().numpy(),
             copy=copy.cpu().numpy(),
-            rank=float((others < cost[0]).mean()),
+            rank=float((others < cost[0]).mean() + 0.5 * (others == cost[0]).mean()),
             contrast=float(np.median(others) / max(float(cost[0]), 1e-12)),
             chosen=float(away[others.argmin()]),
             nearest=float(away.min()),

@@ -120,15 +120,24 @@ class MaskPredictor(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(
+    def tokens(
         self, context: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"], targets: Int[Tensor, "b m"]
-    ) -> Float[Tensor, "b n d"]:
-        """Predictions at the kept `positions` [b, k], then at the hidden `targets` [b, m]: n = k + m."""
+    ) -> Float[Tensor, "b n w"]:
+        """What the layers make of the kept tokens at `positions`, then of the hidden `targets`: n = k + m."""
         tokens = self.embed(context)
         asked = self.mask_token.to(tokens.dtype).expand(*targets.shape, -1)
         ids = torch.cat([positions, targets], dim=1)
-        tokens = run_layers(self.layers, torch.cat([tokens, asked], dim=1), ids, self.grid)
+        return run_layers(self.layers, torch.cat([tokens, asked], dim=1), ids, self.grid)
+
+    def read(self, tokens: Float[Tensor, "b n w"]) -> Float[Tensor, "b n d"]:
+        """The latents that tokens stand for."""
         return self.project(self.norm(tokens))
+
+    def forward(
+        self, context: Float[Tensor, "b k d"], positions: Int[Tensor, "b k"], targets: Int[Tensor, "b m"]
+    ) -> Float[Tensor, "b m d"]:
+        """Predictions at the hidden positions."""
+        return self.read(self.tokens(context, positions, targets)[:, positions.shape[1] :])
 
 
 class VJepaModules(nn.Module):
@@ -208,15 +217,13 @@ class VJepaLearner:
         for mask in batch.masks:
             context_ids, target_ids = mask.context.to(self.device), mask.target.to(self.device)
             context = encode_clips(modules.encoder, pixels, context_ids)
-            predicted = modules.predictor(context, context_ids, target_ids)
-            ids = torch.cat([context_ids, target_ids], dim=1)
-            target = torch.gather(whole, 1, ids[..., None].expand(-1, -1, whole.shape[-1]))
-            error = (predicted.float() - target).abs().mean(dim=-1)
-            kept = context_ids.shape[1]
-            prediction_loss = prediction_loss + error[:, kept:].mean() / len(batch.masks)
+            tokens, kept = modules.predictor.tokens(context, context_ids, target_ids), context_ids.shape[1]
+            hidden = _errors(modules.predictor.read(tokens[:, kept:]), whole, target_ids)
+            prediction_loss = prediction_loss + hidden.mean() / len(batch.masks)
             if settings.context_weight:
+                shown = _errors(modules.predictor.read(tokens[:, :kept]), whole, context_ids)
                 share = closeness(context_ids, target_ids, encoder_grid(modules.encoder.config))
-                context_loss = context_loss + (share * error[:, :kept]).mean() / len(batch.masks)
+                context_loss = context_loss + (share * shown.mean(dim=-1)).mean() / len(batch.masks)
             seen.append(context.flatten(0, 1))
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
         statistic = sigreg(torch.cat(seen), slices=settings.sigreg_slices, generator=generator)
@@ -239,6 +246,13 @@ class VJepaLearner:
                 f"The encoder collapsed at step {figures['step']:.0f}: the spread of its features over the batch "
                 f"fell to {figures['spread']:.4f} (below {COLLAPSED_SPREAD}); raise --sigreg or lower --lr."
             )
+
+
+def _errors(
+    predicted: Float[Tensor, "b n d"], whole: Float[Tensor, "b all d"], ids: Int[Tensor, "b n"]
+) -> Float[Tensor, "b n d"]:
+    """Absolute errors of predictions at positions `ids` of the target's tokens."""
+    return (predicted.float() - torch.gather(whole, 1, ids[..., None].expand(-1, -1, whole.shape[-1]))).abs()
 
 
 def closeness(

@@ -131,6 +131,10 @@ class PointTask(Task):
     def distance(self, state: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]) -> float:
         return float(np.linalg.norm(np.asarray(state) - goal))
 
+    def place(self, states: Any) -> Any:
+        """The ball's own coordinates, m."""
+        return states
+
     def script(self, goal: Float[np.ndarray, "2"]) -> Script:
         return partial(self._towards, goal=np.asarray(goal, dtype=np.float64))
 

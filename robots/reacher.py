@@ -73,6 +73,7 @@ class Reacher(MujocoWorld):
         )
         self._fingertip = self._model.geom("finger").id
         self._put(np.zeros(2))
+        self._passed = self.true_state()[None]
 
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
         return self._spec.check_state(state)
@@ -104,8 +105,16 @@ class Reacher(MujocoWorld):
         target = before + wanted
         target[1] = min(max(target[1], -WRIST_LIMIT_RAD), WRIST_LIMIT_RAD)
         self._data.ctrl[:] = target
-        self._mujoco.mj_step(self._model, self._data, self._substeps)
+        passed = []
+        for _ in range(self._substeps):
+            self._mujoco.mj_step(self._model, self._data)
+            passed.append(self.true_state())
+        self._passed = np.stack(passed)
         return target - before
+
+    def way(self) -> Float[np.ndarray, "n 2"]:
+        """The true joint angles [rad] at every physics step of the last action."""
+        return self._passed
 
     def stop(self) -> None:
         """Brake, and hold the present pose."""
@@ -160,6 +169,13 @@ class ReachTask(Task):
             [0.12 * (math.cos(shoulder) + math.cos(both)), 0.12 * (math.sin(shoulder) + math.sin(both)), 0.01]
         )
 
+    def place(self, states: Any) -> Any:
+        """The fingertip on the floor's plane, m."""
+        import torch
+
+        shoulder, both = states[..., 0], states[..., 0] + states[..., 1]
+        return 0.12 * torch.stack((shoulder.cos() + both.cos(), shoulder.sin() + both.sin()), dim=-1)
+
     def distance(self, state: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]) -> float:
         return float(np.linalg.norm(self.fingertip(state) - self.fingertip(goal)))
 
@@ -174,6 +190,12 @@ class ReachTask(Task):
         delta = np.asarray(goal, dtype=np.float64) - state
         delta[0] = _wrapped(float(delta[0]))
         return np.clip(delta, spec.action_low, spec.action_high)
+
+
+def fingertips(states: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
+    """Where the fingertip is at joint angles [rad]: on the floor's plane, m."""
+    shoulder, both = states[..., 0], states[..., 0] + states[..., 1]
+    return 0.12 * np.stack((np.cos(shoulder) + np.cos(both), np.sin(shoulder) + np.sin(both)), axis=-1)
 
 
 def build_model() -> Any:

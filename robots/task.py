@@ -5,15 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from vjepa_mpc.robots.base import RobotSpec, StateSpec
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot, StateSpec
 
 Script = Callable[[np.ndarray], np.ndarray]
 """World state [w] to action [a]. Called once a control step; it may remember what it is about."""
+
+
+@dataclass(frozen=True)
+class Disc:
+    """A region of the world's floor that the end effector must stay out of, m."""
+
+    centre: tuple[float, float]
+    radius: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,25 @@ class Task(ABC):
         return self.spec.proprioception
 
     @property
+    def forbidden(self) -> tuple[Disc, ...]:
+        """Where the end effector must never be; nothing, as a rule."""
+        return ()
+
+    def place(self, states: Any) -> Any:
+        """Where the robot's end effector is, m, at robot states: torch tensors [..., s] to [..., d], differentiable.
+        `InputError` where a task does not say: guardrails for places cannot be had there."""
+        raise InputError(f"{self.name} does not say where its end effector is; leave out guardrails for places.")
+
+    def intrusion(self, state: Float[np.ndarray, "w"]) -> float:
+        """How deep (m) the end effector is inside a forbidden region in this world state; 0 outside."""
+        if not self.forbidden:
+            return 0.0
+        import torch
+
+        place = self.place(torch.as_tensor(np.asarray(state, dtype=np.float64)))[:2].numpy()
+        return max(0.0, *(disc.radius - float(np.linalg.norm(place - disc.centre)) for disc in self.forbidden))
+
+    @property
     def missing(self) -> str | None:
         """Why its world cannot be built here, with the way to mend that; None where nothing is missing."""
         return None
@@ -90,6 +118,21 @@ class Task(ABC):
         """Whether the budget was used and its last `held_steps` distances [m] lie within the radius."""
         last = distances[self.step_budget - self.held_steps : self.step_budget]
         return len(last) == self.held_steps and all(distance <= self.success_radius_m for distance in last)
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """A simulated robot that tells the true states [n, w] it went through during the last action."""
+
+    def way(self) -> Float[np.ndarray, "n w"]: ...
+
+
+def intrusion(robot: SimulatedRobot, task: Task) -> float:
+    """How deep [m] the end effector was in a forbidden region during the last action."""
+    if not task.forbidden:
+        return 0.0
+    states = robot.way() if isinstance(robot, Traced) else [robot.true_state()]
+    return max(task.intrusion(state) for state in states)
 
 
 def led_script(task: Task, start: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> Script:

@@ -23,7 +23,7 @@ from vjepa_mpc.core.files import read_json
 from vjepa_mpc.robots.base import SimulatedRobot
 from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.robots.reacher import ReachTask
-from vjepa_mpc.robots.task import Task, led_script
+from vjepa_mpc.robots.task import Task, intrusion, led_script
 
 MANIFEST_SEEDS = 1_000_000
 _MANIFEST_SCHEMA = "vjepa-mpc-manifest-1"
@@ -108,11 +108,14 @@ def _rounded(state: Float[np.ndarray, "w"]) -> tuple[float, ...]:
 def play_script(
     robot: SimulatedRobot, task: Task, start: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]
 ) -> list[float]:
-    """Distances [m] after each step of the task's budget under its own script."""
+    """Distances [m] after each step of the task's budget under its own script. `InputError` when it enters a region
+    that the task forbids."""
     robot.place(start)
     script, distances = led_script(task, start, goal), []
     for _ in range(task.step_budget):
         robot.apply(script(robot.true_state()))
+        if intrusion(robot, task) > 0:
+            raise InputError(f"The script of {task.name} enters a region that the task forbids; mend the script.")
         distances.append(task.distance(robot.true_state(), goal))
     return distances
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,28 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> 
     with pytest.raises(InputError, match=r"trap\.pt"):
         read_meta_checkpoint(path)
     assert not sprung.exists()
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an archive, `torch.load` unpacks whole what it does not map: a small file could fill the memory."""
+    plain, path = tmp_path / "plain.pt", tmp_path / "bomb.pt"
+    torch.save({"predictor": {"a": torch.zeros(1)}, "note": "0" * 4_000_000}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert path.stat().st_size < 40_000 and set(read_meta_checkpoint(plain)) == {"predictor"}
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the file was unpacked")
+
+    monkeypatch.setattr(torch, "load", never)
+    with pytest.raises(InputError, match=r"bomb\.pt holds compressed or overlapping"):
+        read_meta_checkpoint(path)
+    liar = plain.read_bytes()
+    at = liar.index(b"PK\x01\x02") + 24  # the unpacked size of the first entry, in the directory
+    path.write_bytes(liar[:at] + (1 << 30).to_bytes(4, "little") + liar[at + 4 :])
+    with pytest.raises(InputError, match="overlapping"):
+        read_meta_checkpoint(path)
 
 
 def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.core.poses import integrate_pose
+from vjepa_mpc.core.poses import euler_to_matrix, integrate_pose
+from vjepa_mpc.pretrain.calibration import ROUNDING
 from vjepa_mpc.robots.base import Camera, RobotSpec
 from vjepa_mpc.robots.reacher import WRIST_LIMIT_RAD, reacher_spec
 from vjepa_mpc.states import JointStates, PoseStates, state_space
@@ -102,6 +103,26 @@ def test_poses_are_moved_as_rigid_bodies_and_limited_in_place() -> None:
     assert torch.equal(space.state_features(pose), pose) and torch.equal(space.action_features(delta, pose), delta)
     outside = rows(0.75, -1.0, -0.25, 9.0, 9.0, 9.0, 9.0)
     torch.testing.assert_close(space.excess(outside), torch.tensor([1.0]))
+
+
+def test_a_pose_has_no_seam_and_one_difference_a_rotation() -> None:
+    space, angles = PoseStates(POSE), (0.1, -0.2)
+    before, after = rows(0.1, 0.2, 0.3, 3.14, *angles, 0.5), rows(0.1, 0.2, 0.3, -3.14, *angles, 0.5)
+    seam = 2 * math.pi - 6.28
+    turned = space.difference(before, after)
+    assert float(turned[:, 3:6].norm()) == pytest.approx(seam, rel=1e-2)
+    torch.testing.assert_close(space.difference(after, before), -turned, atol=1e-5, rtol=0)
+    assert float(turned[:, [0, 1, 2, 6]].abs().max()) == 0.0
+    # the same rotation in other angles: (roll, pitch, yaw) and (roll + pi, pi - pitch, yaw + pi)
+    other = rows(0.1, 0.2, 0.3, 3.14 - math.pi, math.pi - 0.1, -0.2 + math.pi, 0.5)
+    assert float(space.difference(before, other).abs().max()) < 1e-5
+    rng = np.random.default_rng(0)
+    low, high = np.array(POSE.state_low), np.array(POSE.state_high)
+    same = torch.from_numpy(rng.uniform(low, high, (500, 7))).float()
+    assert float(space.difference(same, same).abs().max()) < ROUNDING / 2  # held rotations count as held
+    a, b = (torch.from_numpy(rng.uniform(low, high, (200, 7))) for _ in range(2))
+    there = space.integrate(a, space.difference(a, b))
+    torch.testing.assert_close(euler_to_matrix(there[:, 3:6]), euler_to_matrix(b[:, 3:6]), atol=1e-9, rtol=0)
 
 
 def test_poses_do_not_add_up_over_a_stride() -> None:

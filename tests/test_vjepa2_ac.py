@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import plain_predictor
 import pytest
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vjepa_mpc.cli.main import main
+from vjepa_mpc.controller import StepRecord
 from vjepa_mpc.conversion import ConversionSettings, convert
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.poses import integrate_pose
@@ -123,6 +127,11 @@ def test_plan_by_the_preset(folder: Path, tmp_path: Path) -> None:
     assert not record["looks_reached"] and record["goal_warning"] is None
 
 
+def test_the_card_names_the_command_that_wrote_the_model(folder: Path) -> None:
+    card = (folder / "model" / "README.md").read_text()
+    assert "written by `vjepa-mpc convert`" in card and "vjepa-mpc train" not in card
+
+
 def test_several_goals_are_sub_goals_in_order(folder: Path, tmp_path: Path) -> None:
     """The second plan begins where the first is imagined to end, and is the one that plan makes from there."""
     small = ("--samples", 20, "--elites", 4, "--iterations", 2, "--horizon", 2)
@@ -134,21 +143,58 @@ def test_several_goals_are_sub_goals_in_order(folder: Path, tmp_path: Path) -> N
     assert record["evaluations"] == 2 * alone["evaluations"] and alone["sub_goals"] == []
 
 
-def test_closed_loop_over_sub_goals(tmp_path: Path, tiny_model: Path) -> None:
+def test_closed_loop_over_sub_goals(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every view is recorded once, beside the goal of its turn; plan.json says how each turn ended."""
     from vjepa_mpc.robots.reacher import Reacher
 
+    views = {}
     with Reacher(64, backend="rays") as robot:
         for name, state in (("a", (0.6, -1.1)), ("b", (0.2, 0.4))):
-            Image.fromarray(robot.place(np.array(state)).images["top"]).save(tmp_path / f"{name}.png")
+            views[name] = robot.place(np.array(state)).images["top"]
+            Image.fromarray(views[name]).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr("vjepa_mpc.planning.doubt", lambda what, *_: "It is odd." if "a.png" in what else None)
     code = run(
         "plan", "--goal", tmp_path / "a.png", "--goal", tmp_path / "b.png", "--model", tiny_model, "--start", "-1,1.5",
         "--out", tmp_path / "out", "--samples", 6, "--elites", 2, "--iterations", 2, "--horizon", 2, "--backend",
-        "rays", "--threads", 1, "--quiet",
+        "rays", "--threads", 1,
     )  # fmt: skip
     record = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert code == 0 and record["reached"] and record["actions"] == 4, "to this model every view is at the goal"
     assert [step["step"] for step in record["steps"]] == [0, 1, 2, 3, 4]
     assert [step["applied"] is None for step in record["steps"]] == [False] * 4 + [True]
+    (sub_goal,) = record["sub_goals"]
+    assert (sub_goal["exit_reason"], sub_goal["actions"]) == ("reached", 2)
+    assert sub_goal["goal_warning"] == "It is odd." and record["goal_warning"] is None
+    said = [line.split()[1] for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert said == ["0", "1", "2", "3", "4"]
+    with av.open(str(tmp_path / "out" / "episode.mp4")) as film:
+        panels = [frame.to_ndarray(format="rgb24")[40:296:4, :256:4].astype(float) for frame in film.decode(video=0)]
+    nearest = [min(views, key=lambda name: float(np.abs(panel - views[name]).mean())) for panel in panels]
+    assert nearest == ["a", "a", "b", "b", "b"]
+
+
+def test_a_view_held_back_is_shown_when_nothing_follows() -> None:
+    from types import SimpleNamespace
+
+    from vjepa_mpc.planning import _Renumbered
+
+    nothing = np.zeros(2)
+    view = StepRecord(
+        step=0, image=np.zeros((8, 8, 3), np.uint8), proprioception=nothing, latent_cost=0.0, planned_cost=0.0,
+        terms={}, wanted=nothing, action=nothing, milliseconds=1.0, evaluations=1,
+    )  # fmt: skip
+    seen: list[int] = []
+    watcher = SimpleNamespace(step=lambda record: seen.append(record.step))
+    for last, wanted in ((False, [7, 8]), (True, [7, 8, 9])):
+        seen.clear()
+        numbered = _Renumbered([watcher], 7, 2, last=last)
+        for step in range(3):
+            numbered.step(replace(view, step=step))
+        assert seen == wanted
+        numbered.release()
+        assert seen == [7, 8, 9]
 
 
 def test_landscape_has_the_references_numbers(folder: Path, tmp_path: Path) -> None:
@@ -173,9 +219,15 @@ def test_landscape_has_the_references_numbers(folder: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(record["lowest"]["action"], lowest, atol=1e-6)
     np.testing.assert_allclose(record["logged"]["action"], [0.05, -0.02, 0.0])
     assert Image.open(tmp_path / "landscape.png").format == "PNG"
+    source = record["source"]
+    assert set(source) == {"model", "observation", "goal", "state", "action"}
+    for name, picture in (("observation", "0.png"), ("goal", "2.png")):
+        digest = hashlib.sha256((folder / picture).read_bytes()).hexdigest()
+        assert source[name] == {"file": str(folder / picture), "sha256": digest}
+    assert source["action"] == [0.05, -0.02, 0, 0, 0, 0, 0.5] and ",".join(map(str, source["state"])) == state
 
 
-def pose_store(path: Path, frames: int = 4) -> ZarrStore:
+def pose_store(path: Path, frames: int = 4, **changes: Any) -> ZarrStore:
     """One episode of the golden robot: poses that follow their actions."""
     robot = franka_spec()
     spec = StoreSpec(
@@ -185,6 +237,7 @@ def pose_store(path: Path, frames: int = 4) -> ZarrStore:
         action_high=robot.action_high, control_period_s=0.25, state_model="pose", renderer="none", provenance={},
         chunk_frames=4,
     )  # fmt: skip
+    spec = replace(spec, **changes)
     generator = np.random.default_rng(0)
     actions = generator.uniform(-0.05, 0.05, size=(frames - 1, 7)).astype(np.float32) * [1, 1, 1, 0, 0, 0, 1]
     states = np.concatenate([[[0.4, 0.1, 0.3, 0.1, -0.2, 0.3, 0.5]], actions]).cumsum(axis=0)
@@ -226,6 +279,20 @@ def test_landscape_of_a_log_marks_the_logged_action(folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("state_model", "recorded"), ("control_period_s", 1 / 15), ("action_units", ("cm",) * 7),
+        ("state_names", ("y", "x", "z", "roll", "pitch", "yaw", "gripper")),
+        ("action_names", ("y_delta", "x_delta", *franka_spec().action_names[2:])),
+    ],
+)  # fmt: skip
+def test_landscape_refuses_a_log_of_other_numbers(folder: Path, tmp_path: Path, name: str, value: Any) -> None:
+    store = pose_store(tmp_path / "logs.zarr", **{name: value})
+    with pytest.raises(InputError, match=f"The model has {name} = .*, and the store .*import the logs"):
+        logged_moment(WorldModel.from_pretrained(folder / "model"), store, 0, 1)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"--state": "0.4,0.1,0.3,90,-0.2,0.3,0.5"}, "looks like degrees (1.571 rad)"),
@@ -257,6 +324,9 @@ def test_actions_outside_the_limits_are_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ("--observation", folder / "0.png", "--state", STATE, "--goal", folder / "1.png", "--out", tmp_path)
+    for option in ("--episode", "--frame"):
+        assert run("landscape", "--model", folder / "model", *given, option, 0) == 2
+        assert f"{option} is of a log; give that with --logs" in capsys.readouterr().err
     assert run("landscape", "--model", folder / "model", *given, "--action", "0.2,0,0,0,0,0,0") == 2
     assert "x_delta = 0.2 m is outside droid-franka's limits [-0.075, 0.075] m" in capsys.readouterr().err
     assert run("landscape", "--model", folder / "model", "--observation", folder / "0.png", "--out", tmp_path) == 2

@@ -8,6 +8,7 @@ not loaded (the public action-conditioned one is 11.8 GB). No code in a file is 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,14 @@ def open_checkpoint(path: Path | str) -> MetaCheckpoint:
     """A checkpoint in Meta's layout, mapped.
 
     Tensors are mapped from the file: keep it in place while they are used. Raises `InputError` for a file
-    that is missing, truncated, not a PyTorch archive, holds none of the parts, tensors larger than itself, or
-    anything but plain tensors and numbers (such a file could run code when unpickled; it is refused unread).
+    that is missing, truncated, not a PyTorch archive, holds none of the parts, tensors larger than itself,
+    compressed entries (PyTorch writes none, and they could unpack to any size), or anything but plain tensors
+    and numbers (such a file could run code when unpickled; it is refused unread).
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file; give the path of a V-JEPA 2 .pt checkpoint.")
+    _refuse_packed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -221,6 +224,21 @@ def hugging_face_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[name] = tensor
     return renamed
+
+
+def _refuse_packed(path: Path) -> None:
+    """`InputError` for an archive that takes more room unpacked than on disk, before anything in it is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # an old format, or no archive at all: for `torch.load` to say
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise InputError(
+            f"{path} holds compressed or overlapping entries, which PyTorch never writes and which could unpack to any "
+            "size; it was not opened. Save its state dicts again with torch.save."
+        )
 
 
 def _tensors(path: Path, name: str, part: object) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,8 +25,11 @@ from vjepa_mpc.costs import (
     GoalDistance,
     PlanningCost,
     StateBox,
+    WayLength,
     latent_distance,
 )
+from vjepa_mpc.governors import Guards, Moment, straight_step
+from vjepa_mpc.guardrails import Situation, StateLimits
 from vjepa_mpc.memory import FREE_SHARE, candidate_bytes, chunk_within, free_bytes
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
 from vjepa_mpc.planners.warm_start import shift_plan
@@ -39,9 +42,11 @@ from vjepa_mpc.world_model import WorldModel
 class ControlSettings:
     """`horizon` model steps are planned, the first control step of which is executed. `running`: weight of
     imagined frames before the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as
-    there. `budget` bounds a plan. `action_rate` > 0 adds that guardrail; `state_box` keeps predictions
+    there. `budget` bounds a plan. `action_rate` > 0 adds that wish; `state_box` keeps integrated states
     inside the joint limits. `chunk`: candidates imagined at a time (None: what fits); `memory_budget`: bytes that they
-    may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given)."""
+    may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given).
+    `legs`: displacements, one after the other, that a model step is planned as, each spanning stride / legs control
+    steps, so that a way can bend; `way_weight`: that of its length, with legs."""
 
     horizon: int = 3
     running: float = 1.0
@@ -51,6 +56,8 @@ class ControlSettings:
     chunk: int | None = None
     memory_budget: int | None = None
     budget: Budget = field(default_factory=Budget)
+    legs: int = 1
+    way_weight: float = 0.1
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -61,13 +68,16 @@ class ControlSettings:
             raise InputError(f"The weight of earlier frames must be at least 0 and finite, got {self.running}.")
         if self.hold_steps < 1:
             raise InputError(f"The goal must be held for at least 1 step, got {self.hold_steps}.")
+        if self.legs < 1 or not 0 <= self.way_weight < math.inf:
+            raise InputError(f"A model step has at least 1 leg and a way weight >= 0, got {self.legs} legs.")
 
 
 @dataclass(frozen=True)
 class ControllerState:
     """What one step hands to the next: the last k = (history - 1) * stride + 1 latents and states, the k - 1
-    actions between them, what is left of the last plan (in model steps), for how many views in a row
-    the goal has been judged reached, and what is left of further plans worth suggesting to the planner."""
+    actions between them, what is left of the last plan (its first action is the next to be done), for how many
+    views in a row the goal has been judged reached, what is left of further plans worth suggesting to the
+    planner; and for guards the context of the step before, the last two actions sent, what each remembers."""
 
     latents: Float[Tensor, "k p d"] | None = None
     states: Float[Tensor, "k s"] | None = None
@@ -75,12 +85,17 @@ class ControllerState:
     plan: Float[Tensor, "h a"] | None = None
     reached_for: int = 0
     others: Float[Tensor, "m h a"] | None = None
+    before: Context | None = None
+    sent: tuple[Float[np.ndarray, "a"], ...] = ()
+    memories: tuple[Any, ...] | None = None
 
 
 @dataclass(frozen=True)
 class StepRecord:
     """One control step as recorders see it. `latent_cost`: distance of the present view to the goal;
-    `planned_cost`: of the imagined future; `action`: truly applied; `distance`: task units, simulator only."""
+    `planned_cost`: of the imagined future; `action`: truly applied; `distance`: task units, simulator only;
+    `held_by`: constraints that the plan breaks and governors that slowed or stopped it. At a fixed rate
+    (`vjepa_mpc.fixed_rate`) also what was `executed`, how many steps ago it was planned, how late the tick was."""
 
     step: int
     image: UInt8[np.ndarray, "height width 3"]
@@ -94,11 +109,26 @@ class StepRecord:
     evaluations: int
     distance: float | None = None
     reached: bool = False
+    held_by: tuple[str, ...] = ()
+    executed: str = "planned"
+    plan_age: int | None = 0
+    late_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What one observation says: its latents and their distance to the goal, whether that counts as there, and the
+    context to plan from."""
+
+    latent: Float[Tensor, "1 p d"]
+    latent_cost: float
+    near: bool
+    context: Context
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The controller's answer to one observation."""
+    """The controller's answer to one observation. `held_by`: as in `StepRecord`."""
 
     action: Float[np.ndarray, "a"]
     plan: ActionPlan
@@ -106,6 +136,7 @@ class Decision:
     terms: Mapping[str, float]
     reached: bool
     cost: PlanningCost = field(repr=False)
+    held_by: tuple[str, ...] = ()
 
 
 def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None, *, sharers: int = 1) -> int:
@@ -145,6 +176,7 @@ class Controller:
         goal: UInt8[np.ndarray, "height width 3"],
         settings: ControlSettings,
         generator: torch.Generator,
+        guards: Guards | None = None,
     ) -> None:
         longest = model.longest_horizon
         if settings.horizon > longest:
@@ -152,7 +184,15 @@ class Controller:
                 f"A horizon of {settings.horizon} after {model.config.history} past frames is more than the "
                 f"{model.config.predictor.max_frames} frames this model was trained on; plan at most {longest} ahead."
             )
+        if model.config.stride % settings.legs:
+            raise InputError(
+                f"A model step of {model.config.stride} control steps cannot be planned as {settings.legs} legs; "
+                "choose a divisor."
+            )
         self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
+        self.guards = guards or Guards()
+        self.governors = self.guards.all_governors(model.states)
+        self.straight = settings.legs > 1 or bool(self.guards.rails)
         self.chunk = _chunk(model, settings)
         self.goal = model.encode(goal[None])
         self.goal_score = float(model.outlier_score(self.goal))
@@ -160,59 +200,113 @@ class Controller:
     def step(self, observation: Observation, state: ControllerState) -> tuple[Decision, ControllerState]:
         """Decide on the action for `observation`. The returned state still lacks the action truly applied:
         hand that to `applied` before the next step."""
+        view, state = self.see(observation, state)
+        return self.decide(view, state)
+
+    def see(self, observation: Observation, state: ControllerState) -> tuple[View, ControllerState]:
+        """Encode an observation and remember it."""
         model = self.model
         latent = model.encode(observation.images[model.config.camera][None])
         pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
-        return self.decide(latent, pose, state)
+        return self.look(latent, pose, state)
 
-    def decide(
+    def look(
         self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
-    ) -> tuple[Decision, ControllerState]:
-        """`step` from what is already encoded, or only imagined."""
-        model, settings = self.model, self.settings
+    ) -> tuple[View, ControllerState]:
+        """`see` what is already encoded, or only imagined."""
+        model = self.model
         context, state = self._remember(latent, pose, state)
-        cost = PlanningCost(model, context, self._terms(), self._constraints(), chunk=self.chunk)
-        init = self._init(state)
         here = float(latent_distance(latent, self.goal))
-        threshold = model.config.calibration.reached_cost if model.config.calibration else 0.0
+        near = here <= (model.config.calibration.reached_cost if model.config.calibration else 0.0)
+        return View(latent, here, near, context), replace(state, reached_for=state.reached_for + 1 if near else 0)
+
+    def decide(self, view: View, state: ControllerState) -> tuple[Decision, ControllerState]:
+        """Plan from what was seen, and choose the action."""
+        model, settings = self.model, self.settings
+        situation = Situation(view.context.states[0, -1], model.states, 2 * model.config.stride // settings.legs)
+        constraints = [*self._constraints(situation), *(rail.constraint(situation) for rail in self.guards.rails)]
+        cost = PlanningCost(
+            model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs
+        )
         earlier: dict[str, Tensor] = {}  # plans of the last step that its planner held worth keeping
         if state.others is not None:
-            earlier["suggestions"] = self._starts(state.others)[None]
-        plan = self.planner.plan(cost, init, budget=settings.budget, generators=[self.generator], **earlier)
+            earlier["suggestions"] = state.others[None]
+        plan = self.planner.plan(
+            cost, self._init(state), budget=settings.budget, generators=[self.generator], **earlier
+        )
         with torch.no_grad():
             parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
-        reached_for = state.reached_for + 1 if here <= threshold else 0
-        robot = model.config.robot
-        first = plan.actions[0, 0].double().cpu().numpy()
-        kept = plan.actions[0]
-        if here <= float(parts["goal"]) and here <= threshold:
-            first = np.zeros_like(first)  # seen to be there: no future that is only imagined is worth leaving for
-            if model.config.stride == 1:  # the next start drops one action: let it be the hold, not the plan's first
-                kept = torch.cat([torch.zeros_like(kept[:1]), kept[:-1]])
+        terms = {name: float(value) for name, value in parts.items()}
+        wanted, kept = self.next_action(plan.actions[0], view, terms["goal"])
+        action, held_by, state = self.governed(wanted, view, state)
         decision = Decision(
-            # A model step may ask for more than one control step can do: as much of it as can be, at once.
-            action=np.clip(first, robot.action_low, robot.action_high),
+            action=action,
             plan=plan,
-            latent_cost=here,
-            terms={name: float(value) for name, value in parts.items()},
-            reached=reached_for >= settings.hold_steps,
+            latent_cost=view.latent_cost,
+            terms=terms,
+            reached=state.reached_for >= settings.hold_steps,
             cost=cost,
+            held_by=(*plan.held_by[0], *held_by),
         )
-        others = None if plan.others is None else plan.others[0]
-        return decision, ControllerState(state.latents, state.states, state.actions, kept, reached_for, others)
+        return decision, replace(state, plan=kept, others=None if plan.others is None else plan.others[0])
+
+    def next_action(
+        self, plan: Float[Tensor, "h a"], view: View, expected: float
+    ) -> tuple[Float[np.ndarray, "a"], Float[Tensor, "h a"]]:
+        """The control step with which `plan`, expected to end at `expected` from the goal, begins; and the plan as
+        it is to be gone on with. Seen to be there, no future that is only imagined is worth leaving for."""
+        robot, stride = self.model.config.robot, self.model.config.stride
+        if view.near and view.latent_cost <= expected:
+            if stride == 1:  # the next start drops one action: let it be the hold, not the plan's first
+                plan = torch.cat([torch.zeros_like(plan[:1]), plan[:-1]])
+            return np.zeros(plan.shape[1]), plan
+        first = plan[0]
+        if self.straight:
+            first, plan = straight_step(plan, robot.action_low, robot.action_high)
+        # A model step may ask for more than one control step can do: as much of it as can be, at once.
+        return np.clip(first.double().cpu().numpy(), robot.action_low, robot.action_high), plan
+
+    def governed(
+        self, wanted: Float[np.ndarray, "a"], view: View, state: ControllerState
+    ) -> tuple[Float[np.ndarray, "a"], tuple[str, ...], ControllerState]:
+        """What the governors leave of an action, and which of them changed it."""
+        memories = state.memories or tuple(governor.begin() for governor in self.governors)
+        pose = view.context.states[0, -1]
+        moment = Moment(self.model, view.latent, view.latent_cost, view.near, pose, state.before, state.sent)
+        held: list[str] = []
+        kept: list[Any] = []
+        robot = self.model.config.robot
+        for governor, memory in zip(self.governors, memories, strict=True):
+            verdict = governor(wanted, moment, memory)
+            wanted = np.clip(verdict.action, robot.action_low, robot.action_high)
+            kept.append(verdict.memory)
+            if verdict.held:
+                held.append(governor.name)
+        return wanted, tuple(held), replace(state, before=view.context, memories=tuple(kept))
 
     def applied(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
         """Note the action that the robot truly applied, for the next step's history."""
         row = torch.as_tensor(action, dtype=torch.float32, device=self.model.device)[None]
         keep = self._frames_kept - 1
         past = row if state.actions is None else torch.cat([state.actions, row])
+        sent = (*state.sent, np.asarray(action, dtype=np.float64))[-2:]
+        return replace(self.carried(action, state), actions=past[len(past) - keep :], sent=sent)
+
+    def carried(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
+        """The plan and its alternatives after a control step: of a model step of one control step the next one
+        begins; of a longer one what was applied is taken off, and once it is done the next begins."""
         plan, others = state.plan, state.others
-        if plan is not None and self.model.config.stride > 1:
-            left = plan[:1] - row  # of the model step under way
-            done = bool((left.abs() < 0.1 * self.model.action_bounds.high / self.model.config.stride).all())
-            plan = _carried(plan, row, done)
-            others = None if others is None else torch.stack([_carried(other, row, done) for other in others])
-        return ControllerState(state.latents, state.states, past[len(past) - keep :], plan, state.reached_for, others)
+        if plan is None:
+            return state
+        if self.model.config.stride == 1:
+            hold = torch.zeros(plan.shape[-1], device=plan.device)
+            others = None if others is None else shift_plan(others, hold)
+            return replace(state, plan=shift_plan(plan[None], hold)[0], others=others)
+        row = torch.as_tensor(action, dtype=torch.float32, device=self.model.device)[None]
+        left = plan[:1] - row  # of the model step under way
+        done = bool((left.abs() < 0.1 * self.model.action_bounds.high / self.model.config.stride).all())
+        others = None if others is None else torch.stack([_carried(other, row, done) for other in others])
+        return replace(state, plan=_carried(plan, row, done), others=others)
 
     @property
     def _frames_kept(self) -> int:
@@ -234,29 +328,29 @@ class Controller:
             actions = pose.new_zeros(kept - 1, len(self.model.config.robot.action_names))
         sums = actions.unflatten(0, (-1, stride)).sum(1) if kept > 1 else actions
         context = Context(latents[::stride][None], states[::stride][None], sums[None])
-        return context, ControllerState(latents, states, actions, state.plan, state.reached_for, state.others)
+        return context, replace(state, latents=latents, states=states, actions=actions)
 
     def _init(self, state: ControllerState) -> Float[Tensor, "1 h a"]:
-        size = len(self.model.config.robot.action_names)
-        hold = torch.zeros(size, device=self.model.device)
-        if state.plan is None:
-            return hold.expand(1, self.settings.horizon, size).clone()
-        return self._starts(state.plan[None])
-
-    def _starts(self, plans: Float[Tensor, "m h a"]) -> Float[Tensor, "m h a"]:
-        """Plans of the last step as they are to be begun now: `applied` has carried blocks over already."""
-        if self.model.config.stride > 1:
-            return plans
-        return shift_plan(plans, torch.zeros(plans.shape[-1], device=plans.device))
+        if state.plan is not None:
+            return state.plan[None]
+        steps = self.settings.horizon * self.settings.legs
+        return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
 
     def _terms(self) -> list[CostTerm]:
         terms: list[CostTerm] = [GoalDistance(self.goal, self.settings.running)]
         if self.settings.action_rate > 0:
-            terms.append(ActionRate(self.model.action_bounds.high, self.settings.action_rate))
+            terms.append(ActionRate(self.model.action_bounds.high / self.settings.legs, self.settings.action_rate))
+        if self.settings.legs > 1:
+            bounds, stride = self.model.action_bounds, self.model.config.stride
+            low, high = bounds.low / stride, bounds.high / stride
+            terms.append(WayLength(low, high, self.settings.horizon * stride, self.settings.way_weight))
         return terms
 
-    def _constraints(self) -> list[Constraint]:
-        return [StateBox(self.model.states)] if self.settings.state_box else []
+    def _constraints(self, situation: Situation) -> list[Constraint]:
+        if not self.settings.state_box:
+            return []
+        space = self.model.states
+        return [StateLimits(space).constraint(situation) if self.straight else StateBox(space)]
 
 
 def _carried(plan: Float[Tensor, "h a"], applied: Float[Tensor, "1 a"], done: bool) -> Float[Tensor, "h a"]:
@@ -294,7 +388,7 @@ def run_episode(
             started = time.perf_counter()
             observation = robot.observe()
             decision, state = controller.step(observation, state)
-            last = step == max_steps or (decision.reached and stop_when_reached)
+            last = step == max_steps or (decision.reached and stop_when_reached) or "watchdog" in decision.held_by
             milliseconds = 1e3 * (time.perf_counter() - started)
             away = distance() if distance is not None else None
             action = np.zeros_like(decision.action) if last else robot.apply(decision.action)
@@ -312,6 +406,7 @@ def run_episode(
                 evaluations=decision.plan.evaluations,
                 distance=away,
                 reached=decision.reached,
+                held_by=decision.held_by,
             )
             records.append(record)
             for watcher in watchers:

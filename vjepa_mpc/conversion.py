@@ -28,6 +28,7 @@ from vjepa_mpc.checkpoints import (
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import atomic_folder, write_json, write_text
 from vjepa_mpc.core.settings import to_plain
+from vjepa_mpc.encoder import encoder_grid
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig
 from vjepa_mpc.tensor_files import DTYPES, give_back, write_tensors
@@ -96,7 +97,7 @@ def convert(
     complete = file.action_conditioned and not settings.encoder_only
     prefix = "encoder.model." if complete else ""
     weights = _encoder_weights(config, tensors, f"the {key} in {file.path}", prefix)
-    mapped = {key: sum(1 for name in tensors if name != POSITIONS)}
+    mapped: dict[str, int] = {key: sum(1 for name in tensors if name != POSITIONS)}
     if complete:
         world = _world_model(file, config, settings)
         weights |= _predictor_weights(file, world)
@@ -106,7 +107,7 @@ def convert(
         size = write_tensors(folder / WEIGHTS, weights, DTYPES[settings.dtype])
         if complete:
             write_json(folder / "config.json", to_plain(world))
-            write_text(folder / "README.md", default_card(world))
+            write_text(folder / "README.md", default_card(world, "convert"))
         else:
             config.architectures = ["VJEPA2Model"]
             config.save_pretrained(folder)
@@ -152,7 +153,7 @@ def _encoder_weights(
 
 
 def _world_model(file: MetaCheckpoint, config: VJEPA2Config, settings: ConversionSettings) -> WorldModelConfig:
-    grid = settings.size // config.patch_size
+    grid = encoder_grid(config)
     tensors = file.part("predictor")
     predictor = predictor_config(
         file.path, tensors, grid=(grid, grid), max_frames=settings.frames,

@@ -66,7 +66,7 @@ class GoalDistance:
     def __call__(
         self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
     ) -> Float[Tensor, "b n"]:
-        horizon = actions.shape[2]
+        horizon = rollout.latents.shape[2]
         goal = self.goal[problems][:, None, None]
         if self.running == 0:
             return latent_distance(rollout.latents[:, :, -1], goal[:, :, 0])
@@ -103,10 +103,50 @@ class StateBox:
         return self.space.excess(rollout.states).sum(-1)
 
 
+@dataclass(frozen=True)
+class WayLength:
+    """Control steps that a plan's way takes at full speed, as a share of `longest`, times `weight`: of ways that lead
+    to the same place the short one. `low` and `high` [a]: one control step's limits."""
+
+    low: Float[Tensor, "a"]
+    high: Float[Tensor, "a"]
+    longest: int
+    weight: float
+    name: str = "way_length"
+
+    def __call__(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b n"]:
+        steps = torch.maximum(actions / self.high, actions / self.low).amax(dim=-1).sum(dim=-1)
+        return self.weight * steps / self.longest
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A constraint as a soft wish: `weight` times how far it is broken is added to the cost."""
+
+    rule: Constraint
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise InputError(f"The weight of a penalty must be at least 0 and finite, got {self.weight}.")
+
+    @property
+    def name(self) -> str:
+        return f"soft_{self.rule.name}"
+
+    def __call__(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b n"]:
+        return self.weight * self.rule(rollout, actions)
+
+
 class PlanningCost:
     """The cost function a planner sees: world model, contexts and terms closed over, nothing else known.
 
-    `context` holds one row a problem. Differentiable in the actions.
+    `context` holds one row a problem. With `legs` a model step is planned as so many displacements one after
+    the other: the model sees their sum, terms and constraints each of them. Differentiable in the actions.
     """
 
     def __init__(
@@ -117,15 +157,18 @@ class PlanningCost:
         constraints: Sequence[Constraint] = (),
         *,
         chunk: int = CHUNK,
+        legs: int = 1,
     ) -> None:
         names = [term.name for term in terms] + [rule.name for rule in constraints]
         if len(set(names)) != len(names) or not terms:
             raise InputError(f"Cost terms need distinct names and at least one of them, got {names}.")
         self.model, self.context, self.terms, self.constraints = model, context, terms, constraints
-        self.chunk = chunk
+        self.chunk, self.legs = chunk, legs
 
     def imagine(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Rollout:
         """The futures the world model expects under `actions`."""
+        if self.legs > 1:
+            actions = actions.unflatten(2, (-1, self.legs)).sum(3)
         return self.model.rollout(self.context.select(problems), actions, chunk=self.chunk)
 
     def by_term(

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,9 +24,11 @@ from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_text
 from vjepa_mpc.executor import Executor
+from vjepa_mpc.fixed_rate import FixedRate, Metronome
+from vjepa_mpc.governors import Guards
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
-from vjepa_mpc.robots.task import Task
+from vjepa_mpc.robots.task import Task, intrusion
 from vjepa_mpc.robots.tasks import MANIFEST_SEEDS, Manifest, Pair
 from vjepa_mpc.robots.world import MujocoWorld, vary_world
 from vjepa_mpc.world_model import WorldModel
@@ -39,6 +42,21 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
+    """One-sided upper bound of a proportion of which `count` of `n` were seen, exact (Clopper and Pearson 1934): the
+    rate at which so few would be seen with probability 1 - confidence."""
+    if n < 1 or not 0 <= count <= n:
+        raise InputError(f"A bound needs episodes, and no more cases than episodes; got {count} of {n}.")
+    if count == n:
+        return 1.0
+    low, high = count / n, 1.0
+    for _ in range(60):
+        rate = (low + high) / 2
+        few = sum(math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(count + 1))
+        low, high = (rate, high) if few > 1 - confidence else (low, rate)
+    return high
 
 
 @runtime_checkable
@@ -61,8 +79,15 @@ class Policy(Protocol):
 class PlannedPolicy:
     """A world model and a planner in closed loop."""
 
-    def __init__(self, model: WorldModel, planner: Planner, settings: ControlSettings, name: str = "planner") -> None:
-        self.model, self.planner, self.settings, self.name = model, planner, settings, name
+    def __init__(
+        self,
+        model: WorldModel,
+        planner: Planner,
+        settings: ControlSettings,
+        name: str = "planner",
+        guards: Guards | None = None,
+    ) -> None:
+        self.model, self.planner, self.settings, self.name, self.guards = model, planner, settings, name, guards
         self._state = ControllerState()
         self._figures: dict[str, float] = {}
 
@@ -70,7 +95,7 @@ class PlannedPolicy:
         self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
     ) -> None:
         generator = torch.Generator(self.model.device).manual_seed(seed)
-        self._controller = Controller(self.model, self.planner, goal, self.settings, generator)
+        self._controller = Controller(self.model, self.planner, goal, self.settings, generator, self.guards)
         self._state = ControllerState()
 
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
@@ -84,6 +109,48 @@ class PlannedPolicy:
 
     def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
         self._state = self._controller.applied(applied, self._state)
+        return self._figures
+
+
+class FixedRatePolicy(PlannedPolicy):
+    """The same at a fixed rate: an action every `period_s` of wall time, whether or not a plan is done. What it
+    does depends on the machine."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        planner: Planner,
+        settings: ControlSettings,
+        period_s: float,
+        name: str = "planner",
+        guards: Guards | None = None,
+    ) -> None:
+        super().__init__(model, planner, settings, name, guards)
+        self.period_s = period_s
+        self._pool: ThreadPoolExecutor | None = None
+
+    def begin(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        super().begin(goal, goal_state, seed)
+        if self._pool is not None:
+            self._pool.shutdown()  # the last episode's plan is not wanted any more, but it holds the generator
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self._loop, self._metronome = FixedRate(self._controller, self._pool.submit), Metronome(self.period_s)
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        self._metronome.wait()
+        tick = self._loop.tick(observation)
+        spent = tick.decision.plan.evaluations if tick.decision is not None and tick.executed == "planned" else 0
+        self._figures = {
+            "latent_cost": tick.view.latent_cost,
+            "evaluations": spent,
+            "reached": float(tick.reached),
+        }
+        return tick.action
+
+    def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
+        self._loop.applied(applied)
         return self._figures
 
 
@@ -188,7 +255,9 @@ class GreedyPixelPolicy(RandomPolicy):
 class EpisodeResult:
     """One episode. `distances[i]` [m, as the task judges them] after action i, `latent_costs[i]` of the view
     before it; `milliseconds` of each decision; `model_reached`: after how many steps the model itself first
-    judged the goal (the last, where there are sub-goals) reached and held (None: never)."""
+    judged the goal (the last, where there are sub-goals) reached and held (None: never); `intrusion`: how deep [m] the
+    end effector was, at worst, in a region the task forbids (at every physics step where the robot tells its way, else
+    after every action)."""
 
     index: int
     start_distance: float
@@ -199,6 +268,7 @@ class EpisodeResult:
     latent_costs: tuple[float, ...]
     milliseconds: tuple[float, ...]
     evaluations: int
+    intrusion: float = 0.0
 
 
 class Arena:
@@ -245,7 +315,7 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
     observation = robot.place(np.asarray(pair.start))
     start_distance = task.distance(robot.true_state(), goal_state)
     seeds = np.random.SeedSequence((arena.seed, index)).generate_state(len(stages))
-    distances, costs, times, evaluations, reached = [], [], [], 0, None
+    distances, costs, times, evaluations, reached, deepest = [], [], [], 0, None, 0.0
     begins = [0, *(stage.until for stage, _ in stages[:-1])]
     for step in range(task.step_budget):
         if step in begins:
@@ -256,6 +326,7 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
         times.append(round(1e3 * (time.perf_counter() - started), 2))
         figures = policy.note(robot.apply(action))
         observation = robot.observe()
+        deepest = max(deepest, intrusion(robot, task))
         distances.append(round(task.distance(robot.true_state(), goal_state), 5))
         evaluations += int(figures.get("evaluations", 0))
         if "latent_cost" in figures:
@@ -265,7 +336,7 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
     robot.stop()
     return EpisodeResult(
         index, round(start_distance, 5), tuple(distances), task.hit(distances), task.held(distances),
-        reached, tuple(costs), tuple(times), evaluations,
+        reached, tuple(costs), tuple(times), evaluations, round(deepest, 5),
     )  # fmt: skip
 
 
@@ -343,4 +414,9 @@ def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
             "of_which_held": sum(result.held for result in judged),
         },
     }
+    entered = sum(result.intrusion > 0 for result in results)
+    summary["violations"] = {
+        "count": entered, "rate": entered / n, "upper_95": upper_bound(entered, n),
+        "deepest_m": max(result.intrusion for result in results),
+    }  # fmt: skip
     return summary

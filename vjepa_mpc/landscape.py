@@ -19,11 +19,13 @@ from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.costs import GoalDistance, PlanningCost
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.energy import EnergyLandscape, energy_slice
+from vjepa_mpc.log_fit import check_numbers, check_period
 from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
 
 FREE_AXES = 2
+ANOTHER_MODEL = "or give a model that was trained on such logs"
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,12 @@ class Moment:
 def logged_moment(model: WorldModel, store: ZarrStore, episode: int, frame: int) -> Moment:
     """Frame `frame` of an episode, the frame one model step later, and the sum of the actions between.
 
-    `InputError` when there is no such episode, frame or camera, or the log is of other actions.
+    `InputError` when there is no such episode, frame or camera, or the log's states or actions are other ones: of
+    another state model, names, units or control period.
     """
     config = model.config
+    check_numbers(config.robot, store.spec, ANOTHER_MODEL)
+    check_period(config.robot, store.spec, ANOTHER_MODEL)
     if not 0 <= episode < len(store):
         raise InputError(f"There is no episode {episode} among {len(store)}; they are numbered from 0.")
     if config.camera not in store.spec.cameras:
@@ -55,10 +60,6 @@ def logged_moment(model: WorldModel, store: ZarrStore, episode: int, frame: int)
         )
     part = store.read(episode, frame, frame + config.stride + 1)
     action = part.actions.sum(axis=0)
-    if len(action) != len(config.robot.action_names):
-        raise InputError(
-            f"The log's actions have {len(action)} values, {config.robot.name}'s {len(config.robot.action_names)}."
-        )
     pictures = part.images[config.camera]
     return Moment(pictures[0], part.states[0].astype(np.float64), pictures[-1], action.astype(np.float64))
 

@@ -21,7 +21,7 @@ from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.energy import energy_slice, plot_energy
 from vjepa_mpc.memory import peak_bytes
-from vjepa_mpc.planning import Goal, Outcome
+from vjepa_mpc.planning import Goal, OrderedOutcome
 from vjepa_mpc.world_model import WEIGHTS, WorldModel
 
 SCHEMA = "vjepa-mpc-plan-1"
@@ -54,12 +54,11 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """What was planned with, for the record. `goal` is the last one, `sub_goals` those before it. `options` are the
-    command line's; `model` names the weights."""
+    """What was planned with, for the record. `goals` and what there is to warn of each: the last is the goal, those
+    before it sub-goals. `options` are the command line's; `model` names the weights."""
 
-    goal: Goal
-    sub_goals: Sequence[Goal]
-    goal_warning: str | None
+    goals: Sequence[Goal]
+    warnings: Sequence[str | None]
     goal_state: Float[np.ndarray, "s"] | None
     controller: Controller
     model: str
@@ -77,14 +76,17 @@ def describe(setting: Setting) -> dict[str, Any]:
     robot = config.robot
     return {
         "goal": {
-            "file": str(setting.goal.path),
-            "sha256": setting.goal.sha256,
+            "file": str(setting.goals[-1].path),
+            "sha256": setting.goals[-1].sha256,
             "score": controller.goal_score,
             "score_limit": calibration.goal_score,
             "state": None if setting.goal_state is None else setting.goal_state.tolist(),
         },
-        "sub_goals": [{"file": str(goal.path), "sha256": goal.sha256} for goal in setting.sub_goals],
-        "goal_warning": setting.goal_warning,
+        "sub_goals": [
+            {"file": str(goal.path), "sha256": goal.sha256, "goal_warning": warning}
+            for goal, warning in zip(setting.goals[:-1], setting.warnings[:-1], strict=True)
+        ],
+        "goal_warning": setting.warnings[-1],
         "notes": list(setting.notes),
         "model": {
             "source": setting.model,
@@ -117,10 +119,15 @@ def describe(setting: Setting) -> dict[str, Any]:
     }
 
 
-def episode_record(setting: Setting, outcome: Outcome, timing: Mapping[str, float]) -> dict[str, Any]:
-    """plan.json of a closed loop: every step with actions in the robot's units, costs by term and times."""
+def episode_record(setting: Setting, outcome: OrderedOutcome, timing: Mapping[str, float]) -> dict[str, Any]:
+    """plan.json of a closed loop: every step with actions in the robot's units, costs by term and times, and how each
+    sub-goal ended (null: its turn never came)."""
     times = [record.milliseconds for record in outcome.records]
     rows = [_step(record, sent=index < outcome.actions) for index, record in enumerate(outcome.records)]
+    shared = describe(setting)
+    for index, sub_goal in enumerate(shared["sub_goals"]):
+        ended, actions = outcome.stages[index] if index < len(outcome.stages) else (None, 0)
+        sub_goal |= {"exit_reason": ended, "actions": actions}
     return {
         "schema": SCHEMA,
         "kind": "closed loop",
@@ -134,7 +141,7 @@ def episode_record(setting: Setting, outcome: Outcome, timing: Mapping[str, floa
             "step_ms_median": round(statistics.median(times), 2) if times else None,
             "step_ms_max": round(max(times), 2) if times else None,
         },
-        **describe(setting),
+        **shared,
     }
 
 
@@ -151,6 +158,10 @@ def _step(record: StepRecord, *, sent: bool) -> dict[str, Any]:
         "milliseconds": round(record.milliseconds, 2),
         "evaluations": record.evaluations,
         "reached": record.reached,
+        "held_by": list(record.held_by),
+        "executed": record.executed,
+        "plan_age": record.plan_age,
+        "late_ms": round(record.late_ms, 2),
     }
 
 

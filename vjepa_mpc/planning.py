@@ -27,11 +27,14 @@ from vjepa_mpc.controller import (
     ControlSettings,
     Decision,
     StepRecord,
+    View,
     Watcher,
     run_episode,
 )
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
+from vjepa_mpc.fixed_rate import run_at_fixed_rate
+from vjepa_mpc.governors import Guards
 from vjepa_mpc.images import load_image
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, Robot, RobotSpec, SimulatedRobot, StateSpec
@@ -42,7 +45,7 @@ START_TRIES = 50
 CLEARLY_AWAY = 2.0
 """A drawn start is preferably this many times `reached_cost` from the goal, or more."""
 
-End = Literal["reached", "max_steps", "interrupted", "failed"]
+End = Literal["reached", "max_steps", "stalled", "interrupted", "failed"]
 
 
 @dataclass(frozen=True)
@@ -133,17 +136,21 @@ class GoalController(Controller):
         goal: UInt8[np.ndarray, "height width 3"],
         settings: ControlSettings,
         generator: torch.Generator,
+        guards: Guards | None = None,
     ) -> None:
-        super().__init__(model, planner, goal, settings, generator)
+        super().__init__(model, planner, goal, settings, generator, guards)
         self.first: Decision | None = None
 
-    def step(self, observation: Observation, state: ControllerState) -> tuple[Decision, ControllerState]:
+    def see(self, observation: Observation, state: ControllerState) -> tuple[View, ControllerState]:
         if not np.isfinite(observation.proprioception).all():
             raise InputError(
                 f"{self.model.config.robot.name} reports the state {observation.proprioception.tolist()}, which is "
                 "not finite; check its sensors."
             )
-        decision, state = super().step(observation, state)
+        return super().see(observation, state)
+
+    def decide(self, view: View, state: ControllerState) -> tuple[Decision, ControllerState]:
+        decision, state = super().decide(view, state)
         if self.first is None:
             self.first = decision
         return decision, state
@@ -153,7 +160,8 @@ class GoalController(Controller):
 class Outcome:
     """What a closed loop came to: its records, how it ended, and the error if it failed.
 
-    The last record of an `ended` "reached" or "max_steps" is of the final view: its action was not sent.
+    The last record of an `ended` "reached", "max_steps" or "stalled" (the watchdog's) is of the final view: its
+    action was not sent.
     """
 
     records: tuple[StepRecord, ...]
@@ -163,7 +171,7 @@ class Outcome:
     @property
     def actions(self) -> int:
         """How many actions the robot was sent."""
-        return len(self.records) - (self.ended in ("reached", "max_steps"))
+        return len(self.records) - (self.ended in ("reached", "max_steps", "stalled"))
 
 
 class _Log:
@@ -187,8 +195,11 @@ def reach(
     max_steps: int,
     watchers: Sequence[Watcher] = (),
     distance: Callable[[], float] | None = None,
+    period_s: float | None = None,
 ) -> Outcome:
     """Drive `robot` until the model judges the goal reached and held, for `max_steps` actions, or to Ctrl-C.
+
+    With `period_s` an action goes out that often, and no plan is waited for (`vjepa_mpc.fixed_rate`).
 
     The robot is stopped in any case. An error ends the loop like Ctrl-C does, so that what was recorded can
     be saved; it is in the outcome, to be raised after that. `distance` (m to the goal) is for the records only.
@@ -197,8 +208,14 @@ def reach(
     ended: End = "failed"
     error: Exception | None = None
     try:
-        run_episode(controller, robot, max_steps=max_steps, watchers=[log], distance=distance)
-        ended = "reached" if log.records[-1].reached else "max_steps"
+        if period_s is None:
+            run_episode(controller, robot, max_steps=max_steps, watchers=[log], distance=distance)
+        else:
+            run_at_fixed_rate(
+                controller, robot, period_s=period_s, max_steps=max_steps, watchers=[log], distance=distance
+            )
+        last = log.records[-1]
+        ended = "reached" if last.reached else "stalled" if "watchdog" in last.held_by else "max_steps"
     except KeyboardInterrupt:
         ended = "interrupted"
     except Exception as caught:
@@ -227,8 +244,16 @@ def plan_through(
         with torch.no_grad():
             problem = torch.zeros(1, dtype=torch.long, device=controller.model.device)
             future = before.cost.imagine(before.plan.actions[:, None], problem)
-        decisions.append(controller.decide(future.latents[:, 0, -1], future.states[:, 0, -1], ControllerState())[0])
+        there = controller.look(future.latents[:, 0, -1], future.states[:, 0, -1], ControllerState())
+        decisions.append(controller.decide(*there)[0])
     return decisions
+
+
+@dataclass(frozen=True)
+class OrderedOutcome(Outcome):
+    """Of several goals in order: `stages` says how each that was begun ended, and after how many actions of its own."""
+
+    stages: tuple[tuple[End, int], ...] = ()
 
 
 def reach_in_order(
@@ -238,30 +263,52 @@ def reach_in_order(
     max_steps: int,
     watchers: Sequence[Watcher] = (),
     distance: Callable[[], float] | None = None,
-) -> Outcome:
+    period_s: float | None = None,
+    turn: Callable[[int], None] = lambda goal: None,
+) -> OrderedOutcome:
     """Drive `robot` to several goals one after the other; `max_steps` actions at most for each.
 
     A goal that was not reached by then is left for the next one, as V-JEPA 2-AC's sub-goals are. How it ended is
-    said of the last goal. A goal's final view is the first one of the next, and is recorded once.
+    said of the last goal. A goal's final view is the first one of the next, and is recorded once, as that; watchers
+    see what is recorded. `turn` is called with a goal's number before its first view.
     """
     done: list[StepRecord] = []
-    for controller in controllers:
-        numbered = _Renumbered(watchers, len(done))
-        outcome = reach(controller, robot, max_steps=max_steps, watchers=[numbered], distance=distance)
+    stages: list[tuple[End, int]] = []
+    for number, controller in enumerate(controllers):
+        turn(number)
+        numbered = _Renumbered(watchers, len(done), max_steps, last=controller is controllers[-1])
+        outcome = reach(
+            controller, robot, max_steps=max_steps, watchers=[numbered], distance=distance, period_s=period_s
+        )
+        stages.append((outcome.ended, outcome.actions))
         own = [replace(record, step=record.step + len(done)) for record in outcome.records]
-        if controller is controllers[-1] or outcome.ended not in ("reached", "max_steps"):
-            return Outcome((*done, *own), outcome.ended, outcome.error)
+        if controller is controllers[-1] or outcome.ended not in ("reached", "max_steps", "stalled"):
+            numbered.release()
+            return OrderedOutcome((*done, *own), outcome.ended, outcome.error, tuple(stages))
         done += own[:-1]
     raise AssertionError("there was no goal")
 
 
 class _Renumbered:
-    """Hands records on with the number of the step since the first goal."""
+    """Hands records on with the number of the step since the first goal. The final view of a goal that another one
+    follows is that one's first, and is held back, unless Ctrl-C lets nothing follow."""
 
-    def __init__(self, watchers: Sequence[Watcher], first: int) -> None:
-        self.watchers, self.first = watchers, first
+    def __init__(self, watchers: Sequence[Watcher], first: int, max_steps: int, *, last: bool) -> None:
+        self.watchers, self.first, self.max_steps, self.last = watchers, first, max_steps, last
+        self.held: StepRecord | None = None
 
     def step(self, record: StepRecord) -> None:
+        if not self.last and (record.reached or record.step == self.max_steps or "watchdog" in record.held_by):
+            self.held = record
+        else:
+            self._hand_on(record)
+
+    def release(self) -> None:
+        """Hand on what is held back."""
+        if self.held is not None:
+            self._hand_on(self.held)
+
+    def _hand_on(self, record: StepRecord) -> None:
         for watcher in self.watchers:
             watcher.step(replace(record, step=record.step + self.first))
 

@@ -98,6 +98,13 @@ class VideoRecorder:
             raise _OnlyTrying  # better to learn now than after the episode that nothing can be written
         self._goal = goal_image.copy()
 
+    def turn(self, goal_image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Show another goal from the next frame on; the curve goes on."""
+        assert self._goal is not None, "start() comes before turn()"
+        self._goal = goal_image.copy()
+        if self._canvas is not None:
+            self._canvas.turn(self._goal)
+
     def step(self, record: RecordedStep) -> None:
         """Add one frame. The first one's picture size is that of the whole video."""
         assert self._goal is not None, "start() comes before step()"
@@ -195,6 +202,12 @@ class _Canvas:
         self._font = ImageFont.load_default(12)
         self._goal = _fitted(Image.fromarray(goal), self._panel)
         self._costs: list[float] = []
+
+    def turn(self, goal: UInt8[np.ndarray, "gh gw 3"]) -> None:
+        """The goal picture from now on."""
+        from PIL import Image
+
+        self._goal = _fitted(Image.fromarray(goal), self._panel)
 
     def draw(self, record: RecordedStep) -> UInt8[np.ndarray, "height width 3"]:
         """The frame of one step, which joins the curve."""

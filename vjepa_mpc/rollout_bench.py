@@ -7,6 +7,7 @@ is a clone of facebookresearch/vjepa2 that the caller names: nothing of it is in
 from __future__ import annotations
 
 import importlib
+import logging
 import statistics
 import sys
 import time
@@ -162,6 +163,8 @@ def _published(clone: Path | None) -> Iterator[dict[str, ModuleType] | None]:
         layers.drop_path = lambda x, *_: x
         sys.modules |= {name: ModuleType(name) for name in ("timm", "timm.models")} | {"timm.models.layers": layers}
     sys.path.insert(0, str(clone))
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # it reports every plan, into what is printed and into what is timed
     try:
         yield {
             "predictor": importlib.import_module("src.models.ac_predictor"),
@@ -170,6 +173,7 @@ def _published(clone: Path | None) -> Iterator[dict[str, ModuleType] | None]:
     except ImportError as error:
         raise InputError(f"The clone at {clone} cannot be imported ({error}); install what it needs.") from error
     finally:
+        logging.disable(disabled)
         sys.path.remove(str(clone))
         for name in set(sys.modules) - before:
             if name.split(".")[0] in ("src", "notebooks", "timm"):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.core.poses import integrate_pose
+from vjepa_mpc.core.poses import integrate_pose, pose_difference
 from vjepa_mpc.robots.base import RobotSpec
 
 FREQUENCIES = (1, 2, 4, 8)
@@ -123,7 +123,9 @@ class PoseStates(nn.Module):
         return over[..., :3].sum(-1)
 
     def difference(self, a: Float[Tensor, "*n s"], b: Float[Tensor, "*n s"]) -> Float[Tensor, "*n s"]:
-        return b - a
+        """The displacement from a to b (m, rad, gripper): its angles are those of R_b R_a^T, as an action's are,
+        so that neither the seam at +-pi nor the two spellings of one rotation make near poses far."""
+        return pose_difference(a, b)
 
 
 StateSpace = JointStates | PoseStates

@@ -242,13 +242,13 @@ def build_world_model(config: WorldModelConfig) -> WorldModel:
         return WorldModel(config, frame_encoder(config.encoder))
 
 
-def default_card(config: WorldModelConfig) -> str:
-    """A model card: what the model is, for which robot, from which data."""
+def default_card(config: WorldModelConfig, command: str = "train") -> str:
+    """A model card: what the model is, for which robot, from which data; `command` of vjepa-mpc wrote it."""
     robot, latent, predictor = config.robot, config.latent, config.predictor
     rows = [
         f"# World model for {robot.name}",
         "",
-        "A frozen V-JEPA encoder and an action-conditioned predictor, written by `vjepa-mpc train`.",
+        f"A frozen V-JEPA encoder and an action-conditioned predictor, written by `vjepa-mpc {command}`.",
         "",
         f"- robot: {robot.name}; actions {', '.join(robot.action_names)} in {', '.join(robot.action_units)}; "
         f"control period {robot.control_period_s} s",

@@ -41,6 +41,7 @@ from vjepa_mpc.planners.testing.same import (
     check_batch_equals_loop,
     check_global_generators_untouched,
     check_problems_stop_one_by_one,
+    check_same_on_cuda,
     check_same_seed_same_plan,
     check_units,
 )
@@ -52,6 +53,7 @@ CHECKS: tuple[Callable[[PlannerFactory], None], ...] = (
     check_batch_equals_loop,
     check_problems_stop_one_by_one,
     check_units,
+    check_same_on_cuda,
     check_bounds_kept,
     check_never_worse_than_start,
     check_makes_progress,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa_mpc.planners.base import Budget, Evaluation
+from vjepa_mpc.planners.base import Bounds, Budget, Evaluation
 from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, assert_near, box, distinct_goals, generators, solve
 
 
@@ -106,3 +106,17 @@ def check_problems_stop_one_by_one(make: PlannerFactory) -> None:
     plan = solve(make(box(2)), Bowl(goals), init, budget=Budget(target=easy))
     assert [ending.stopped for ending in plan.endings] == ["target"] * 3, "an easy target was not seen to be met"
     assert bool((plan.cost <= easy).all()), "the answer said to meet the target does not"
+
+
+def check_same_on_cuda(make: PlannerFactory) -> None:
+    """Where there is a GPU: from the start of the same seed a smooth problem ends at the same place as on the CPU, to
+    the tolerance of a search (the two generators draw other numbers)."""
+    if not torch.cuda.is_available():
+        return
+    goals = distinct_goals(1, 2, 2)
+    here = solve(make(box(2)), Bowl(goals), torch.zeros(1, 2, 2))
+    bounds = Bounds(-torch.ones(2, device="cuda"), torch.ones(2, device="cuda"))
+    rng = [torch.Generator("cuda").manual_seed(0)]
+    there = solve(make(bounds), Bowl(goals.cuda()), torch.zeros(1, 2, 2, device="cuda"), rng=rng)
+    assert there.actions.is_cuda, "the plan left the GPU"
+    assert_near(there.cost.cpu(), here.cost, 0.15, "the cost reached on the GPU")

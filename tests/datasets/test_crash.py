@@ -81,6 +81,7 @@ def test_killing_the_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killing_the_writer_fifty_times(tmp_path: Path) -> None:
     kill_many_times(tmp_path / "a.zarr", kills=50)
 

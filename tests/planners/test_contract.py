@@ -29,6 +29,8 @@ from vjepa_mpc.planners import (
     GradientPlanner,
     GradientSettings,
     ICEMSettings,
+    LagrangianLBFGS,
+    LagrangianLBFGSSettings,
     LBFGSSettings,
     Limits,
     Lines,
@@ -94,6 +96,7 @@ PLANNERS: dict[str, PlannerFactory] = {
     "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
     "gradient-noisy": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=60, action_noise=0.005)),
     "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=4, steps=30)),
+    "lagrangian": lambda bounds: LagrangianLBFGS(bounds, LagrangianLBFGSSettings(starts=4, steps=30, rounds=3)),
     "cem-then-lbfgs": lambda bounds: Refined(
         CEM(bounds, CEMSettings(samples=64, elites=8, iterations=12)), LBFGS(bounds, LBFGSSettings(starts=2, steps=12))
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from typer.testing import CliRunner
 from vjepa_mpc.cli.main import build_app
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.clips import Clip
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.log_fit import check_numbers, check_period
 from vjepa_mpc.pretrain.data import ClipBatches
 from vjepa_mpc.pretrain.memory import training_memory
 from vjepa_mpc.pretrain.predictor import PredictorLearner
-from vjepa_mpc.pretrain.run import Source, continued_settings, pretrain_encoder, train_world_model
+from vjepa_mpc.pretrain.run import Source, continued_model, continued_settings, pretrain_encoder, train_world_model
+from vjepa_mpc.vjepa2_ac import franka_spec
 from vjepa_mpc.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -47,19 +51,70 @@ def test_training_goes_on_from_a_model(place: Path, tmp_path: Path) -> None:
     assert result.finished
     after = WorldModel.from_pretrained(tmp_path / "out" / "model")
     assert after.config.robot.name == "mine" and after.config.calibration is not None
-    assert after.config.training["encoder"]["init"]["sha256"] and after.config.predictor == before.config.predictor
+    history = after.config.training
+    assert set(history["encoder"]) == {"sha256"} and len(history["init"]["sha256"]) == 64
+    assert history["init"]["encoder"] == before.config.training["encoder"] and history["init"]["steps"] == 20
+    assert after.config.predictor == before.config.predictor
     old, new = before.state_dict(), after.state_dict()
     moved = {name for name in old if not torch.equal(old[name], new[name])}
     assert moved and all(name.startswith("predictor.") for name in moved)
     assert max(float((old[name] - new[name]).abs().max()) for name in moved) < 1e-2
 
 
-def test_another_kind_of_log_is_refused(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action_units": ("deg", "deg")}, r"action_units = ('rad', 'rad'), and the store ('deg', 'deg')"),
+        ({"state_names": ("y", "x")}, "state_names = ('x', 'y'), and the store ('y', 'x')"),
+        ({"action_names": ("dy", "dx")}, "action_names = ('dx', 'dy'), and the store ('dy', 'dx')"),
+        ({"state_periodic": (False, False)}, "state_periodic = (True, False), and the store (False, False)"),
+        ({"control_period_s": 1 / 15}, "control_period_s = 0.1, and the store 0.06667: import the logs at its rate "
+            "(`data import --rate 10`), or say --other-period"),
+        ({"state_high": (4.0, 4.0)}, "state_high = [2.0, 2.0], and the store [4.0, 4.0]"),
+        ({"action_low": (-0.2, -0.3)}, "action_low = [-0.3, -0.3], and the store [-0.2, -0.3], and joints are fed to "
+            "the predictor in units of these: say --keep-limits"),
+    ],
+)  # fmt: skip
+def test_another_kind_of_log_is_refused(place: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """What stays unsaid would change the predictor's inputs, or what they mean."""
     start = WorldModel.from_pretrained(place / "run" / "model")
-    other = make_store(tmp_path / "mine.zarr", action_units=("deg", "deg"))
-    settings = continued_settings(start.config, frames=2, **{**LEARNING, "rollout_steps": 1})
-    with pytest.raises(InputError, match=r"action_units = \('rad', 'rad'\), and the store \('deg', 'deg'\)"):
-        train_world_model(Source(other), tmp_path / "out", start, settings, training(1), CPU)
+    other = ZarrStore.open(make_store(tmp_path / "mine.zarr", episodes=1, **change))
+    with pytest.raises(InputError, match=re.escape(message)):
+        continued_model(start, other, "top")
+
+
+def test_a_chosen_difference_is_gone_on_with(place: Path, tmp_path: Path) -> None:
+    """Another period when allowed; limits that the model's enclose, whose features then stay as they were."""
+    start = WorldModel.from_pretrained(place / "run" / "model")
+    within = {"action_low": (-0.2, -0.3), "state_high": (1.5, 2.0), "state_low": (-2.0, -1.0)}
+    other = ZarrStore.open(make_store(tmp_path / "a.zarr", episodes=1, control_period_s=0.2, **within))
+    state, action = torch.tensor([[0.4, 0.9]]), torch.tensor([[0.1, -0.1]])
+    before = start.states.action_features(action, state)
+    model = continued_model(start, other, "top", other_period=True, keep_limits=True)
+    assert torch.equal(model.states.action_features(action, state), before)
+    assert model.config.robot.control_period_s == 0.2 and model.config.robot.action_low == (-0.3, -0.3)
+    beyond = ZarrStore.open(make_store(tmp_path / "b.zarr", episodes=1, state_low=(-2.0, -2.5), state_high=(1.0, 1.0)))
+    with pytest.raises(InputError, match=r"and the store \[-2.0, -2.5\].*leave logs beyond"):
+        continued_model(model, beyond, "top", other_period=True, keep_limits=True)
+
+
+def test_poses_are_the_same_by_either_name_and_whatever_their_limits() -> None:
+    """Imports call the displacement of x d_x, and say of a pose's pitch that it does not wrap."""
+    own = franka_spec()
+    imported = replace(
+        own, action_names=tuple(f"d_{name}" for name in own.state_names),
+        state_periodic=tuple(name in ("roll", "yaw") for name in own.state_names), action_high=(0.01,) * 7,
+    )  # fmt: skip
+    check_numbers(own, imported, "or not")
+    with pytest.raises(InputError, match=r"control_period_s = 0\.25, and the store 0\.06667"):
+        check_period(own, replace(imported, control_period_s=1 / 15), "or not")
+    swapped = ("d_y", "d_x", *imported.action_names[2:])
+    with pytest.raises(InputError, match=r"and the store .'d_y', 'd_x'"):
+        check_numbers(own, replace(imported, action_names=swapped), "or not")
+
+
+def test_clips_longer_than_the_model_are_refused(place: Path) -> None:
+    start = WorldModel.from_pretrained(place / "run" / "model")
     with pytest.raises(InputError, match="4 frames are longer than the 3"):
         continued_settings(start.config, frames=4, **LEARNING)
 
@@ -132,6 +187,9 @@ def test_the_command_says_the_need_and_refuses_what_does_not_go_together(place: 
         ((), "either --encoder"),
         (("--init", place / "run", "--width", 64), "--width is part of the model"),
         (("--encoder", "pixels", "--need"), "--need counts for a model"),
+        (("--encoder", "pixels", "--keep-limits"), "are for going on from a model"),
+        (("--init", place / "run", "--lr", 0), "learning rate must be positive, got 0"),
+        (("--encoder", "pixels", "--lr", 0), "learning rate must be positive, got 0"),
     ):
         refused = run(*arguments)
         assert isinstance(refused.exception, InputError) and message in str(refused.exception)

@@ -31,6 +31,7 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "published": ("published", "PublishedCEM", "PublishedSettings", {}),
     "gradient": ("gradient", "GradientPlanner", "GradientSettings", _STARTS),
     "lbfgs": ("lbfgs", "LBFGS", "LBFGSSettings", _STARTS),
+    "lagrangian": ("lagrangian", "LagrangianLBFGS", "LagrangianLBFGSSettings", _STARTS),
 }
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
@@ -210,28 +211,46 @@ def planner_and_control(
     iterations: int | None,
     elites: int | None,
     settings: Sequence[str],
+    legs: int = 1,
+    deadline_s: float | None = None,
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
     if preset is None:
         made = make_planner(
-            planner, model.action_bounds, samples=samples, iterations=iterations, elites=elites, settings=settings
+            planner, leg_bounds(model, legs), samples=samples, iterations=iterations, elites=elites, settings=settings
         )
-        return made, control_settings(model, horizon=horizon, running=1.0)
+        return made, control_settings(model, horizon=horizon, running=1.0, legs=legs, deadline_s=deadline_s)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    if planner != "cem" or settings:
-        raise InputError(f"--preset {preset} is a planner with its settings; leave --planner and --set out.")
+    if planner != "cem" or settings or legs != 1 or deadline_s is not None:
+        raise InputError(
+            f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs and --deadline out."
+        )
     from vjepa_mpc.vjepa2_ac import published_control, published_planner
 
     own = published_planner(model, samples=samples, elites=elites, iterations=iterations)
     return own, published_control(horizon)
 
 
-def control_settings(model: WorldModel, *, horizon: int | None, running: float) -> Any:
+def control_settings(
+    model: WorldModel, *, horizon: int | None, running: float, legs: int = 1, deadline_s: float | None = None
+) -> Any:
     """The controller's settings from the command line's options; by default as far ahead as `model` can see."""
     from vjepa_mpc.controller import ControlSettings
+    from vjepa_mpc.planners.base import Budget
 
-    return ControlSettings(horizon=model.longest_horizon if horizon is None else horizon, running=running)
+    if deadline_s is not None and not 0 < deadline_s < float("inf"):
+        raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
+    ahead = model.longest_horizon if horizon is None else horizon
+    return ControlSettings(horizon=ahead, running=running, legs=legs, budget=Budget(deadline_s=deadline_s))
+
+
+def leg_bounds(model: WorldModel, legs: int) -> Bounds:
+    """The box of one leg of a model step that is planned as `legs` of them."""
+    from vjepa_mpc.planners.base import Bounds
+
+    bounds = model.action_bounds
+    return bounds if legs == 1 else Bounds(bounds.low / legs, bounds.high / legs)
 
 
 def parse_levels(texts: Sequence[str]) -> dict[str, float]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from vjepa_mpc.core.errors import unknown_name
 
 if TYPE_CHECKING:
+    from vjepa_mpc.checkpoints import EncoderKey
     from vjepa_mpc.conversion import ConversionReport
 
 KEYS = ("encoder", "target_encoder")
@@ -41,9 +42,10 @@ def convert(
     from vjepa_mpc.conversion import ConversionSettings, convert
 
     settings = ConversionSettings(
-        key=key, heads=heads, predictor_heads=predictor_heads, size=size, crop_aspect=crop_aspect, frames=frames,
+        key=cast("EncoderKey | None", key), heads=heads,
+        predictor_heads=predictor_heads, size=size, crop_aspect=crop_aspect, frames=frames,
         encoder_only=encoder_only, dtype=dtype,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     made = convert(file, out, settings, beside=beside)
     if json_output:
         typer.echo(json.dumps(asdict(made), indent=2))

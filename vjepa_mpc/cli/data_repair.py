@@ -15,8 +15,8 @@ def repair(
     store: Path = typer.Argument(..., help="The store; its bookkeeping is mended in place."),
     json_output: bool = typer.Option(False, "--json", help="Print the report as JSON."),
 ) -> None:
-    """Make a lost table, list of episodes or array description anew from what is left, remove what a dead writer left
-    over, and read every episode. Leaves with 3 when some cannot be read.
+    """Make a lost table, list of episodes or array description anew from what is left, move what lies past the last
+    episode to meta/aside-N in the store, and read every episode. Leaves with 3 when some cannot be read.
     """
     from vjepa_mpc.datasets.repairing import repair as run
 

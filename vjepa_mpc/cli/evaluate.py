@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli import guarding
 from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
     from vjepa_mpc.evaluation import EpisodeResult
+
+
+GUARDRAILS = "Guardrails"
 
 
 def evaluate(
@@ -30,6 +35,25 @@ def evaluate(
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
     greedy: bool = typer.Option(False, "--greedy/--no-greedy", help="Also greedy-pixel, a slow floor."),
+    guarded: bool = typer.Option(
+        False, "--guarded", help="Guard the regions that the task forbids; the unguarded planner is played beside it."
+    ),
+    plain: bool = typer.Option(True, "--plain/--no-plain", help="With guardrails: also the unguarded planner."),
+    rate: float | None = typer.Option(
+        None, help="Actions a second of wall time, no plan waited for; what comes out depends on the machine."
+    ),
+    deadline: float | None = typer.Option(None, help="Seconds a plan may take; the same holds."),
+    legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
+    margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
+    workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
+    pose_box: str | None = typer.Option(None, help=guarding.POSE_BOX_HELP, rich_help_panel=GUARDRAILS),
+    avoid: list[Path] = typer.Option([], help=guarding.AVOID_HELP, rich_help_panel=GUARDRAILS),
+    change_limit: str | None = typer.Option(None, help=guarding.CHANGE_HELP, rich_help_panel=GUARDRAILS),
+    acceleration_limit: str | None = typer.Option(None, help=guarding.BEND_HELP, rich_help_panel=GUARDRAILS),
+    watchdog: int | None = typer.Option(None, min=1, help=guarding.WATCHDOG_HELP, rich_help_panel=GUARDRAILS),
+    surprise: bool = typer.Option(False, "--surprise", help=guarding.SURPRISE_HELP, rich_help_panel=GUARDRAILS),
+    thresholds: Path | None = typer.Option(None, help=guarding.THRESHOLDS_HELP, rich_help_panel=GUARDRAILS),
     workers: int = typer.Option(1, help="Processes, or Ray actors with --ray-address."),
     threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
     ray: bool = typer.Option(False, "--ray", help="Spread over a Ray started on this machine."),
@@ -56,14 +80,17 @@ def evaluate(
         check_planner,
         choose_device,
         control_settings,
+        leg_bounds,
         load_model,
         make_planner,
+        model_folder,
         parse_levels,
     )
     from vjepa_mpc.controller import fitting_chunk
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import (
         ArenaSetup,
+        FixedRatePolicy,
         GreedyPixelPolicy,
         NoOpPolicy,
         PlannedPolicy,
@@ -77,9 +104,11 @@ def evaluate(
     from vjepa_mpc.robots.tasks import load_manifest
 
     check_planner(planner)
+    if rate is not None and not 0 < rate <= 1000:
+        raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
     target = choose_device(device)
     sources: list[str | None] = [*model]
-    if task is None or task == "reacher":
+    if task is None or find_task(task).robot == "reacher":
         sources = sources or [None]  # the shipped one
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
@@ -89,34 +118,53 @@ def evaluate(
         share = max(1, workers)
         fit = (fitting_chunk(one, horizon or one.longest_horizon, None, sharers=share) for one in worlds.values())
         at_a_time = min(fit, default=CHUNK)
+    if guarded and not asked.forbidden:
+        raise InputError(f"{asked.name} forbids no region; name what to guard, for example with --keep-out.")
+    rails = guarding.GuardOptions(
+        (*keep_out, *(guarding.task_regions(asked) if guarded else ())), margin, workspace, pose_box, tuple(avoid),
+        change_limit, acceleration_limit, watchdog, surprise, thresholds,
+    )  # fmt: skip
     policies: dict[str, Any] = {}
     played: dict[str, dict[str, Any]] = {}  # what an episode depends on: a resumed run never mixes two of them
     robots: dict[str, Any] = {}
     for source, world in worlds.items():
         trained(world, source or "the shipped model")
         world.check_fits(asked.spec)
-        control = replace(control_settings(world, horizon=horizon, running=running), chunk=at_a_time)
-        optimiser: Any = make_planner(
-            planner, world.action_bounds, samples=samples, iterations=iterations, elites=elites, settings=settings
-        )
         name = source or "shipped"
         size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
-        robots[name] = partial(make_robot, asked.robot, backend=backend, camera_size=size)
-        with closing(robots[name]()) as robot:
+        body: Any = partial(make_robot, asked.robot, backend=backend, camera_size=size)
+        with closing(body()) as robot:
             renderer, note = robot.renderer_identity, other_renderer(robot, world)
         if note is not None:
             typer.echo(f"{name}: {note}", err=True)
-        policies[name] = partial(PlannedPolicy, world, optimiser, control, name)
-        played[name] = {
-            "weights": weights_hash(world), "control": asdict(control), "planner": asdict(optimiser.settings),
-            "renderer": renderer,
-        }  # fmt: skip
+        for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
+            bends = legs if guards or not rails.any else 1  # beside guardrails the plain planner is as ever
+            control = control_settings(world, horizon=horizon, running=running, legs=bends, deadline_s=deadline)
+            control = replace(control, chunk=at_a_time)
+            optimiser: Any = make_planner(
+                planner, leg_bounds(world, bends), samples=samples, iterations=iterations, elites=elites,
+                settings=settings,
+            )  # fmt: skip
+            made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
+            label = f"{name}, guarded" if guards else name
+            robots[label] = body
+            policies[label] = partial(PlannedPolicy, world, optimiser, control, label, made)
+            if rate is not None:
+                policies[label] = partial(FixedRatePolicy, world, optimiser, control, 1 / rate, label, made)
+            played[label] = {
+                "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),
+                "renderer": renderer,
+            }  # fmt: skip
+            if rate is not None:
+                played[label]["rate"] = rate
+            if guards:
+                played[label]["guards"] = guards.record()
     if floors:
         policies |= {"random": partial(RandomPolicy, asked.spec), "no-op": partial(NoOpPolicy, asked.spec)}
         policies["scripted (ceiling)"] = partial(ScriptedPolicy, asked)
     if greedy:
         policies["greedy-pixel"] = partial(GreedyPixelPolicy, asked.spec)
-    plain: Any = partial(make_robot, asked.robot, backend=backend)
+    bare: Any = partial(make_robot, asked.robot, backend=backend)
     executor: Any = LocalExecutor(workers, threads)
     if ray or ray_address:
         executor = RayExecutor(workers, ray_address, threads=threads)
@@ -129,14 +177,25 @@ def evaluate(
         options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
+    options |= {key: value for key, value in (("legs", legs), ("rate", rate), ("deadline", deadline)) if value}
+    if legs == 1:
+        options.pop("legs")
     levels = parse_levels(vary)
     if levels:
         options["vary"] = levels
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
     for name, policy in policies.items():
-        arena = ArenaSetup(robots.get(name, plain), policy, asked, seed, levels)
+        arena = ArenaSetup(robots.get(name, bare), policy, asked, seed, levels)
         run.play(name, played.get(name), frozen, arena, executor, pairs)
     run.close()
+
+
+def _control(settings: Any) -> dict[str, Any]:
+    """The controller's settings; what only legs have, only with legs."""
+    from dataclasses import asdict
+
+    told = asdict(settings)
+    return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}
 
 
 class _Run:
@@ -198,7 +257,9 @@ class _Run:
         from rich.table import Table
 
         table = Table(title=f"{self.split} (sha256 {self.sha256[:12]})")
-        for column in ("policy", "n", "held [95 % Wilson]", "hit", "median end", "step (median)", "evaluations/step"):
+        forbids = any(row["violations"]["count"] for row in self.rows.values()) or "guards" in str(self.rows)
+        columns = ["policy", "n", "held [95 % Wilson]", "hit", "median end", "step (median)", "evaluations/step"]
+        for column in columns + ["entered [95 % below]"] * forbids:
             table.add_column(column, no_wrap=True)
         for name, row in self.rows.items():
             held, hit = row["held"], row["hit"]
@@ -210,6 +271,7 @@ class _Run:
                 f"{100 * row['final_distance_median_m']:.1f} cm",
                 f"{row['milliseconds_median']:.0f} ms",
                 f"{row['evaluations_per_step']:.0f}",
+                *[f"{row['violations']['count']} [{100 * row['violations']['upper_95']:.1f} %]"] * forbids,
             )
         Console().print(table)
 

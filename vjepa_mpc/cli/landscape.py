@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,8 +26,10 @@ def landscape(
         None, help="The action that led there, to be marked (robot units).", rich_help_panel=PICTURES
     ),
     logs: Path | None = typer.Option(None, help="Trajectory store (logs.zarr).", rich_help_panel=LOG),
-    episode: int = typer.Option(0, help="Its episode.", rich_help_panel=LOG),
-    frame: int = typer.Option(0, help="Frame of now; the goal is one model step later.", rich_help_panel=LOG),
+    episode: int | None = typer.Option(None, help="Its episode (default: 0).", rich_help_panel=LOG),
+    frame: int | None = typer.Option(
+        None, help="Frame of now (default: 0); the goal is one model step later.", rich_help_panel=LOG
+    ),
     axes: str | None = typer.Option(None, help="One to three actions, by name, with commas (default: the first two)."),
     points: int = typer.Option(9, min=2, help="Values along each axis."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -54,12 +56,14 @@ def landscape(
         for name, value in (("--observation", observation), ("--state", state), ("--goal", goal), ("--action", action)):
             if value is not None:
                 raise InputError(f"{name} is what --logs has already; leave one out.")
-        moment = _from_log(world, logs, episode, frame)
+        moment, used = _from_log(world, logs, episode or 0, frame or 0)
     else:
-        moment = _from_pictures(world, observation, state, goal, action)
+        for name, number in (("--episode", episode), ("--frame", frame)):
+            if number is not None:
+                raise InputError(f"{name} is of a log; give that with --logs, or leave it out.")
+        moment, used = _from_pictures(world, observation, state, goal, action)
     found = study(world, moment, [name.strip() for name in axes.split(",")] if axes else [], points)
-    source = {"model": model or "shipped", "logs": logs and str(logs), "episode": episode, "frame": frame}
-    record = {**plain(found), "source": source, "provenance": provenance()}
+    record = {**plain(found), "source": {"model": model or "shipped", **used}, "provenance": provenance()}
     plot_energy(found, out / "landscape.png")
     write_json(out / "landscape.json", record)
     if json_output:
@@ -75,23 +79,33 @@ def landscape(
     typer.echo(f"Written to {out}: landscape.png, landscape.json")
 
 
-def _from_log(world: WorldModel, logs: Path, episode: int, frame: int) -> Moment:
+def _from_log(world: WorldModel, logs: Path, episode: int, frame: int) -> tuple[Moment, dict[str, Any]]:
+    """The moment, and what it was made of, for the record."""
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.landscape import logged_moment
 
-    return logged_moment(world, ZarrStore.open(logs), episode, frame)
+    moment = logged_moment(world, ZarrStore.open(logs), episode, frame)
+    return moment, {"logs": str(logs), "episode": episode, "frame": frame}
 
 
 def _from_pictures(
     world: WorldModel, observation: Path | None, state: str | None, goal: Path | None, action: str | None
-) -> Moment:
-    from vjepa_mpc.cli.plan import numbers
-    from vjepa_mpc.images import load_image
+) -> tuple[Moment, dict[str, Any]]:
+    """The moment, and what it was made of, for the record."""
+    from vjepa_mpc.cli.guarding import numbers
     from vjepa_mpc.landscape import Moment
+    from vjepa_mpc.planning import load_goal
 
     if observation is None or state is None or goal is None:
         raise InputError("A landscape needs --observation, --state and --goal, or --logs; give what is missing.")
     robot = world.config.robot
     led = None if action is None else robot.check_limits(numbers("--action", action), world.config.stride)
-    pictures = load_image(observation), load_image(goal)
-    return Moment(pictures[0], robot.check_state(numbers("--state", state)), pictures[1], led)
+    now, later = load_goal(observation), load_goal(goal)
+    where = robot.check_state(numbers("--state", state))
+    used = {
+        "observation": {"file": str(now.path), "sha256": now.sha256},
+        "goal": {"file": str(later.path), "sha256": later.sha256},
+        "state": where.tolist(),
+        "action": None if led is None else led.tolist(),
+    }
+    return Moment(now.image, where, later.image, led), used

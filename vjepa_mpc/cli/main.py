@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "convert": "vjepa_mpc.cli.convert:convert",
     "tasks": "vjepa_mpc.cli.tasks:app",
     "evaluate": "vjepa_mpc.cli.evaluate:evaluate",
+    "calibrate": "vjepa_mpc.cli.calibrate:calibrate",
     "bench": "vjepa_mpc.cli.bench:app",
     "doctor": "vjepa_mpc.cli.doctor:doctor",
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli import guarding
 from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
 from vjepa_mpc.cli.plan_screen import Screen
 from vjepa_mpc.core.errors import InputError
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
     from vjepa_mpc.controller import StepRecord
     from vjepa_mpc.plan_files import Setting
-    from vjepa_mpc.planning import Goal, GoalController, Outcome
+    from vjepa_mpc.planning import Goal, GoalController, OrderedOutcome
     from vjepa_mpc.robots.base import Robot, RobotSpec
     from vjepa_mpc.world_model import Calibration, WorldModel
 
 REACHED, NOT_REACHED, INTERRUPTED = 0, 3, 130
 PLANNING, SIMULATION, PICTURES, OUTPUT = "Planning", "Simulation", "One plan from two pictures", "Output"
+GUARDRAILS = "Guardrails"
 
 
 def plan(
@@ -50,6 +52,23 @@ def plan(
     threads: int | None = typer.Option(
         None, min=1, help="Torch threads (default: the cores this process may use).", rich_help_panel=PLANNING
     ),
+    rate: float | None = typer.Option(
+        None, help="Actions a second: no plan is waited for, the last one is gone on with.", rich_help_panel=PLANNING
+    ),
+    deadline: float | None = typer.Option(
+        None, help="Seconds a plan may take (results then depend on the machine).", rich_help_panel=PLANNING
+    ),
+    legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
+    margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
+    workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
+    pose_box: str | None = typer.Option(None, help=guarding.POSE_BOX_HELP, rich_help_panel=GUARDRAILS),
+    avoid: list[Path] = typer.Option([], help=guarding.AVOID_HELP, rich_help_panel=GUARDRAILS),
+    change_limit: str | None = typer.Option(None, help=guarding.CHANGE_HELP, rich_help_panel=GUARDRAILS),
+    acceleration_limit: str | None = typer.Option(None, help=guarding.BEND_HELP, rich_help_panel=GUARDRAILS),
+    watchdog: int | None = typer.Option(None, min=1, help=guarding.WATCHDOG_HELP, rich_help_panel=GUARDRAILS),
+    surprise: bool = typer.Option(False, "--surprise", help=guarding.SURPRISE_HELP, rich_help_panel=GUARDRAILS),
+    thresholds: Path | None = typer.Option(None, help=guarding.THRESHOLDS_HELP, rich_help_panel=GUARDRAILS),
     memory_budget: str | None = typer.Option(
         None, help="Memory that candidates may fill at a time, as 24GB (default: half of what is free).",
         rich_help_panel=PLANNING,
@@ -91,8 +110,14 @@ def plan(
     job = _Job(
         goal, model, preset, planner, horizon, samples, iterations, elites, settings, seed, device, out, screen,
         memory_budget,
-        {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads},
+        {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads,
+         "rate": rate, "deadline": deadline},
         started,
+        guarding.GuardOptions(
+            tuple(keep_out), margin, workspace, pose_box, tuple(avoid), change_limit, acceleration_limit, watchdog,
+            surprise, thresholds,
+        ),
+        legs,
     )  # fmt: skip
     if observation is not None:
         given = {"--start": start, "--robot": robot, "--appearance": appearance, "--goal-state": goal_state}
@@ -101,12 +126,13 @@ def plan(
                 raise InputError(f"{name} is for the simulator, which --observation does without; leave one out.")
         if state is None:
             raise InputError('--observation needs --state "q1,q2": the robot\'s state in that picture.')
-        code = _from_pictures(job, observation, numbers("--state", state))
+        code = _from_pictures(job, observation, guarding.numbers("--state", state))
     else:
         if state is not None:
             raise InputError("--state goes with --observation; for the simulator's start use --start.")
-        wanted = None if start is None else numbers("--start", start)
-        code = _closed_loop(job, robot, wanted, None if goal_state is None else numbers("--goal-state", goal_state))
+        wanted = None if start is None else guarding.numbers("--start", start)
+        known = None if goal_state is None else guarding.numbers("--goal-state", goal_state)
+        code = _closed_loop(job, robot, wanted, known)
     raise typer.Exit(code)
 
 
@@ -130,6 +156,8 @@ class _Job:
     memory_budget: str | None
     options: dict[str, Any]
     started: float
+    guards: guarding.GuardOptions
+    legs: int
 
 
 @dataclass
@@ -141,7 +169,7 @@ class _Ready:
     world: WorldModel
     calibration: Calibration
     controllers: list[GoalController]
-    warning: str | None
+    warnings: list[str | None]
     load_s: float
     notes: list[str] = field(default_factory=list)
 
@@ -156,6 +184,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
     from vjepa_mpc.cli.building import check_planner
 
     check_planner(job.planner)
+    _period(job.options["rate"])
     with job.screen.busy("Loading the world model"):
         import torch
 
@@ -179,20 +208,23 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         world = load_model(str(folder), device)
         optimiser, settings = planner_and_control(
             world, job.preset, job.planner, horizon=job.horizon, samples=job.samples, iterations=job.iterations,
-            elites=job.elites, settings=job.settings,
+            elites=job.elites, settings=job.settings, legs=job.legs, deadline_s=job.options["deadline"],
         )  # fmt: skip
         if job.memory_budget is not None:
             settings = replace(settings, memory_budget=parse_bytes(job.memory_budget))
         calibration = trained(world, str(folder))
         check(world.config.robot)
         generator = torch.Generator(device).manual_seed(job.seed)
-        controllers = [GoalController(world, optimiser, goal.image, settings, generator) for goal in goals]
-    warning = None
+        guards = guarding.make_guards(job.guards, world, folder)
+        if job.guards.any:
+            job.options["guards"] = job.guards.record()
+        controllers = [GoalController(world, optimiser, goal.image, settings, generator, guards) for goal in goals]
+    warnings = []
     for path, controller in zip(job.goals, controllers, strict=True):
-        warning = doubt(f"The goal {path}", controller.goal_score, calibration)
-        if warning is not None:
-            job.screen.warn(warning)
-    return _Ready(goals, folder, world, calibration, controllers, warning, time.perf_counter() - job.started)
+        warnings.append(doubt(f"The goal {path}", controller.goal_score, calibration))
+        if warnings[-1] is not None:
+            job.screen.warn(warnings[-1])
+    return _Ready(goals, folder, world, calibration, controllers, warnings, time.perf_counter() - job.started)
 
 
 def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> int:
@@ -235,12 +267,13 @@ def _closed_loop(
         distance = distance_to(robot, known)
         place_start(robot, ready.controllers[0], ready.calibration, start, job.seed)
         video = VideoRecorder(job.out / "episode.mp4", 1 / config.robot.control_period_s, distance_unit="m")
-        video.start(ready.goal.image, {})
+        video.start(ready.goals[0].image, {})
         first = _FirstPlan(job.started)
         with job.screen.busy("Planning the first action") as progress:
             outcome = reach_in_order(
                 ready.controllers, robot, max_steps=job.options["max_steps"], watchers=[first, video, progress],
-                distance=distance,
+                distance=distance, period_s=_period(job.options["rate"]),
+                turn=lambda goal: video.turn(ready.goals[goal].image),
             )  # fmt: skip
     finally:
         robot.close()
@@ -248,8 +281,17 @@ def _closed_loop(
     return _finish(job, ready, _setting(job, ready, known), outcome, timing, video)
 
 
+def _period(rate: float | None) -> float | None:
+    """Seconds between actions at so many a second."""
+    if rate is None:
+        return None
+    if not 0 < rate <= 1000:
+        raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
+    return 1 / rate
+
+
 def _finish(
-    job: _Job, ready: _Ready, setting: Setting, outcome: Outcome, timing: dict[str, float], video: Any
+    job: _Job, ready: _Ready, setting: Setting, outcome: OrderedOutcome, timing: dict[str, float], video: Any
 ) -> int:
     """Save what there is, say how it ended."""
     from vjepa_mpc.plan_files import ENERGY, VIDEO, episode_record, save_energy, save_record
@@ -324,18 +366,9 @@ def _setting(job: _Job, ready: _Ready, goal_state: Any) -> Setting:
     from vjepa_mpc.plan_files import Setting
 
     return Setting(
-        goal=ready.goal, sub_goals=ready.goals[:-1], goal_warning=ready.warning, goal_state=goal_state,
-        controller=ready.controllers[-1], model=job.model or "shipped",
-        folder=ready.folder, seed=job.seed, options=job.options, notes=ready.notes,
+        goals=ready.goals, warnings=ready.warnings, goal_state=goal_state, controller=ready.controllers[-1],
+        model=job.model or "shipped", folder=ready.folder, seed=job.seed, options=job.options, notes=ready.notes,
     )  # fmt: skip
-
-
-def numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers separated by commas or blanks."""
-    try:
-        return tuple(float(part) for part in text.replace(",", " ").split())
-    except ValueError as error:
-        raise InputError(f'{option} {text!r} is not a list of numbers; write it as "0.5,-1.2".') from error
 
 
 class _FirstPlan:

@@ -45,6 +45,7 @@ class Screen:
         ends = {
             "reached": f"Reached and held after {record['actions']} actions, as the model judges.",
             "max_steps": f"Not reached within {record['actions']} actions (more with --max-steps).",
+            "stalled": f"Stopped after {record['actions']} actions: the watchdog saw no progress.",
             "interrupted": f"Interrupted after {record['actions']} actions; the robot was stopped.",
         }
         self.results.print(ends[record["exit_reason"]], markup=False)

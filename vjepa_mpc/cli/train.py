@@ -48,6 +48,12 @@ def train(
     centre: bool | None = typer.Option(
         None, "--centre/--as-is", help="Take each picture's mean out of its latents (default)."
     ),
+    other_period: bool = typer.Option(
+        False, "--other-period", help="With --init: although the logs' control period is not the model's."
+    ),
+    keep_limits: bool = typer.Option(
+        False, "--keep-limits", help="With --init: joint limits stay the model's where the logs' lie within them."
+    ),
     recompute: bool = typer.Option(False, "--recompute", help="Activation checkpointing: less memory, more time."),
     need: bool = typer.Option(False, "--need", help="Say what memory this training needs, and train nothing."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
@@ -67,6 +73,8 @@ def train(
 
     if (encoder is None) == (init is None):
         raise InputError("Give either --encoder, for a new predictor, or --init, a world model to go on from.")
+    if init is None and (other_period or keep_limits):
+        raise InputError("--other-period and --keep-limits are for going on from a model; they go with --init.")
     if steps is None and minutes is None:
         minutes = 30.0
     shape = {
@@ -78,7 +86,7 @@ def train(
     start, settings = _start(encoder, init, given, frames, learning, device, need)
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer or ("muon" if init is None else "adamw"),
-        lr=lr or (3e-3 if init is None else 7.5e-5), warmup=warmup, seed=seed, bf16=bf16,
+        lr=lr if lr is not None else (3e-3 if init is None else 7.5e-5), warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
     if need:
@@ -89,7 +97,7 @@ def train(
     with training_progress("training") as (progress, caching):
         result = train_world_model(
             Source(store, camera, cache), out, start, settings, training, choose_device(device),
-            recompute=recompute, progress=progress, caching=caching,
+            recompute=recompute, other_period=other_period, keep_limits=keep_limits, progress=progress, caching=caching,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, "plan with `vjepa-mpc plan --model`", json_output)
 
@@ -109,7 +117,8 @@ def _start(
     if encoder is not None:
         if need:
             raise InputError("--need counts for a model that is there: give it with --init.")
-        return encoder, PredictorSettings(**shape, **learning, **({} if frames is None else {"frames": frames}))
+        length: dict[str, Any] = {} if frames is None else {"frames": frames}
+        return encoder, PredictorSettings(**shape, **learning, **length)
     if shape:
         raise InputError(f"--{next(iter(shape))} is part of the model that --init goes on from; leave it out.")
     from vjepa_mpc.cli.building import choose_device, model_folder

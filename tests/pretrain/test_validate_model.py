@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from solvable_world import SIZE, SpelledModel, picture, solvable_model
 
 from vjepa_mpc import controller
 from vjepa_mpc.cli import main as cli
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.datasets.cache import FrameCache, StoreFrames
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore
@@ -58,9 +59,15 @@ class Blind(SpelledModel):
 
     def rollout(self, context: Context, actions: torch.Tensor, *, chunk: int = 256) -> Rollout:
         known = super().rollout(context, actions, chunk=chunk)
-        generator = torch.Generator().manual_seed(0)
-        noise = 0.01 * torch.rand(known.latents.shape, generator=generator)
-        return replace(known, latents=context.latents[:, None, -1:] + noise)
+        return replace(known, latents=context.latents[:, None, -1:].expand_as(known.latents))
+
+
+class Broken(SpelledModel):
+    """Imagines nothing that is a number."""
+
+    def rollout(self, context: Context, actions: torch.Tensor, *, chunk: int = 256) -> Rollout:
+        known = super().rollout(context, actions, chunk=chunk)
+        return replace(known, latents=known.latents * math.nan)
 
 
 def test_who_knows_the_world_is_never_outranked(store: Path) -> None:
@@ -97,9 +104,16 @@ def test_who_ignores_actions_is_at_chance(store: Path) -> None:
     model = solvable_model(stride=2)
     model.__class__ = Blind
     everything = validate_model(model, ZarrStore.open(store), ValidationSettings(clips=60, horizon=1)).groups["all"]
-    assert 0.3 < everything.rank < 0.7
-    assert everything.error[0] == pytest.approx(everything.copy[0], abs=0.02)
+    assert everything.rank == 0.5
+    assert everything.error == everything.copy
     assert everything.end_chosen.median > 2 * everything.end_nearest.median
+
+
+def test_predictions_that_are_no_numbers_are_loud(store: Path) -> None:
+    model = solvable_model()
+    model.__class__ = Broken
+    with pytest.raises(NotFiniteError, match="257 of 257"):
+        validate_model(model, ZarrStore.open(store), ValidationSettings(clips=1, horizon=1))
 
 
 def test_the_store_it_was_trained_on_is_judged_on_held_out_episodes(store: Path) -> None:

@@ -1,0 +1,111 @@
+"""Constraints: what holds a plan is named, and planners that descend learn what a constraint is worth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planners import (
+    CEM,
+    CMAES,
+    ICEM,
+    LBFGS,
+    MPPI,
+    AugmentedLagrangian,
+    CEMSettings,
+    CMASettings,
+    DiscreteCEM,
+    DiscreteSettings,
+    Evaluation,
+    GradientPlanner,
+    GradientSettings,
+    ICEMSettings,
+    LBFGSSettings,
+    MPPISettings,
+    PredictiveSampling,
+    PredictiveSettings,
+    RandomShooting,
+    ShootingSettings,
+)
+from vjepa_mpc.planners.testing import Bowl, box, solve
+
+GOAL = torch.full((1, 2, 2), 0.8)
+
+
+def in_units(scale: float, limit: float = 0.4) -> object:
+    """The nearest point to 0.8 everywhere whose first step's actions add up to no more than `limit`, the excess told
+    in units so many times as small. The answer costs 2 * 0.6^2 = 0.72; a unit of the sum is worth 1.2."""
+    bowl = Bowl(GOAL, limit=limit)
+
+    def cost(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        found = bowl(actions, problems)
+        return Evaluation(found.cost, scale * found.violation, found.names)
+
+    return cost
+
+
+def test_a_plan_names_what_holds_it() -> None:
+    def two(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        first, last = actions[:, :, 0].sum(-1), actions[:, :, -1].sum(-1)
+        broken = torch.stack(((first + 5).clamp(min=0), (last - 9).clamp(min=0)), dim=-1)
+        return Evaluation(actions.square().flatten(2).sum(-1), broken, ("impossible", "easy"))
+
+    plan = solve(CEM(box(2)), two, torch.full((1, 2, 2), 0.5))
+    assert plan.held_by == (("impossible",),) and float(plan.violation[0, 0]) < 3.1
+    assert solve(CEM(box(2)), in_units(1.0), torch.zeros(1, 2, 2)).held_by == ((),)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("inner", ["lbfgs", "adam"])
+def test_the_augmented_lagrangian_keeps_constraints_in_any_unit(scale: float, inner: str) -> None:
+    make = {
+        "lbfgs": LBFGS(box(2), LBFGSSettings(starts=2, steps=25)),
+        "adam": GradientPlanner(box(2), GradientSettings(starts=2, steps=60)),
+    }
+    planner = AugmentedLagrangian(make[inner], rounds=8, growth=10.0)
+    plan = solve(planner, in_units(scale), GOAL.clone())  # type: ignore[arg-type]
+    assert float(plan.violation.sum()) == 0.0
+    # A kink as steep as a thousand is stepped over by Adam, whose answer is then merely inside.
+    assert float(plan.cost[0]) < (0.78 if scale <= 1 else 1.4)
+
+
+def test_a_fixed_penalty_does_not_keep_them_in_any_unit() -> None:
+    plan = solve(LBFGS(box(2), LBFGSSettings(starts=1, steps=40)), in_units(1e-3), GOAL.clone())  # type: ignore[arg-type]
+    assert float(plan.violation.sum()) > 0, "then the augmented Lagrangian proves nothing here"
+
+
+def test_each_problem_learns_its_own_prices() -> None:
+    goals = torch.cat((GOAL, 0.1 * GOAL))  # the second one's constraint is never felt
+
+    def cost(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        return Bowl(goals, limit=0.4)(actions, problems)
+
+    plan = solve(AugmentedLagrangian(LBFGS(box(2))), cost, torch.zeros(2, 2, 2))
+    torch.testing.assert_close(plan.actions[0, 0], torch.full((2,), 0.2), atol=0.02, rtol=0)
+    torch.testing.assert_close(plan.actions[1], goals[1], atol=1e-3, rtol=0)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 2 rounds"):
+        AugmentedLagrangian(LBFGS(box(1)), rounds=1)
+
+
+ONE_SAMPLE = {
+    "cem": lambda bounds: CEM(bounds, CEMSettings(samples=1, elites=1, iterations=3)),
+    "icem": lambda bounds: ICEM(bounds, ICEMSettings(samples=1, elites=1, iterations=3)),
+    "mppi": lambda bounds: MPPI(bounds, MPPISettings(samples=1, iterations=3)),
+    "cma": lambda bounds: CMAES(bounds, CMASettings(samples=2, iterations=3)),  # the least it takes
+    "discrete": lambda bounds: DiscreteCEM(bounds, DiscreteSettings(samples=1, elites=1, iterations=3)),
+    "shooting": lambda bounds: RandomShooting(bounds, ShootingSettings(samples=1, iterations=3)),
+    "predictive": lambda bounds: PredictiveSampling(bounds, PredictiveSettings(samples=1, iterations=3)),
+    "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=1, steps=3)),
+    "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=1, steps=3)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SAMPLE)
+def test_one_sample_one_step_and_one_action_are_enough_to_plan(name: str) -> None:
+    plan = solve(ONE_SAMPLE[name](box(1)), Bowl(torch.tensor([[[0.5]]])), torch.zeros(1, 1, 1))
+    assert plan.actions.shape == (1, 1, 1) and 0 <= float(plan.cost[0]) <= 0.25
+    assert bool(torch.isfinite(plan.actions).all())

@@ -1,0 +1,216 @@
+"""What stands between a decision and the robot: each governor may slow or stop the action, never add to it.
+
+They are asked in order at every control step. What one remembers from step to step is a value, kept in the
+controller's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.costs import latent_distance
+from vjepa_mpc.guardrails import Guardrail, PoseRail, Situation
+from vjepa_mpc.rollout import Context
+from vjepa_mpc.states import StateSpace
+from vjepa_mpc.world_model import WorldModel
+
+LOOKS = 24  # points of the next motion that are looked at
+SHARES = (1.0, 0.5, 0.25, 0.0)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a governor sees: the view's latents and its distance to the goal, whether it counts as there, the pose,
+    the context of the step before (None at first) and the actions sent since the start, newest last (two at most)."""
+
+    model: WorldModel
+    latent: Float[Tensor, "1 p d"]
+    latent_cost: float
+    near: bool
+    pose: Float[Tensor, "s"]
+    before: Context | None
+    sent: tuple[Float[np.ndarray, "a"], ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The action that may be sent, what to remember, and whether the governor slowed or stopped anything."""
+
+    action: Float[np.ndarray, "a"]
+    memory: Any = None
+    held: bool = False
+
+
+@runtime_checkable
+class Governor(Protocol):
+    """`begin` gives the memory of an episode's start; a call judges one action."""
+
+    @property
+    def name(self) -> str: ...
+
+    def begin(self) -> Any: ...
+
+    def __call__(
+        self, action: Float[np.ndarray, "a"], moment: Moment, memory: Any
+    ) -> Verdict: ...
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """Slows to half where the view is further from what the model expected after the last action than `slow`,
+    and stops where it is further than `stop`: latent distances, quantiles of held-out data (`vjepa-mpc calibrate`)."""
+
+    slow: float
+    stop: float
+    name: str = "surprise"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.slow <= self.stop < math.inf:
+            raise InputError(f"Surprise needs 0 < slow <= stop, got {self.slow} and {self.stop}.")
+
+    def begin(self) -> Any:
+        return None
+
+    def __call__(
+        self, action: Float[np.ndarray, "a"], moment: Moment, memory: Any
+    ) -> Verdict:
+        if moment.before is None or not moment.sent:
+            return Verdict(action)
+        error = surprise(moment.model, moment.before, moment.sent[-1], moment.latent)
+        share = 1.0 if error <= self.slow else 0.5 if error <= self.stop else 0.0
+        return Verdict(share * action, held=share < 1)
+
+
+@torch.no_grad()
+def surprise(
+    model: WorldModel, before: Context, action: Float[np.ndarray, "a"], seen: Float[Tensor, "1 p d"]
+) -> float:
+    """Latent distance of a view to what `model` expected to see after `action` (one control step's)."""
+    given = torch.as_tensor(action, dtype=before.states.dtype, device=before.states.device)
+    return float(latent_distance(model.rollout(before, given[None, None, None]).latents[0, 0, :1], seen))
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """Stops for good after `patience` steps in which the view came no nearer to the goal than before by more than
+    `least` of that distance. At the goal it sleeps."""
+
+    patience: int
+    least: float = 0.01
+    name: str = "watchdog"
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or not 0 <= self.least < 1:
+            raise InputError(f"The watchdog needs a patience of at least 1 step, got {self.patience}.")
+
+    def begin(self) -> tuple[float, int]:
+        """The nearest so far, and steps since."""
+        return math.inf, 0
+
+    def __call__(
+        self, action: Float[np.ndarray, "a"], moment: Moment, memory: tuple[float, int]
+    ) -> Verdict:
+        nearest, idle = memory
+        if idle >= self.patience:
+            return Verdict(np.zeros_like(action), memory, True)
+        nearer = moment.near or moment.latent_cost < nearest * (1 - self.least)
+        memory = (min(nearest, moment.latent_cost), 0 if nearer else idle + 1)
+        tired = memory[1] >= self.patience
+        return Verdict(np.zeros_like(action) if tired else action, memory, tired)
+
+
+@dataclass(frozen=True)
+class ChangeLimits:
+    """The action sent changes by at most `rate` from one control step to the next, and that change by at most
+    `acceleration` (action units a step; one value an action, +inf for none). A robot at rest has sent zeros."""
+
+    rate: tuple[float, ...]
+    acceleration: tuple[float, ...]
+    name: str = "change"
+
+    def __post_init__(self) -> None:
+        if len(self.rate) != len(self.acceleration) or not all(v > 0 for v in (*self.rate, *self.acceleration)):
+            raise InputError(f"Rates and accelerations must be positive, got {self.rate} and {self.acceleration}.")
+
+    def begin(self) -> Any:
+        return None
+
+    def __call__(
+        self, action: Float[np.ndarray, "a"], moment: Moment, memory: Any
+    ) -> Verdict:
+        rest = np.zeros_like(action)
+        earlier, last = (rest, rest, *moment.sent)[-2:]
+        rate, bend = np.array(self.rate), np.array(self.acceleration)
+        change = np.clip(action - last, -rate, rate)
+        old = np.clip(last - earlier, -rate, rate)
+        sent = last + np.clip(change, old - bend, old + bend)
+        return Verdict(sent, held=not np.allclose(sent, action, atol=1e-12, rtol=0))
+
+
+@dataclass(frozen=True)
+class LastLook:
+    """The next motion by itself, against every guardrail for poses: the largest share of it is sent that takes the
+    robot no further past any of them than it is now. Whatever was planned, this is what holds."""
+
+    rails: tuple[PoseRail, ...]
+    space: StateSpace
+    name: str = "last_look"
+
+    def begin(self) -> Any:
+        return None
+
+    def __call__(
+        self, action: Float[np.ndarray, "a"], moment: Moment, memory: Any
+    ) -> Verdict:
+        situation = Situation(moment.pose, self.space, LOOKS)
+        tried = torch.as_tensor(np.array([share * action for share in SHARES])).to(moment.pose)
+        way = situation.way(tried[None, :, None])[0]
+        kept = torch.ones(len(SHARES), dtype=torch.bool, device=way.device)
+        for rail in self.rails:
+            kept &= rail.depth(way).amax(dim=-1) <= rail.depth(moment.pose) + 1e-6
+        share = SHARES[int(kept.int().argmax())]  # holding still is always kept
+        return Verdict(share * action, held=share < 1)
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Guardrails for plans, and governors of what is sent. Empty: nothing is guarded but what `ControlSettings`
+    ask for. Guardrails for poses are looked at once more before each action (`LastLook`)."""
+
+    rails: tuple[Guardrail, ...] = ()
+    governors: tuple[Governor, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [rail.name for rail in self.rails] + [governor.name for governor in self.governors]
+        if len(set(names)) != len(names):
+            raise InputError(f"Guardrails need distinct names, got {names}; give each its own.")
+
+    def all_governors(self, space: StateSpace) -> tuple[Governor, ...]:
+        """The governors, and the last look where there are guardrails for poses."""
+        poses = tuple(rail for rail in self.rails if isinstance(rail, PoseRail))
+        return (*self.governors, LastLook(poses, space)) if poses else self.governors
+
+
+def straight_step(
+    legs: Float[Tensor, "h a"], low: Sequence[float], high: Sequence[float], least: float = 0.1
+) -> tuple[Float[Tensor, "a"], Float[Tensor, "h a"]]:
+    """One control step along the first of `legs`, in a straight line at full speed, and the legs without those left
+    out. Legs shorter than `least` of a control step are left out, unless nothing longer follows."""
+    limit = torch.tensor(high).to(legs), torch.tensor(low).to(legs)
+    steps = torch.maximum(legs / limit[0], legs / limit[1]).amax(dim=-1)
+    long = (steps >= least).nonzero()
+    first = int(long[0]) if len(long) else 0
+    rest = torch.cat([legs[first:], torch.zeros_like(legs[:first])])
+    if not len(long):
+        rest = torch.cat([legs.sum(0, keepdim=True), torch.zeros_like(legs[1:])])
+        steps = torch.maximum(rest[:1] / limit[0], rest[:1] / limit[1]).amax(dim=-1)
+    return rest[0] / max(1, math.ceil(float(steps[first if len(long) else 0]) - 1e-6)), rest
