@@ -133,8 +133,8 @@ class Planner(Protocol):
 
     `generators` holds one `torch.Generator` a problem: the only randomness used. `suggestions` [b, m, h, a]
     (of a policy, or earlier plans) are candidates of the first population. The returned plan has been
-    evaluated and is never worse than `init` (projected into the bounds); `PublishedCEM` alone, which reproduces
-    a published planner, does not promise the latter.
+    evaluated and is never worse than `init` (projected into the bounds), nor than what was suggested;
+    `PublishedCEM` alone, which reproduces a published planner, does not promise the latter two.
     """
 
     bounds: Bounds

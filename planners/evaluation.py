@@ -165,11 +165,15 @@ class Best:
         margin = torch.where(than.cost == torch.inf, 0.0, tolerance * than.cost.abs())
         return (key < old) | ((key == old) & (self.cost < than.cost - margin))
 
+    def allowed(self) -> Bool[Tensor, "b"]:
+        """Where this is not rejected and breaks nothing."""
+        return (self.cost != torch.inf) & (self.violation.sum(dim=-1) == 0)
+
     def meets(self, target: float | None) -> Bool[Tensor, "b"]:
-        """Where this breaks nothing and costs no more than `target`; nowhere without one."""
+        """Where this is allowed and costs no more than `target`; nowhere without one."""
         if target is None:
             return torch.zeros_like(self.cost, dtype=torch.bool)
-        return (self.cost <= target) & (self.violation.sum(dim=-1) == 0)
+        return self.allowed() & (self.cost <= target)
 
     def where(self, keep: Bool[Tensor, "b"], other: Best) -> Best:
         """This where `keep`, else the other."""

@@ -4,6 +4,10 @@ Assran et al. 2025, arXiv:2506.09985, section 4, with the settings of the publis
 whatever came before; every sample clipped to the bounds; mean and (unbiased) deviation of the elites, with
 momentum, and no floor. The answer is the last mean, be it better or worse than what was sampled, with small
 values of some actions (the gripper) rounded to zero. `CEM` is what to use where nothing is to be compared.
+
+Rejected plans, constraints and targets, which the published code does not have, are kept here as by every planner:
+rejected samples are no elites, and a mean that is rejected, breaks a constraint or misses the target that ended the
+search gives way to the best that was judged.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
@@ -85,20 +89,47 @@ class PublishedProposal(Proposal[PublishedState]):
     def update(
         self, state: PublishedState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation
     ) -> PublishedState:
-        """Towards the elites' mean and deviation (a population cut to one sample by the budget moves nothing)."""
-        elites = take(samples, rank(evaluation)[:, : self.settings.elites])
-        if elites.shape[1] < 2:
+        """Towards the elites' mean and deviation. Fewer than two (of a population cut to one sample by the budget, or
+        one of rejected samples) move nothing."""
+        best = rank(evaluation)[:, : self.settings.elites]
+        if best.shape[1] < 2:
             return state
-        kept = self.settings.momentum
+        usable = _usable(evaluation, best)
+        mean, std = _fit(take(samples, best), usable)
+        kept, enough = self.settings.momentum, (usable.sum(dim=1) >= 2)[:, None, None]
         return PublishedState(
-            kept * state.mean + (1 - kept) * elites.mean(dim=1),
-            kept * state.std + (1 - kept) * elites.std(dim=1),
+            torch.where(enough, kept * state.mean + (1 - kept) * mean, state.mean),
+            torch.where(enough, kept * state.std + (1 - kept) * std, state.std),
             state.dead_zone,
         )
 
     def final(self, state: PublishedState) -> Float[Tensor, "b 1 h a"]:
         """The mean, its small values in the dead zone rounded to zero."""
         return torch.where(state.mean.abs() < state.dead_zone, 0.0, state.mean)[:, None]
+
+
+def _usable(evaluation: Evaluation, best: Int[Tensor, "b e"]) -> Bool[Tensor, "b e"]:
+    """Which of the ranked candidates may be elites: none that is rejected, and of those that break a constraint none
+    where two or more keep all of them."""
+    finite = evaluation.cost.gather(1, best) != torch.inf
+    keeps = finite & (take(evaluation.violation, best).sum(dim=-1) == 0)
+    return torch.where(keeps.sum(dim=1, keepdim=True) >= 2, keeps, finite)
+
+
+def _fit(
+    elites: Float[Tensor, "b e h a"], usable: Bool[Tensor, "b e"]
+) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+    """Mean and unbiased deviation of the usable elites. A problem whose elites all are has the same bits beside any
+    other."""
+    mean, std = elites.mean(dim=1), elites.std(dim=1)
+    if bool(usable.all()):
+        return mean, std
+    mask, found = usable[:, :, None, None], usable.sum(dim=1)[:, None, None]
+    some_mean = torch.where(mask, elites, 0.0).sum(dim=1) / found.clamp(min=1)
+    squares = torch.where(mask, (elites - some_mean[:, None]).square(), 0.0).sum(dim=1)
+    some_std = (squares / (found - 1).clamp(min=1)).sqrt()
+    whole = mask.all(dim=1)
+    return torch.where(whole, mean, some_mean), torch.where(whole, std, some_std)
 
 
 def _each(values: tuple[float, ...] | None, default: Tensor, name: str) -> Tensor:
@@ -113,8 +144,10 @@ def _each(values: tuple[float, ...] | None, default: Tensor, name: str) -> Tenso
 class PublishedCEM(SearchPlanner[PublishedState]):
     """V-JEPA 2-AC's planner inside `bounds` (action units).
 
-    The one planner that keeps the contract but for two promises: what it returns may be worse than its start and
-    than what it sampled, and it does not begin at its start. The cost it returns is its answer's own.
+    The one planner that keeps the contract but for this: what it returns may be worse than its start, than what was
+    suggested and than what it sampled, and it begins at zero, not at its start. The cost it returns is its answer's
+    own. It never returns a rejected plan, or one that breaks a constraint, where a better was judged, and
+    `stopped="target"` means that what it returns meets the target.
     """
 
     def __init__(self, bounds: Bounds, settings: PublishedSettings | None = None) -> None:

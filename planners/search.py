@@ -64,7 +64,8 @@ class Proposal(ABC, Generic[State]):
     cost + penalty * summed violation by the actions."""
 
     final_is_the_answer: ClassVar[bool] = False
-    """False: the best that was judged is returned. True: the final candidate is, better or worse."""
+    """False: the best that was judged is returned. True: the final candidate is, better or worse; the best only where
+    that one was not judged, is rejected or breaks a constraint, or misses the target that ended the search."""
 
     @abstractmethod
     def sizes(self) -> tuple[int, ...]:
@@ -288,7 +289,9 @@ class _Search(Generic[State]):
         candidates = live.bounds.clip(candidates[:, -schedule.final :])
         evaluation = self.ledger.evaluate(candidates, live.problems, self.chunk)
         if self.proposal.final_is_the_answer:
-            return Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
+            answer = Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
+            stands = answer.meets(self.budget.target) if why == "target" else answer.allowed()
+            return answer.where(stands, best.improved_by(candidates, evaluation))
         return best.improved_by(candidates, evaluation)
 
     def _plan(self, names: tuple[str, ...]) -> ActionPlan:

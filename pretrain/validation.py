@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vjepa_mpc.controller import fitting_chunk
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.costs import StateBox, latent_distance
 from vjepa_mpc.datasets.cache import StoreFrames
@@ -164,11 +165,11 @@ class _Measure:
         context = Context(latents[:, :seen], states[:, :seen], actions[:, : seen - 1])
         logged = actions[:, None, seen - 1 :]
         tried = torch.cat([logged, self._draw(generator)], dim=1)
-        rollout = model.rollout(context, tried)
-        error = latent_distance(rollout.latents[0, 0].float(), latents[0, seen:])
+        foreseen = _foresee(model, context, tried, latents[:, -1], fitting_chunk(model, self.horizon, None))
+        error = latent_distance(foreseen.logged, latents[0, seen:])
         copy = latent_distance(latents[0, seen:], latents[0, seen - 1 : seen])
-        cost = latent_distance(rollout.latents[0, :, -1].float(), latents[0, -1]).cpu().numpy()
-        allowed: Bool[np.ndarray, "n"] = (StateBox(model.states)(rollout, tried)[0, 1:] <= 0).cpu().numpy()
+        cost = foreseen.cost.cpu().numpy()
+        allowed: Bool[np.ndarray, "n"] = (foreseen.excess[1:] <= 0).cpu().numpy()
         if not allowed.any():
             raise InputError(
                 "None of the random actions keeps the robot inside its state limits; draw more --candidates."
@@ -176,7 +177,7 @@ class _Measure:
         if not np.isfinite(cost).all():
             broken = int((~np.isfinite(cost)).sum())
             raise NotFiniteError(f"The model's predictions are not finite for {broken} of {len(cost)} actions.", cost)
-        others, ends = cost[1:][allowed], rollout.states[0, 1:, -1].cpu().numpy()[allowed]
+        others, ends = cost[1:][allowed], foreseen.ends[1:].cpu().numpy()[allowed]
         goal = states[0, -1].cpu().numpy()
         away = np.array([self.distance(end, goal) for end in ends])
         return _Row(
@@ -195,6 +196,33 @@ class _Measure:
         low, high = self.stride * np.array(robot.action_low), self.stride * np.array(robot.action_high)
         drawn = generator.uniform(low, high, (1, self.candidates, self.horizon, len(low)))
         return torch.from_numpy(drawn).float().to(self.model.device)
+
+
+@dataclass(frozen=True)
+class _Foreseen:
+    """What candidates come to: the first one's imagined frames; of each its cost at the end, by how far it leaves the
+    state limits, and the state it ends in."""
+
+    logged: Float[Tensor, "h p d"]
+    cost: Float[Tensor, "n"]
+    excess: Float[Tensor, "n"]
+    ends: Float[Tensor, "n s"]
+
+
+def _foresee(
+    model: WorldModel, context: Context, tried: Float[Tensor, "1 n h a"], goal: Float[Tensor, "1 p d"], chunk: int
+) -> _Foreseen:
+    """`chunk` candidates at a time: no more futures than that exist at once."""
+    logged: Tensor | None = None
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for part in tried.split(chunk, dim=1):
+        rollout = model.rollout(context, part, chunk=chunk)
+        if logged is None:
+            logged = rollout.latents[0, 0].float()
+        cost = latent_distance(rollout.latents[0, :, -1].float(), goal[0])
+        parts.append((cost, StateBox(model.states)(rollout, part)[0], rollout.states[0, :, -1]))
+    assert logged is not None
+    return _Foreseen(logged, *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _figures(rows: Sequence[_Row]) -> Figures:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "pretrain"))
 from moving_dot import make_store
 
 from vjepa_mpc.cli import main as cli
+from vjepa_mpc.world_model import WorldModel
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--width", "24", "--depth", "1", "--heads", "1", "--fp32", "--warmup", "1", "--batch", "4", "--device", "cpu"]
@@ -229,3 +231,38 @@ def test_ctrl_c_saves_leaves_with_130_and_the_same_command_goes_on(store: Path, 
     assert out == "" and "Traceback" not in err
     assert "saved; run the same command to go on." in err.splitlines()[-1]
     assert (tmp_path / "checkpoint.pt").is_file() and not (tmp_path / "encoder").exists()
+
+
+def test_evaluation_fixes_the_chunk_once_and_a_resumed_run_keeps_it(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave: Leave
+) -> None:
+    """Measured where the command runs and shared by its workers; what is free later is not asked."""
+    from vjepa_mpc import controller
+
+    def free(candidates: float) -> None:
+        frames = world.config.history - 1 + horizon
+        each = controller.candidate_bytes(world.config.predictor, frames, horizon, torch.bfloat16)
+        monkeypatch.setattr(controller, "free_bytes", lambda device: int(2 * each * candidates) + 4)
+
+    def chunk(text: str) -> int:
+        return int(json.loads(text)["results"][str(tiny_model)]["control"]["chunk"])
+
+    world, horizon = WorldModel.from_pretrained(tiny_model).for_planning(), 2
+    line = (
+        "evaluate", "--model", tiny_model, "--pairs", 1, "--samples", 9, "--elites", 2, "--iterations", 1, "--horizon",
+        horizon, "--backend", "rays", "--no-floors", "--json", "--out",
+    )  # fmt: skip
+    free(6)
+    code, out, _err = leave(*line, tmp_path / "out")
+    assert code == 0 and chunk(out) == 6
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
+    assert settings["chunk"] == 6, "the chunk is not recorded"
+    free(2)
+    code, out, _err = leave(*line, tmp_path / "out")
+    assert code == 0 and chunk(out) == 6 and len(list((tmp_path / "out").glob("*.jsonl"))) == 1
+    refused(leave(*line, tmp_path / "out", "--chunk", 3), "chunk: 6 there, 3 asked for")
+    free(2)
+    code, out, _err = leave(*line, tmp_path / "other", "--chunk", 5)
+    assert code == 0 and chunk(out) == 5
+    free(40)
+    assert [controller.fitting_chunk(world, horizon, None, sharers=many) for many in (1, 2)] == [40, 20]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from solvable_world import SpelledModel, picture, solvable_model
 from tiny_world import save_tiny_model
 
+from vjepa_mpc import controller
 from vjepa_mpc.controller import fitting_chunk
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import GoalDistance, PlanningCost
+from vjepa_mpc.landscape import Moment, study
 from vjepa_mpc.memory import (
     CHUNK,
     candidate_bytes,
@@ -36,8 +40,50 @@ def test_amounts_of_memory() -> None:
         with pytest.raises(InputError, match="no amount of memory"):
             parse_bytes(wrong)
     assert peak_bytes(CPU) > 10**7
-    free = free_bytes(CPU)
-    assert free is None or free >= 0
+
+
+def put(root: Path, files: dict[str, object]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    return root
+
+
+MACHINE: dict[str, object] = {"proc/meminfo": "MemTotal:  90000 kB\nMemFree:  1000 kB\nMemAvailable:  80000 kB"}
+VERSION_2: dict[str, object] = {"sys/fs/cgroup/memory.max": 50_000, "sys/fs/cgroup/memory.current": 49_000}
+VERSION_1: dict[str, object] = {
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": 30_000,
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": 29_500,
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal: 90000 kB"}, None),
+        (MACHINE, 80_000 * 1024),
+        (MACHINE | VERSION_2, 1_000),
+        # A page cache fills every container that reads files, and is given up when memory is wanted.
+        (MACHINE | VERSION_2 | {"sys/fs/cgroup/memory.stat": "anon 9000\nfile 40000\ninactive_file 39000"}, 40_000),
+        (MACHINE | VERSION_2 | {"sys/fs/cgroup/memory.max": "max"}, 80_000 * 1024),
+        (MACHINE | VERSION_2 | {"sys/fs/cgroup/memory.current": 60_000}, 0),
+        (MACHINE | VERSION_1, 500),
+        (
+            MACHINE
+            | VERSION_1
+            | {"sys/fs/cgroup/memory/memory.stat": "inactive_file 7\ntotal_inactive_file 20000"},
+            20_500,
+        ),
+        (MACHINE | VERSION_1 | {"sys/fs/cgroup/memory/memory.limit_in_bytes": 2**63 - 4096}, 80_000 * 1024),
+        (VERSION_2, 1_000),
+    ],
+    ids=["nothing", "old", "machine", "v2", "v2-cache", "v2-max", "v2-over", "v1", "v1-cache", "v1-none", "no-proc"],
+)
+def test_free_memory_is_what_machine_and_container_leave(
+    tmp_path: Path, files: dict[str, object], free: int | None
+) -> None:
+    assert free_bytes(CPU, put(tmp_path, files)) == free
 
 
 def test_the_full_model_is_planned_with_inside_24_gb() -> None:
@@ -59,7 +105,7 @@ def test_memory_that_runs_out_is_answered_by_smaller_chunks() -> None:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
         return "done"
 
-    assert with_smaller_chunks(work, 200) == "done" and tried == [200, 100, 50, 25]
+    assert with_smaller_chunks(work, 200) == ("done", 25) and tried == [200, 100, 50, 25]
 
     def never(chunk: int) -> str:
         raise torch.OutOfMemoryError("no more")
@@ -94,6 +140,49 @@ def test_a_budget_makes_the_chunk_and_the_chunk_no_difference(tmp_path: Path) ->
         ]
     for other in costs[:3]:
         torch.testing.assert_close(other, costs[3], rtol=0, atol=1e-6)
+
+
+def test_the_chunk_that_worked_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins at what there is to judge, not at a chunk that no population fills, and the next call goes on."""
+    model = WorldModel.from_pretrained(save_tiny_model(tmp_path / "model"))
+    seen: list[int] = []
+    rollout = WorldModel.rollout
+
+    def scarce(self: WorldModel, context: Context, actions: torch.Tensor, *, chunk: int = CHUNK) -> object:
+        seen.append(actions.shape[1])
+        if actions.shape[1] > 5:
+            raise MemoryError
+        return rollout(self, context, actions, chunk=chunk)
+
+    monkeypatch.setattr(WorldModel, "rollout", scarce)
+    context = Context(torch.zeros(1, 2, 4, 48), torch.zeros(1, 2, 2), torch.zeros(1, 1, 2))
+    cost = PlanningCost(model, context, [GoalDistance(torch.zeros(1, 4, 48))])
+    with torch.no_grad():
+        cost(torch.zeros(1, 3, 2, 2), torch.arange(1))
+        assert seen == [3] and cost.chunk == CHUNK, "a small population makes later chunks small"
+        seen.clear()
+        cost(torch.zeros(1, 16, 2, 2), torch.arange(1))
+        assert seen == [16, 8, 4, 4, 4, 4]
+        seen.clear()
+        cost(torch.zeros(1, 16, 2, 2), torch.arange(1))
+        assert seen == [4, 4, 4, 4]
+
+
+def test_a_landscape_is_judged_in_chunks_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, state = solvable_model(), np.array([0.2, 0.1])
+    moment = Moment(picture(state), state, picture(state + 0.2))
+    plenty = study(model, moment, points=3)
+    seen: list[int] = []
+    rollout = SpelledModel.rollout
+
+    def watched(self: SpelledModel, context: Context, actions: torch.Tensor, *, chunk: int = CHUNK) -> object:
+        seen.append(actions.shape[1])
+        return rollout(self, context, actions, chunk=chunk)
+
+    monkeypatch.setattr(SpelledModel, "rollout", watched)
+    monkeypatch.setattr(controller, "free_bytes", lambda device: 0)
+    np.testing.assert_array_equal(study(model, moment, points=3).energy, plenty.energy)
+    assert set(seen) == {1}, "more futures than fit existed at a time"
 
 
 def test_no_more_futures_than_a_chunk_exist_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

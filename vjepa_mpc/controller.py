@@ -30,7 +30,7 @@ from vjepa_mpc.costs import (
 )
 from vjepa_mpc.governors import Guards, Moment, straight_step
 from vjepa_mpc.guardrails import Situation, StateLimits
-from vjepa_mpc.memory import CHUNK, FREE_SHARE, candidate_bytes, chunk_within, free_bytes
+from vjepa_mpc.memory import FREE_SHARE, candidate_bytes, chunk_within, free_bytes
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
 from vjepa_mpc.planners.warm_start import shift_plan
 from vjepa_mpc.robots.base import Observation, Robot
@@ -43,17 +43,17 @@ class ControlSettings:
     """`horizon` model steps are planned, the first control step of which is executed. `running`: weight of
     imagined frames before the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as
     there. `budget` bounds a plan. `action_rate` > 0 adds that wish; `state_box` keeps integrated states
-    inside the joint limits. `memory_budget`: bytes that the candidates of a plan may fill at a time (None: a share of
-    what is free when the controller is made); `chunk` at most are imagined at a time in any case. `legs`:
-    displacements, one after the other, that a model step is planned as, each spanning stride / legs control steps, so
-    that a way can bend; `way_weight`: that of its length, with legs."""
+    inside the joint limits. `chunk`: candidates imagined at a time (None: what fits); `memory_budget`: bytes that they
+    may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given).
+    `legs`: displacements, one after the other, that a model step is planned as, each spanning stride / legs control
+    steps, so that a way can bend; `way_weight`: that of its length, with legs."""
 
     horizon: int = 3
     running: float = 1.0
     hold_steps: int = 3
     action_rate: float = 0.0
     state_box: bool = True
-    chunk: int = CHUNK
+    chunk: int | None = None
     memory_budget: int | None = None
     budget: Budget = field(default_factory=Budget)
     legs: int = 1
@@ -62,6 +62,8 @@ class ControlSettings:
     def __post_init__(self) -> None:
         if self.horizon < 1:
             raise InputError(f"The horizon must be at least 1 step, got {self.horizon}.")
+        if self.chunk is not None and self.chunk < 1:
+            raise InputError(f"At least 1 candidate must be imagined at a time, got a chunk of {self.chunk}.")
         if not 0 <= self.running < math.inf:
             raise InputError(f"The weight of earlier frames must be at least 0 and finite, got {self.running}.")
         if self.hold_steps < 1:
@@ -137,8 +139,9 @@ class Decision:
     held_by: tuple[str, ...] = ()
 
 
-def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None) -> int:
-    """Candidates that may be imagined at a time inside `memory_budget` bytes, or inside a share of what is free.
+def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None, *, sharers: int = 1) -> int:
+    """Candidates that may be imagined at a time inside `memory_budget` bytes, or inside a share of what is free,
+    which `sharers` processes divide among them.
 
     Raises `InputError` for a budget that one candidate exceeds.
     """
@@ -152,7 +155,15 @@ def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None) ->
             f"{memory_budget / 1e6:.1f} MB; raise it, or shorten the horizon."
         )
     free = free_bytes(model.device) if memory_budget is None else None
-    return chunk_within(each, memory_budget if free is None else int(FREE_SHARE * free))
+    return chunk_within(each, memory_budget if free is None else int(FREE_SHARE * free / sharers))
+
+
+def _chunk(model: WorldModel, settings: ControlSettings) -> int:
+    """Candidates at a time: those asked for, within a budget that is given."""
+    if settings.chunk is not None and settings.memory_budget is None:
+        return settings.chunk
+    fits = fitting_chunk(model, settings.horizon, settings.memory_budget)
+    return fits if settings.chunk is None else min(settings.chunk, fits)
 
 
 class Controller:
@@ -182,7 +193,7 @@ class Controller:
         self.guards = guards or Guards()
         self.governors = self.guards.all_governors(model.states)
         self.straight = settings.legs > 1 or bool(self.guards.rails)
-        self.chunk = min(settings.chunk, fitting_chunk(model, settings.horizon, settings.memory_budget))
+        self.chunk = _chunk(model, settings)
         self.goal = model.encode(goal[None])
         self.goal_score = float(model.outlier_score(self.goal))
 

@@ -181,8 +181,12 @@ class PlanningCost:
 
     def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
         """Cost and violations. No more than `chunk` candidates' futures exist at a time; where memory runs out all the
-        same it is tried again with fewer."""
-        return with_smaller_chunks(lambda chunk: self._in_chunks(actions, problems, chunk), self.chunk)
+        same it is tried again with fewer, and `chunk` stays at what worked."""
+        first = min(self.chunk, actions.shape[1])
+        evaluation, worked = with_smaller_chunks(lambda chunk: self._in_chunks(actions, problems, chunk), first)
+        if worked < first:
+            self.chunk = worked
+        return evaluation
 
     def _in_chunks(self, actions: Tensor, problems: Tensor, chunk: int) -> Evaluation:
         if actions.shape[1] <= chunk:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from vjepa_mpc.controller import fitting_chunk
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.costs import GoalDistance, PlanningCost
 from vjepa_mpc.datasets.store import ZarrStore
@@ -74,7 +75,8 @@ def study(model: WorldModel, moment: Moment, axes: Sequence[str] = (), points: i
     chosen = _axes(model, axes)
     with torch.no_grad():
         now, goal = (model.encode(picture[None]) for picture in (moment.image, moment.goal))
-        cost = PlanningCost(model, _at_rest(model, now, moment.state), [GoalDistance(goal, running=0.0)])
+        context, chunk = _at_rest(model, now, moment.state), fitting_chunk(model, 1, None)
+        cost = PlanningCost(model, context, [GoalDistance(goal, running=0.0)], chunk=chunk)
         still = torch.zeros(1, len(robot.action_names), device=model.device)
         found = energy_slice(
             cost, still, bounds, axes=chosen, points=points, names=robot.action_names, units=robot.action_units

@@ -29,20 +29,46 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that can be had on `device` now; None where the system does not say."""
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Memory that can be had on `device` now: on CPUs what the machine has available, or less where this process's
+    control group (version 2 or 1) allows less. None where the system does not say. `root`: where /proc and /sys lie."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
+    amounts = [_available(root / "proc/meminfo")]
+    for folder, limit, used, cache in _CONTROL_GROUPS:
+        amounts.append(_left(root / "sys/fs/cgroup" / folder, limit, used, cache))
+    known = [amount for amount in amounts if amount is not None]
+    return max(0, min(known)) if known else None
+
+
+_CONTROL_GROUPS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Folder, files of limit and use, and the row of memory.stat that is page cache: counted as used, yet given up at once
+when memory is wanted. Inside a container the folder is its own group's."""
+
+
+def _available(meminfo: Path) -> int | None:
     try:
-        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        amounts = [1024 * int(rows["MemAvailable"].split()[0])]
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-        if limit.is_file() and limit.read_text().strip() != "max":
-            amounts.append(int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError, KeyError):
+        rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return 1024 * int(rows["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError, IndexError):
         return None
-    return max(0, min(amounts))
+
+
+def _left(folder: Path, limit: str, used: str, cache: str) -> int | None:
+    """What a control group may still take; None without one, or without a limit ("max"; version 1's is huge)."""
+    try:
+        left = int((folder / limit).read_text()) - int((folder / used).read_text())
+    except (OSError, ValueError):
+        return None
+    try:
+        rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return left + int(rows[cache])
+    except (OSError, ValueError, KeyError):
+        return left
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -72,11 +98,12 @@ def chunk_within(bytes_a_candidate: int, budget: int | None) -> int:
     return CHUNK if budget is None else max(1, min(CHUNK, budget // max(1, bytes_a_candidate)))
 
 
-def with_smaller_chunks(work: Callable[[int], T], chunk: int) -> T:
-    """`work(chunk)`, and where memory runs out again with half as many at a time, down to one."""
+def with_smaller_chunks(work: Callable[[int], T], chunk: int) -> tuple[T, int]:
+    """`work(chunk)`, and where memory runs out again with half as many at a time, down to one; and the chunk that did,
+    for the next call to begin with."""
     while True:
         try:
-            return work(chunk)
+            return work(chunk), chunk
         except (RuntimeError, MemoryError) as error:
             if chunk == 1 or not _out_of_memory(error):
                 raise

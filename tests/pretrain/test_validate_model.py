@@ -14,6 +14,7 @@ import torch
 from moving_dot import make_store
 from solvable_world import SIZE, SpelledModel, picture, solvable_model
 
+from vjepa_mpc import controller
 from vjepa_mpc.cli import main as cli
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.datasets.cache import FrameCache, StoreFrames
@@ -79,6 +80,24 @@ def test_who_knows_the_world_is_never_outranked(store: Path) -> None:
     assert everything.contrast.low > 100
     assert everything.end_nearest.median <= everything.end_chosen.median < 0.5 * everything.end_random.median
     assert (found.unit, found.horizon, found.stride, found.held_out) == ("m", 3, 2, False)
+
+
+def test_scarce_memory_makes_chunks_and_no_other_figures(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    rollout = SpelledModel.rollout
+
+    def watched(self: SpelledModel, context: Context, actions: torch.Tensor, *, chunk: int = 256) -> Rollout:
+        seen.append(actions.shape[1])
+        return rollout(self, context, actions, chunk=chunk)
+
+    monkeypatch.setattr(SpelledModel, "rollout", watched)
+    opened, asked = ZarrStore.open(store), ValidationSettings(clips=2, candidates=6, horizon=2)
+    plenty = validate_model(solvable_model(), opened, asked)
+    assert seen == [7, 7]
+    seen.clear()
+    monkeypatch.setattr(controller, "free_bytes", lambda device: 0)
+    assert validate_model(solvable_model(), opened, asked) == plenty
+    assert seen == [1] * 14, "more futures than fit existed at a time"
 
 
 def test_who_ignores_actions_is_at_chance(store: Path) -> None:

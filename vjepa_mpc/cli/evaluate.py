@@ -58,6 +58,9 @@ def evaluate(
     threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
     ray: bool = typer.Option(False, "--ray", help="Spread over a Ray started on this machine."),
     ray_address: str | None = typer.Option(None, help="Spread over the Ray cluster at this address."),
+    chunk: int | None = typer.Option(
+        None, min=1, help="Candidates imagined at a time; pinned like the threads (256, or what fits at first)."
+    ),
     vary: list[str] = typer.Option([], help=VARY_HELP),
     backend: str = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL)."),
     out: Path | None = typer.Option(None, help="Folder for results.json and episodes; a run in it is resumed."),
@@ -70,7 +73,7 @@ def evaluate(
     A --task without a --model is played by its floors and its ceiling alone.
     """
     from contextlib import closing
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
     from functools import partial
 
     from vjepa_mpc.cli.building import (
@@ -83,6 +86,7 @@ def evaluate(
         model_folder,
         parse_levels,
     )
+    from vjepa_mpc.controller import fitting_chunk
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import (
         ArenaSetup,
@@ -94,6 +98,7 @@ def evaluate(
         ScriptedPolicy,
     )
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
+    from vjepa_mpc.memory import CHUNK
     from vjepa_mpc.planning import other_renderer, trained
     from vjepa_mpc.robots.factory import find_task, make_robot
     from vjepa_mpc.robots.tasks import load_manifest
@@ -108,6 +113,11 @@ def evaluate(
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
     frozen = load_manifest(manifest, asked)
+    at_a_time = chunk or _recorded_chunk(out)
+    if at_a_time is None:  # measured here, once: workers that measured would each find another number
+        share = max(1, workers)
+        fit = (fitting_chunk(one, horizon or one.longest_horizon, None, sharers=share) for one in worlds.values())
+        at_a_time = min(fit, default=CHUNK)
     if guarded and not asked.forbidden:
         raise InputError(f"{asked.name} forbids no region; name what to guard, for example with --keep-out.")
     rails = guarding.GuardOptions(
@@ -130,6 +140,7 @@ def evaluate(
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
             bends = legs if guards or not rails.any else 1  # beside guardrails the plain planner is as ever
             control = control_settings(world, horizon=horizon, running=running, legs=bends, deadline_s=deadline)
+            control = replace(control, chunk=at_a_time)
             optimiser: Any = make_planner(
                 planner, leg_bounds(world, bends), samples=samples, iterations=iterations, elites=elites,
                 settings=settings,
@@ -162,6 +173,8 @@ def evaluate(
         "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
         "device": target.type, "backend": backend,
     }  # fmt: skip
+    if at_a_time != CHUNK:
+        options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
     options |= {key: value for key, value in (("legs", legs), ("rate", rate), ("deadline", deadline)) if value}
@@ -261,6 +274,18 @@ class _Run:
                 *[f"{row['violations']['count']} [{100 * row['violations']['upper_95']:.1f} %]"] * forbids,
             )
         Console().print(table)
+
+
+def _recorded_chunk(out: Path | None) -> int | None:
+    """What the run in `out` was begun with; None where there is none. The usual number is not written down."""
+    from vjepa_mpc.core.files import read_json
+    from vjepa_mpc.memory import CHUNK
+
+    if out is None or not (out / "settings.json").is_file() or not any(out.glob("*.jsonl")):
+        return None
+    record = read_json(out / "settings.json")
+    settings = record.get("settings") if isinstance(record, dict) else None
+    return int(settings.get("chunk", CHUNK)) if isinstance(settings, dict) else None
 
 
 def _plain(name: str) -> str:
