@@ -60,8 +60,8 @@ class JacoPush(JacoArm):
 
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
         checked = WORLD.check(state)
-        low = checked[2] < _HEIGHT_M + PEG_M - 0.002
-        if low and gap(in_brick(checked), BRICK) < PEG_M - 0.002:
+        # The tip is a ball: over the brick's edge it may be nearer from the side than it may below.
+        if math.hypot(gap(in_brick(checked), BRICK), max(checked[2] - _HEIGHT_M, 0.0)) < PEG_M - 0.002:
             raise InputError(f"A peg at {checked[:3].tolist()} m would stand in the brick; put it elsewhere.")
         return checked
 

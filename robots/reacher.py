@@ -73,7 +73,7 @@ class Reacher(MujocoWorld):
         )
         self._fingertip = self._model.geom("finger").id
         self._put(np.zeros(2))
-        self._passed = self.true_state()[None]
+        self._passed = self._data.qpos[None].copy()
 
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
         return self._spec.check_state(state)
@@ -105,16 +105,17 @@ class Reacher(MujocoWorld):
         target = before + wanted
         target[1] = min(max(target[1], -WRIST_LIMIT_RAD), WRIST_LIMIT_RAD)
         self._data.ctrl[:] = target
-        passed = []
-        for _ in range(self._substeps):
+        self._passed = np.empty((self._substeps, 2))
+        for step in range(self._substeps):
             self._mujoco.mj_step(self._model, self._data)
-            passed.append(self.true_state())
-        self._passed = np.stack(passed)
+            self._passed[step] = self._data.qpos
         return target - before
 
     def way(self) -> Float[np.ndarray, "n 2"]:
         """The true joint angles [rad] at every physics step of the last action."""
-        return self._passed
+        way = self._passed.copy()
+        way[:, 0] = (way[:, 0] + math.pi) % (2.0 * math.pi) - math.pi
+        return way
 
     def stop(self) -> None:
         """Brake, and hold the present pose."""
