@@ -63,7 +63,7 @@ def validate_model(
 def _table(found: Validation) -> Table:
     from rich.table import Table
 
-    table = Table("clips", "", "error", "copying", "rank", "end chosen", "nearest", "random")
+    table = Table("looks", "clips", "error", "copying", "rank", "end chosen", "nearest", "random")
     for name, figures in found.groups.items():
         table.add_row(
             name,
