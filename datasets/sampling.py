@@ -73,6 +73,7 @@ class ClipMixture(Dataset[Clip]):
         if len(shapes) != 1:
             raise InputError(f"Clips of a mixture must be of one shape, these are {sorted(shapes)}; see import --size.")
         self.parts, self.shares = tuple(parts), shares / shares.sum()
+        self.additive = all(part.additive for part in parts)
         self._firsts = np.cumsum([0, *(len(part) for part in parts)])
         widths = {(sample.states.shape[-1], sample.actions.shape[-1]) for sample in samples}
         self._numbers = len(widths) == 1

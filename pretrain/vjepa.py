@@ -5,7 +5,7 @@ what a slowly moving copy of the encoder (the EMA target) makes of the whole cli
 latents (V-JEPA, Bardes et al. 2024; V-JEPA 2, Assran et al. 2025). With a context loss the kept patches are
 predicted too, so that tokens stay about their own place instead of gathering what is elsewhere (V-JEPA 2.1,
 Mur-Labadia et al. 2026). On low-variety robot video the target alone collapses, so SIGReg (LeJEPA) acts on
-the context encoder's tokens.
+the context encoder's tokens. With inverse dynamics the action between two pictures is read from their tokens too.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.encoder import LAYER_NORM_EPS, build_encoder, encode_clips, encoder_grid, run_layers
+from vjepa_mpc.encoder import LAYER_NORM_EPS, build_encoder, encode_clips, encode_frames, encoder_grid, run_layers
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
+from vjepa_mpc.pretrain.inverse import ActionPairs, InverseDynamics, PairSource
 from vjepa_mpc.pretrain.masks import LONG_RANGE, SHORT_RANGE, BlockMask, MaskedPositions, sample_masks
 from vjepa_mpc.pretrain.sigreg import sigreg
 
@@ -85,6 +86,7 @@ class VJepaSettings:
     sigreg_weight: float = 0.3
     sigreg_slices: int = 128
     context_weight: float = 0.0
+    inverse_weight: float = 0.0
     predictor_width: int = 96
     predictor_depth: int = 4
     predictor_heads: int = 3
@@ -93,10 +95,11 @@ class VJepaSettings:
     def __post_init__(self) -> None:
         if self.size.tubelet < 1 or self.frames < 1 or self.frames % self.size.tubelet:
             raise InputError(f"Clips of {self.frames} frames do not divide into tubelets of {self.size.tubelet}.")
-        if not (0 <= self.still <= 1 and 0 <= self.ema <= 1 and min(self.sigreg_weight, self.context_weight) >= 0):
+        weights = (self.sigreg_weight, self.context_weight, self.inverse_weight)
+        if not (0 <= self.still <= 1 and 0 <= self.ema <= 1 and min(weights) >= 0):
             raise InputError(
-                f"still ({self.still}) and ema ({self.ema}) lie in [0, 1], and the weights of SIGReg "
-                f"({self.sigreg_weight}) and of the context loss ({self.context_weight}) are not negative."
+                f"still ({self.still}) and ema ({self.ema}) lie in [0, 1], and the weights of SIGReg, of the "
+                f"context loss and of inverse dynamics {weights} are not negative."
             )
 
 
@@ -141,9 +144,9 @@ class MaskPredictor(nn.Module):
 
 
 class VJepaModules(nn.Module):
-    """Context encoder, its moving average, and the mask predictor."""
+    """Context encoder, its moving average, the mask predictor, and (for actions of this scale) inverse dynamics."""
 
-    def __init__(self, settings: VJepaSettings) -> None:
+    def __init__(self, settings: VJepaSettings, action_scale: Float[Tensor, "a"] | None = None) -> None:
         super().__init__()
         config = settings.size.config(settings.frames)
         self.encoder: VJEPA2Model = build_encoder(config)
@@ -153,14 +156,18 @@ class VJepaModules(nn.Module):
         self.predictor = MaskPredictor(
             config, settings.predictor_width, settings.predictor_depth, settings.predictor_heads
         )
+        self.inverse: InverseDynamics | None = None
+        if action_scale is not None:
+            self.inverse = InverseDynamics(encoder_grid(config), config.hidden_size, action_scale)
 
 
 @dataclass(frozen=True)
 class VJepaBatch:
-    """Clips and their masks for one step. `still`: clips are made of doubled single frames."""
+    """Clips and their masks for one step, and with inverse dynamics two pictures of each clip."""
 
     clips: UInt8[Tensor, "b t h w 3"]
     masks: tuple[MaskedPositions, ...]
+    pairs: ActionPairs | None = None
 
 
 class VJepaLearner:
@@ -177,10 +184,11 @@ class VJepaLearner:
         if data.size < 2:
             raise InputError("Pretraining needs at least 2 clips a step: a collapse is seen in their spread.")
         self.settings, self.data, self.preparation, self.device, self.seed = settings, data, preparation, device, seed
+        self._pairs = PairSource(data, seed) if settings.inverse_weight else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.modules = VJepaModules(settings).to(device)
-        self._pairs = [
+            self.modules = VJepaModules(settings, self._pairs.scale if self._pairs else None).to(device)
+        self._weights = [
             (target, online)
             for target, online in zip(
                 self.modules.target.parameters(), self.modules.encoder.parameters(), strict=True
@@ -190,7 +198,9 @@ class VJepaLearner:
     def batch(self, step: int) -> VJepaBatch:
         settings, size = self.settings, self.settings.size
         rng = np.random.default_rng((self.seed, step, 1))
-        clips = self.data.batch(step).frames
+        clip = self.data.batch(step)
+        pairs = self._pairs.pairs(clip, step) if self._pairs else None
+        clips = clip.frames
         if rng.random() < settings.still:
             clips = clips[:, :: size.tubelet].repeat_interleave(size.tubelet, dim=1)
         masks = tuple(
@@ -203,7 +213,7 @@ class VJepaLearner:
             )
             for mask in settings.masks
         )
-        return VJepaBatch(clips, masks)
+        return VJepaBatch(clips, masks, pairs)
 
     def loss(self, batch: VJepaBatch, step: int) -> tuple[Tensor, dict[str, Any]]:
         settings, modules = self.settings, self.modules
@@ -231,13 +241,21 @@ class VJepaLearner:
         figures = {"prediction": prediction_loss, "sigreg": statistic, "spread": whole.std(dim=0).mean()}
         if settings.context_weight:
             figures["context"] = context_loss
+        if batch.pairs is not None and modules.inverse is not None:
+            figures["inverse"] = self._inverse_loss(modules.inverse, batch.pairs)
+            loss = loss + settings.inverse_weight * figures["inverse"]
         return loss, {name: figure.detach() for name, figure in figures.items()}
+
+    def _inverse_loss(self, inverse: InverseDynamics, pairs: ActionPairs) -> Tensor:
+        pictures = pairs.pictures.transpose(0, 1).flatten(0, 1).to(self.device, non_blocking=True)
+        before, after = encode_frames(self.modules.encoder, self.preparation.prepare(pictures)).chunk(2)
+        return inverse.loss(before, after, pairs.actions.to(self.device, non_blocking=True))
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         momentum = self.settings.ema
-        targets: list[Tensor] = [target for target, _ in self._pairs]
-        online: list[Tensor] = [weights for _, weights in self._pairs]
+        targets: list[Tensor] = [target for target, _ in self._weights]
+        online: list[Tensor] = [weights for _, weights in self._weights]
         torch._foreach_lerp_(targets, online, 1 - momentum)
 
     def check(self, figures: Mapping[str, float]) -> None:

@@ -14,8 +14,9 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import RobotSpec, StateSpec
 from vjepa_mpc.robots.jaco_arm import FLOOR_M, PINCH, STEP_M, JacoArm, arm_model, hand_spec
 from vjepa_mpc.robots.push_script import PushScript, PushShape
+from vjepa_mpc.robots.push_task import PushTask, add_floating, from_the_block, wrapped
 from vjepa_mpc.robots.rendering import import_mujoco
-from vjepa_mpc.robots.task import Script, Task
+from vjepa_mpc.robots.task import Script
 from vjepa_mpc.robots.visibility import gap
 
 LOW_M, HIGH_M = (-0.15, -0.6, 0.03), (0.15, -0.3, 0.15)
@@ -61,7 +62,7 @@ class JacoPush(JacoArm):
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
         checked = WORLD.check(state)
         # The tip is a ball: over the brick's edge it may be nearer from the side than it may below.
-        if math.hypot(gap(in_brick(checked), BRICK), max(checked[2] - _HEIGHT_M, 0.0)) < PEG_M - 0.002:
+        if math.hypot(gap(from_the_block(checked), BRICK), max(checked[2] - _HEIGHT_M, 0.0)) < PEG_M - 0.002:
             raise InputError(f"A peg at {checked[:3].tolist()} m would stand in the brick; put it elsewhere.")
         return checked
 
@@ -76,7 +77,7 @@ class JacoPush(JacoArm):
     def true_state(self) -> Float[np.ndarray, "w"]:
         """The peg's and the brick's place [m] and the brick's angle [rad, in -pi to pi]."""
         x, y, angle = self._data.qpos[self._brick]
-        state = np.array([*self._place_of_hand(), x, y, (angle + math.pi) % (2.0 * math.pi) - math.pi])
+        state = np.array([*self._place_of_hand(), x, y, wrapped(angle)])
         return np.clip(state, WORLD.low, WORLD.high)
 
     def _measure(self) -> Float[np.ndarray, "s"]:
@@ -86,19 +87,12 @@ class JacoPush(JacoArm):
         return self._move_hand(wanted)
 
 
-def in_brick(state: Float[np.ndarray, "6"]) -> Float[np.ndarray, "2"]:
-    """The peg's place [m] as seen from the brick, on the floor."""
-    cosine, sine = math.cos(state[5]), math.sin(state[5])
-    x, y = state[:2] - state[3:5]
-    return np.array([cosine * x + sine * y, cosine * y - sine * x])
-
-
 def sample(generator: np.random.Generator) -> Float[np.ndarray, "6"]:
     """A random state at rest; the peg stands in the lower half of its box."""
     brick = np.array([*(_MIDDLE + generator.uniform(-_SPREAD_M, _SPREAD_M, 2)), generator.uniform(-math.pi, math.pi)])
     while True:
         state = np.concatenate([generator.uniform(LOW_M, (*HIGH_M[:2], 0.09)), brick])
-        if gap(in_brick(state), BRICK) > PEG_M + 0.008:
+        if gap(from_the_block(state), BRICK) > PEG_M + 0.008:
             return state
 
 
@@ -112,14 +106,7 @@ def _build() -> Any:
         material="effector", contype=1, conaffinity=0, condim=3, friction=[0.3, 0.0, 0.0],
     )  # fmt: skip
     brick = spec.worldbody.add_body(name="brick", pos=[0.0, 0.0, _HEIGHT_M / 2])
-    slide, hinge = mujoco.mjtJoint.mjJNT_SLIDE, mujoco.mjtJoint.mjJNT_HINGE
-    turning = _DAMPING * TURNING_RADIUS_M**2
-    for name, kind, axis, damping in (
-        ("brick_x", slide, [1, 0, 0], _DAMPING),
-        ("brick_y", slide, [0, 1, 0], _DAMPING),
-        ("brick_angle", hinge, [0, 0, 1], turning),
-    ):
-        brick.add_joint(name=name, type=kind, axis=axis, damping=[damping, 0.0, 0.0])
+    add_floating(brick, "brick", _DAMPING, TURNING_RADIUS_M)
     brick.add_geom(
         name="brick", type=mujoco.mjtGeom.mjGEOM_BOX, size=[*BRICK[0, 1], _HEIGHT_M / 2], mass=_BRICK_KG,
         material="decoration", contype=0, conaffinity=1, condim=3, friction=[0.3, 0.0, 0.0],
@@ -129,21 +116,13 @@ def _build() -> Any:
 
 
 @dataclass(frozen=True)
-class JacoPushTask(Task):
-    """Push the brick to where it is in the goal picture, turned as it is there; the hand may be anywhere.
-
-    The distance is the greater of the brick's displacement [m] and its turn [rad] times `lever_m`: the success
-    radius of 0.03 m is at once 3 cm and 15 degrees. Turned by half a turn the brick is the same.
-    """
+class JacoPushTask(PushTask):
+    """Push the brick to where it is in the goal picture, turned as it is there; the hand may be anywhere."""
 
     name: ClassVar[str] = "jaco-push"
     robot: ClassVar[str] = "jaco-push"
     summary: ClassVar[str] = "Kinova's Jaco arm pushes a brick to a place and an angle"
-    success_radius_m: float = 0.03
-    min_start_distance_m: float = 0.06
-    lever_m: float = 0.03 / math.radians(15.0)
-    step_budget: int = 60
-    held_steps: int = 3
+    same_after_rad: ClassVar[float] = math.pi
 
     @property
     def spec(self) -> RobotSpec:
@@ -153,18 +132,8 @@ class JacoPushTask(Task):
     def world(self) -> StateSpec:
         return WORLD
 
-    def sample_pair(
-        self, generator: np.random.Generator
-    ) -> tuple[Float[np.ndarray, "6"], Float[np.ndarray, "6"]]:
-        """Two states as `JacoPush.sample_state` draws them; pairs under `min_start_distance_m` are redrawn."""
-        while True:
-            start, goal = sample(generator), sample(generator)
-            if self.distance(start, goal) >= self.min_start_distance_m:
-                return start, goal
-
-    def distance(self, state: Float[np.ndarray, "6"], goal: Float[np.ndarray, "6"]) -> float:
-        moved = float(np.linalg.norm(np.asarray(state)[3:5] - np.asarray(goal)[3:5]))
-        return max(moved, self.lever_m * abs(_half_turn(float(goal[5]) - float(state[5]))))
+    def sample(self, generator: np.random.Generator) -> Float[np.ndarray, "6"]:
+        return sample(generator)
 
     def script(self, goal: Float[np.ndarray, "6"]) -> Script:
         shape = PushShape(BRICK, TURNING_RADIUS_M, self.lever_m, PEG_M, STEP_M, _REACH_M)
@@ -176,14 +145,9 @@ def _on_the_floor(push: Callable[[np.ndarray], np.ndarray], goal_angle: float) -
     """A planar push, seen from the middle of the floor, as displacements of a peg that is kept low."""
 
     def act(state: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3"]:
-        angle = goal_angle - _half_turn(goal_angle - float(state[5]))
+        angle = goal_angle - wrapped(goal_angle - float(state[5]), math.pi)
         planar = push(np.array([*(state[:2] - _MIDDLE), *(state[3:5] - _MIDDLE), angle]))
         down = 0.6 * LOW_M[2] + 0.4 * _HEIGHT_M - state[2]
         return np.clip(np.array([*planar, down]), -STEP_M, STEP_M)
 
     return act
-
-
-def _half_turn(angle: float) -> float:
-    """`angle` [rad] in [-pi/2, pi/2): a brick looks the same after half a turn."""
-    return (angle + math.pi / 2) % math.pi - math.pi / 2

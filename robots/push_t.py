@@ -13,9 +13,10 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import RobotSpec, StateSpec
 from vjepa_mpc.robots.point import RADIUS_M, REACH_M, STEP_M, point_spec
 from vjepa_mpc.robots.push_script import PushScript, PushShape
+from vjepa_mpc.robots.push_task import PushTask, add_floating, from_the_block, wrapped
 from vjepa_mpc.robots.rendering import import_mujoco
 from vjepa_mpc.robots.stage import HALF_WIDTH_M, add_slider, new_stage
-from vjepa_mpc.robots.task import Script, Task
+from vjepa_mpc.robots.task import Script
 from vjepa_mpc.robots.visibility import free, gap
 from vjepa_mpc.robots.world import MujocoWorld
 
@@ -61,7 +62,7 @@ class PushT(MujocoWorld):
 
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
         checked = WORLD.check(state)
-        if gap(in_block(checked), BLOCK) < RADIUS_M - 0.002:
+        if gap(from_the_block(checked), BLOCK) < RADIUS_M - 0.002:
             raise InputError(
                 f"The pusher at {checked[:2].tolist()} m would stand in the block; put it elsewhere."
             )
@@ -78,8 +79,7 @@ class PushT(MujocoWorld):
     def true_state(self) -> Float[np.ndarray, "w"]:
         """Pusher's and block's place [m] and the block's angle [rad, in -pi to pi]."""
         x, y, block_x, block_y, angle = self._data.qpos
-        wrapped = (angle + math.pi) % (2.0 * math.pi) - math.pi
-        return np.clip(np.array([x, y, block_x, block_y, wrapped]), WORLD.low, WORLD.high)
+        return np.clip(np.array([x, y, block_x, block_y, wrapped(angle)]), WORLD.low, WORLD.high)
 
     def _measure(self) -> Float[np.ndarray, "s"]:
         return self.true_state()[:2]
@@ -99,13 +99,6 @@ class PushT(MujocoWorld):
         return np.array([*self._data.qpos[:2], RADIUS_M])
 
 
-def in_block(state: Float[np.ndarray, "5"]) -> Float[np.ndarray, "2"]:
-    """The pusher's place [m] as seen from the block."""
-    cosine, sine = math.cos(state[4]), math.sin(state[4])
-    x, y = state[:2] - state[2:4]
-    return np.array([cosine * x + sine * y, cosine * y - sine * x])
-
-
 def _sample(generator: np.random.Generator) -> Float[np.ndarray, "5"]:
     block = generator.uniform((-0.13, -0.13, -math.pi), (0.13, 0.13, math.pi))
     while True:
@@ -115,7 +108,7 @@ def _sample(generator: np.random.Generator) -> Float[np.ndarray, "5"]:
 
 
 def _clear(state: Float[np.ndarray, "5"], margin: float) -> bool:
-    return free(in_block(state), BLOCK, margin)
+    return free(from_the_block(state), BLOCK, margin)
 
 
 def _build() -> Any:
@@ -123,14 +116,7 @@ def _build() -> Any:
     spec = new_stage(_TIMESTEP_S)
     add_slider(spec, "pusher", RADIUS_M, _PUSHER_KG, _PUSHER_N, _RATE)
     block = spec.worldbody.add_body(name="block", pos=[0.0, 0.0, _HEIGHT_M / 2])
-    slide, hinge = mujoco.mjtJoint.mjJNT_SLIDE, mujoco.mjtJoint.mjJNT_HINGE
-    turning = _DAMPING * TURNING_RADIUS_M**2
-    for name, kind, axis, damping in (
-        ("block_x", slide, [1, 0, 0], _DAMPING),
-        ("block_y", slide, [0, 1, 0], _DAMPING),
-        ("block_angle", hinge, [0, 0, 1], turning),
-    ):
-        block.add_joint(name=name, type=kind, axis=axis, damping=[damping, 0.0, 0.0])
+    add_floating(block, "block", _DAMPING, TURNING_RADIUS_M)
     areas = BLOCK[:, 1].prod(axis=1)
     for name, (center, half), area in zip(("bar", "stem"), BLOCK, areas, strict=True):
         block.add_geom(
@@ -141,21 +127,12 @@ def _build() -> Any:
 
 
 @dataclass(frozen=True)
-class PushTTask(Task):
-    """Push the block to where it is in the goal picture, turned as it is there; the pusher may be anywhere.
-
-    The distance is the greater of the block's displacement [m] and its turn [rad] times `lever_m`: the success
-    radius of 0.03 m is at once 3 cm and 15 degrees.
-    """
+class PushTTask(PushTask):
+    """Push the T to where it is in the goal picture, turned as it is there; the ball may be anywhere."""
 
     name: ClassVar[str] = "push-t"
     robot: ClassVar[str] = "push-t"
     summary: ClassVar[str] = "a ball pushes a T-shaped block to a place and an angle"
-    success_radius_m: float = 0.03
-    min_start_distance_m: float = 0.06
-    lever_m: float = 0.03 / math.radians(15.0)
-    step_budget: int = 60
-    held_steps: int = 3
 
     @property
     def spec(self) -> RobotSpec:
@@ -165,23 +142,9 @@ class PushTTask(Task):
     def world(self) -> StateSpec:
         return WORLD
 
-    def sample_pair(
-        self, generator: np.random.Generator
-    ) -> tuple[Float[np.ndarray, "5"], Float[np.ndarray, "5"]]:
-        """Two states as `PushT.sample_state` draws them; pairs under `min_start_distance_m` are redrawn."""
-        while True:
-            start, goal = _sample(generator), _sample(generator)
-            if self.distance(start, goal) >= self.min_start_distance_m:
-                return start, goal
-
-    def distance(self, state: Float[np.ndarray, "5"], goal: Float[np.ndarray, "5"]) -> float:
-        moved = float(np.linalg.norm(np.asarray(state)[2:4] - np.asarray(goal)[2:4]))
-        return max(moved, self.lever_m * abs(_turn(float(goal[4]) - float(state[4]))))
+    def sample(self, generator: np.random.Generator) -> Float[np.ndarray, "5"]:
+        return _sample(generator)
 
     def script(self, goal: Float[np.ndarray, "5"]) -> Script:
         shape = PushShape(BLOCK, TURNING_RADIUS_M, self.lever_m, RADIUS_M, STEP_M, REACH_M)
         return PushScript(np.asarray(goal, dtype=np.float64)[2:], shape)
-
-
-def _turn(angle: float) -> float:
-    return (angle + math.pi) % (2.0 * math.pi) - math.pi

@@ -33,6 +33,7 @@ def pretrain(
     sigreg: float = typer.Option(0.3, help="Weight of SIGReg, which keeps the encoder from collapsing."),
     mix: list[str] = typer.Option([], help="Another store and its share of the clips, STORE=SHARE; may be repeated."),
     context_loss: float = typer.Option(0.0, help="Weight of V-JEPA 2.1's loss on kept patches (0: none)."),
+    inverse: float = typer.Option(0.0, help="Weight of reading the action between two pictures (0: none)."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -58,7 +59,7 @@ def pretrain(
     )
     settings = VJepaSettings(
         size=size, frames=frames, stride=stride, contrast=contrast, still=still, ema=ema, sigreg_weight=sigreg,
-        context_weight=context_loss,
+        context_weight=context_loss, inverse_weight=inverse,
     )
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
