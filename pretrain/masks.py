@@ -48,7 +48,7 @@ def sample_masks(
         raise InputError("Block masks need at least 2x2 patches a frame; use smaller patches.")
     aspect = math.exp(rng.uniform(math.log(mask.aspect[0]), math.log(mask.aspect[1])))
     size = block_size(grid, mask.scale, aspect)
-    hidden = blocks(grid, size, (batch, mask.blocks), rng).any(axis=1)
+    hidden = np.asarray(blocks(grid, size, (batch, mask.blocks), rng).any(axis=1))
     full = hidden.all(axis=1)
     hidden[full, rng.integers(0, grid * grid, size=int(full.sum()))] = False
     return MaskedPositions(
