@@ -14,6 +14,7 @@ from moving_dot import ENCODER, LIMIT, PREDICTOR, SIZE, episode, make_store, spe
 
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.cache import FrameCache
 from vjepa_mpc.datasets.clips import split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import encode_frames, load_encoder, weights_hash
@@ -253,18 +254,21 @@ def test_calibration_by_hand(trained: Path) -> None:
                 apart = (states[i] - states[j]).abs()
                 if 0.5 * LIMIT / 3 <= float(apart.max()) <= LIMIT / 3:
                     near.append(float(apart.mean()))
-    found = calibrate(model, episodes)
+    found = calibrate(model, episodes, torch.arange(101.0), torch.arange(1001.0))
     assert found.reached_cost == pytest.approx(sorted(near)[(len(near) - 1) // 2], abs=2e-3)
     assert found.state_radius == pytest.approx(LIMIT / 3)
-    scores = torch.cat([latents.square().mean(dim=(1, 2)).sqrt() for latents, _ in episodes])
-    assert found.goal_score == pytest.approx(float(scores.quantile(0.999)))
+    assert found.goal_score == pytest.approx(99.0) and found.contrast == pytest.approx(1.0)
 
 
-def test_every_held_out_episode_has_its_say_in_the_goal_score(trained: Path) -> None:
+def test_a_trained_model_knows_its_pictures_and_what_is_none_of_them(trained: Path, store: Path) -> None:
     model = WorldModel.from_pretrained(trained / "model")
-    states = torch.from_numpy(np.random.default_rng(0).uniform(-0.1, 0.1, (250, 2))).float()  # 31,125 pairs
-    found = calibrate(model, [(states[:, None], states), (100 * states[:, None], states)])
-    assert found.goal_score > 50 * float(states.square().mean(-1).sqrt().max())
+    limits, pictures = model.config.calibration, FrameCache.build(ZarrStore.open(store)).rows
+    assert limits is not None and limits.goal_score is not None and model.config.familiar > 0
+    scores = [model.likeness(np.asarray(picture)) for picture in pictures]
+    assert np.median([float(one.score or 0) for one in scores]) <= limits.goal_score
+    assert float(np.mean([one.contrast > limits.contrast for one in scores])) > 0.9
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+    assert float(model.likeness(noise).score or 0) > limits.goal_score
 
 
 def test_the_store_tells_the_robot(store: Path) -> None:
