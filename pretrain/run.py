@@ -233,6 +233,8 @@ def new_world_model(
             action_dim=space.action_dim,
             state_dim=space.state_dim,
             residual=settings.residual,
+            conditioning=settings.conditioning,
+            rotary=settings.rotary,
         ),
         history=settings.history,
         stride=settings.stride,
@@ -255,6 +257,7 @@ def continued_settings(
         grid=model.latent.grid, width=predictor.width, depth=predictor.depth, heads=predictor.heads,
         stride=model.stride, shorter=shorter and model.stride > 1, frames=frames or longest, history=model.history,
         rollout_steps=rollout_steps, l2=l2, residual=predictor.residual, centre=model.latent.centre,
+        conditioning=predictor.conditioning, rotary=predictor.rotary,
     )  # fmt: skip
 
 

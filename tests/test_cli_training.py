@@ -98,6 +98,9 @@ BAD: dict[str, tuple[list[object], str]] = {
     "heads that do not divide": (
         ["train", "STORE", "--encoder", "pixels", "--width", 24, "--heads", 5], "does not divide into 5 heads",
     ),
+    "an unknown conditioning": (
+        ["train", "STORE", "--encoder", "pixels", "--conditioning", "adaptive"], "did you mean 'adaptive_norm'",
+    ),
     "no history": (["train", "STORE", "--encoder", "pixels", "--history", 0], "must be at least 1"),
     "a long rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 9], "needs clips of 10 frames"),
     "no stride": (["train", "STORE", "--encoder", "pixels", "--stride", 0], "at least 1"),

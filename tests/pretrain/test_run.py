@@ -31,6 +31,7 @@ from vjepa_mpc.pretrain.run import (
     train_world_model,
 )
 from vjepa_mpc.robots.base import Observation
+from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -56,6 +57,21 @@ def trained(store: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory
     settings = dataclasses.replace(PREDICTOR, shorter=False)
     train_world_model(Source(store), out, str(encoder), settings, training(30, lr=3e-3), CPU)
     return out
+
+
+def test_every_kind_of_predictor_trains_is_saved_and_plans(store: Path, encoder: Path, tmp_path: Path) -> None:
+    kind = dataclasses.replace(PREDICTOR, conditioning="adaptive_norm", rotary="interleaved")
+    train_world_model(Source(store), tmp_path, str(encoder), kind, training(30, lr=3e-3), CPU)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    shares = [row["forced"] / row["copy"] for row in rows]
+    assert sum(shares[-5:]) < sum(shares[:5])
+    model = WorldModel.from_pretrained(tmp_path / "model")
+    assert (model.config.predictor.conditioning, model.config.predictor.rotary) == ("adaptive_norm", "interleaved")
+    latents = model.encode(np.zeros((1, SIZE, SIZE, 3), np.uint8))[:, None]
+    context = Context(latents, torch.zeros(1, 1, 2), torch.zeros(1, 0, 2))
+    actions = torch.tensor([[[[0.2, 0.0]], [[0.0, 0.2]]]])
+    imagined = model.rollout(context, actions).latents
+    assert imagined.isfinite().all() and not torch.equal(imagined[:, 0], imagined[:, 1])
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
