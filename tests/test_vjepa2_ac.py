@@ -295,7 +295,7 @@ def test_landscape_refuses_a_log_of_other_numbers(folder: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--state": "0.4,0.1,0.3,90,-0.2,0.3,0.5"}, "looks like degrees (1.571 rad)"),
+        ({"--state": "0.4,0.1,0.3,90,-0.2,0.3,0.5"}, "if 90 was meant in degrees, give 1.571"),
         ({"--state": "0.4,0.1,0.3"}, "has 7 values"),
         ({"--preset": "vjepa3"}, "no preset named 'vjepa3'"),
         ({"--preset": "vjepa2-ac", "--planner": "icem"}, "leave --planner, --set"),

@@ -83,8 +83,13 @@ def known_goal_state(picture: Path, spec: RobotSpec) -> tuple[Float[np.ndarray, 
         if not isinstance(content, dict) or "state" not in content:
             return None, None
         return world_of(spec).check(content["state"]), None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None, (
+            f"{sidecar} beside the goal picture is no JSON and is not used for distances; a file of that name may say "
+            'where the goal is, as {"state": [...]}.'
+        )
     except (OSError, ValueError, TypeError) as error:  # InputError is a ValueError
-        return None, f"{sidecar} is not used for distances: {error}"
+        return None, f"{sidecar} beside the goal picture is not used for distances: {error}"
 
 
 def trained(model: WorldModel, name: str) -> Calibration:
