@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vjepa_mpc.cli.main import main
-from vjepa_mpc.controller import StepRecord
 from vjepa_mpc.conversion import ConversionSettings, convert
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.poses import integrate_pose
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.landscape import logged_moment, study
+from vjepa_mpc.loop import StepRecord
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 from vjepa_mpc.rollout import Context, rollout
 from vjepa_mpc.vjepa2_ac import franka_spec

@@ -59,7 +59,7 @@ class EnergyLandscape:
         return replace(
             self, values=self.values[:2], energy=np.where(np.isfinite(allowed), allowed, lowest),
             names=self.names[:2], units=self.units[:2], chosen=None if self.chosen is None else self.chosen[:2],
-            broken=None if self.broken is None else self.broken.all(axis=2),
+            broken=None if self.broken is None else np.asarray(self.broken.all(axis=2)),
         )  # fmt: skip
 
     def allowed(self) -> Float[np.ndarray, "*grid"]:

@@ -26,16 +26,14 @@ from vjepa_mpc.controller import (
     ControllerState,
     ControlSettings,
     Decision,
-    StepRecord,
     View,
-    Watcher,
-    run_episode,
 )
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.fixed_rate import run_at_fixed_rate
 from vjepa_mpc.governors import Guards
 from vjepa_mpc.images import load_image
+from vjepa_mpc.loop import StepRecord, Watcher, run_episode
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, Robot, RobotSpec, SimulatedRobot, StateSpec
 from vjepa_mpc.robots.factory import find_task, task_names

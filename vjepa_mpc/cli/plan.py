@@ -17,7 +17,7 @@ from vjepa_mpc.core.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vjepa_mpc.controller import StepRecord
+    from vjepa_mpc.loop import StepRecord
     from vjepa_mpc.plan_files import Setting
     from vjepa_mpc.planning import Goal, GoalController, OrderedOutcome
     from vjepa_mpc.robots.base import Robot, RobotSpec

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vjepa_mpc.controller import StepRecord
+    from vjepa_mpc.loop import StepRecord
 
 TABLE_ROWS = 20
 
