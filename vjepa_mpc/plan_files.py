@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vjepa_mpc.controller import Controller, Decision, StepRecord
+from vjepa_mpc.controller import Controller, Decision
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.energy import energy_slice, plot_energy
+from vjepa_mpc.loop import StepRecord
 from vjepa_mpc.memory import peak_bytes
 from vjepa_mpc.planning import Goal, OrderedOutcome
 from vjepa_mpc.world_model import WEIGHTS, WorldModel

@@ -26,10 +26,7 @@ from vjepa_mpc.controller import (
     ControllerState,
     ControlSettings,
     Decision,
-    StepRecord,
     View,
-    Watcher,
-    run_episode,
 )
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
@@ -37,6 +34,7 @@ from vjepa_mpc.familiarity import Likeness
 from vjepa_mpc.fixed_rate import run_at_fixed_rate
 from vjepa_mpc.governors import Guards
 from vjepa_mpc.images import load_image
+from vjepa_mpc.loop import StepRecord, Watcher, run_episode
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, Robot, RobotSpec, SimulatedRobot, StateSpec
 from vjepa_mpc.robots.factory import find_task, task_names
@@ -84,8 +82,13 @@ def known_goal_state(picture: Path, spec: RobotSpec) -> tuple[Float[np.ndarray, 
         if not isinstance(content, dict) or "state" not in content:
             return None, None
         return world_of(spec).check(content["state"]), None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None, (
+            f"{sidecar} beside the goal picture is no JSON and is not used for distances; a file of that name may say "
+            'where the goal is, as {"state": [...]}.'
+        )
     except (OSError, ValueError, TypeError) as error:  # InputError is a ValueError
-        return None, f"{sidecar} is not used for distances: {error}"
+        return None, f"{sidecar} beside the goal picture is not used for distances: {error}"
 
 
 def trained(model: WorldModel, name: str) -> Calibration:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.building import MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def evaluate(
     task: str | None = typer.Option(
         None, help="Name or module:Class (default: the model's); without --model only the reacher has a shipped one."
     ),
-    model: list[str] = typer.Option([], help="World model folder(s) or Hugging Face id(s); the shipped one if none."),
+    model: list[str] = typer.Option([], help=f"{MODEL_HELP} May be repeated."),
     planner: str = typer.Option("cem", help=PLANNER_HELP),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
     samples: int | None = typer.Option(None, help="Candidates an iteration (starts of gradient and lbfgs)."),

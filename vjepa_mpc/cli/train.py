@@ -20,7 +20,7 @@ def train(
         None, help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
     ),
     init: str | None = typer.Option(
-        None, help="Instead: a world model to go on from, Meta's converted one too; it keeps its own shape."
+        None, help="Instead: a world model to go on from, Meta's converted or reacher too; it keeps its own shape."
     ),
     out: Path = typer.Option(Path("runs/model"), help="Run folder; an interrupted run in it is resumed."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
@@ -103,7 +103,7 @@ def train(
             Source(store, camera, cache), out, start, settings, training, choose_device(device),
             recompute=recompute, other_period=other_period, keep_limits=keep_limits, progress=progress, caching=caching,
         )  # fmt: skip
-    report(result, out, out / MODEL_FOLDER, "plan with `vjepa-mpc plan --model`", json_output)
+    report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
 
 
 def _start(
