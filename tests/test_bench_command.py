@@ -100,7 +100,7 @@ BAD = {
     "no Ray address": (["--ray-address", "nonsense"], "is no Ray address"),
     "a Ray that is not there": (["--ray-address", "127.0.0.1:9"], "Nothing answers at 127.0.0.1:9"),
     "a model for no task": (["--models", "somewhere"], "write it as TASK=VALUE"),
-    "a model for a task not played": (["--tasks", "two-rooms", "--models", "reacher=shipped"], "add it to --tasks"),
+    "a model for a task not played": (["--tasks", "two-rooms", "--models", "reacher=reacher"], "add it to --tasks"),
     "a model for another robot": (["--tasks", "two-rooms", "--models", "two-rooms=MODEL"], "was trained for reacher"),
     "a model that is not there": (["--tasks", "two-rooms", "--models", "two-rooms=./no"], "./no does not exist"),
     "an unknown split": (["--manifest", "tset"], "did you mean 'reacher-test'"),

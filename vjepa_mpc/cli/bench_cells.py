@@ -92,19 +92,20 @@ def cells_of(
     asked: Asked, options: PlannerOptions, device: Any, chunk: int | None, sharers: int, threads: int
 ) -> list[Cell]:
     """Every cell of the table: first all tasks in the plain world, then the variations."""
-    from vjepa_mpc.cli.building import load_model
-    from vjepa_mpc.cli.contenders import SHIPPED, floors_of, shared_chunk, ships_for
+    from vjepa_mpc.cli.building import load_model, shipped_models
+    from vjepa_mpc.cli.contenders import floors_of, shared_chunk
     from vjepa_mpc.robots.factory import find_task
     from vjepa_mpc.robots.tasks import load_manifest
 
     found = {name: find_task(name) for name in asked.tasks}
     sources = {
-        name: asked.models.get(name, [SHIPPED] if ships_for(task.robot) else []) for name, task in found.items()
+        name: asked.models.get(name, [task.robot] if task.robot in shipped_models() else [])
+        for name, task in found.items()
     }
     sources = {name: [source for source in some if source != NO_MODEL] for name, some in sources.items()}
     worlds: dict[str, Any] = {}
     for source in dict.fromkeys(source for some in sources.values() for source in some):
-        worlds[source] = load_model(None if source == SHIPPED else source, device)
+        worlds[source] = load_model(source, device)
     at_a_time = chunk or shared_chunk(worlds, options.horizon, sharers)
     plain: list[Cell] = []
     varied: list[Cell] = []
@@ -127,7 +128,7 @@ def _planning(
 
     from vjepa_mpc.cli import guarding
     from vjepa_mpc.cli.building import model_folder
-    from vjepa_mpc.cli.contenders import SHIPPED, planning, stage_of
+    from vjepa_mpc.cli.contenders import planning, stage_of
     from vjepa_mpc.flops import count_flops
 
     rails = guarding.GuardOptions(tuple(guarding.task_regions(task)) if asked.guarded else ())
@@ -135,7 +136,7 @@ def _planning(
     for source, world in worlds.items():
         stage = stage_of(world, source, task, asked.backend)
         counted = count_flops(world, options.horizon or world.longest_horizon)
-        folder = model_folder(None if source == SHIPPED else source)
+        folder = model_folder(source)
         for name in asked.planners:
             for guarded in (False, True)[: 1 + rails.any]:
                 label = f"{source}, {name}" + ", guarded" * guarded

@@ -30,7 +30,7 @@ def bench(
     suite: str = typer.Option("small", help="small (minutes) or full (hours; its price is told first)."),
     tasks: list[str] = typer.Option([], help="Tasks, by name or module:Class; all that can be had if none."),
     models: list[str] = typer.Option(
-        [], help="TASK=MODEL: a folder, a Hugging Face id, shipped or none; may be repeated. What ships, if left out."
+        [], help="TASK=MODEL: as --model elsewhere, or none; may be repeated. The shipped ones, if left out."
     ),
     planners: list[str] = typer.Option([], help=f"{PLANNER_HELP} May be repeated; cem if none."),
     seeds: int = typer.Option(1, min=1, max=1000, help="Seeds 0, 1, ... of planners and of the random floor."),

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import SHIPPED_MODEL, control_settings, leg_bounds, make_planner
+from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner
 
 if TYPE_CHECKING:
     from vjepa_mpc.governors import Guards
     from vjepa_mpc.world_model import WorldModel
-
-SHIPPED = "shipped"
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,3 @@ def _control(settings: Any) -> dict[str, Any]:
     """The controller's settings; what only legs have, only with legs."""
     told = asdict(settings)
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}
-
-
-def ships_for(robot: str) -> bool:
-    """Whether this package has a world model of that robot."""
-    return robot == SHIPPED_MODEL.name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.building import MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def evaluate(
     task: str | None = typer.Option(
         None, help="Name or module:Class (default: the model's); without --model only the reacher has a shipped one."
     ),
-    model: list[str] = typer.Option([], help="World model folder(s) or Hugging Face id(s); the shipped one if none."),
+    model: list[str] = typer.Option([], help=f"{MODEL_HELP} May be repeated."),
     planner: str = typer.Option("cem", help=PLANNER_HELP),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
     samples: int | None = typer.Option(None, help="Candidates an iteration (starts of gradient and lbfgs)."),
@@ -73,7 +73,7 @@ def evaluate(
     A --task without a --model is played by its floors and its ceiling alone.
     """
     from vjepa_mpc.cli.building import check_planner, choose_device, load_model, model_folder, parse_levels
-    from vjepa_mpc.cli.contenders import PlannerOptions, floors_of, planning, shared_chunk, ships_for, stage_of
+    from vjepa_mpc.cli.contenders import PlannerOptions, floors_of, planning, shared_chunk, stage_of
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
     from vjepa_mpc.memory import CHUNK
@@ -85,7 +85,7 @@ def evaluate(
         raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
     target = choose_device(device)
     sources: list[str | None] = [*model]
-    if task is None or ships_for(find_task(task).robot):
+    if task is None or find_task(task).robot == "reacher":
         sources = sources or [None]  # the shipped one
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
