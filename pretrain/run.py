@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json
-from vjepa_mpc.core.settings import from_plain, provenance
+from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.datasets.cache import FrameCache, LatentCache, only_camera
 from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
 from vjepa_mpc.datasets.sampling import ClipMixture
@@ -31,9 +31,13 @@ from vjepa_mpc.log_fit import check_numbers, check_period, with_limits_of
 from vjepa_mpc.predictor import PredictorConfig
 from vjepa_mpc.pretrain.calibration import calibrate
 from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
+from vjepa_mpc.pretrain.health import CollapseError
+from vjepa_mpc.pretrain.health_figure import HEALTH, save_health
+from vjepa_mpc.pretrain.objective import ObjectiveSettings
+from vjepa_mpc.pretrain.objectives import find_objective, name_of, plain
 from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
-from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult, TrainSettings
-from vjepa_mpc.pretrain.vjepa import VJepaLearner, VJepaSettings
+from vjepa_mpc.pretrain.trainer import LOG, Progress, Trainer, TrainResult, TrainSettings
+from vjepa_mpc.pretrain.vjepa import VJepaSettings
 from vjepa_mpc.robots.base import Camera, RobotSpec
 from vjepa_mpc.states import state_space
 from vjepa_mpc.world_model import WorldModel, WorldModelConfig
@@ -83,6 +87,10 @@ def picture_size(store: ZarrStore, camera: str | None) -> int:
     return min(store.spec.cameras[only_camera(store, camera)])
 
 
+UNNAMED = {"name": "vjepa", "context_weight": 0.0, "inverse_weight": 0.0, "sigreg_on": "tokens"}
+"""What a run did whose settings are older than the objectives' names, and may be older than the other three."""
+
+
 def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
     """Write `settings.json` of a new run; for a run that is there already, refuse other settings. One that
     was refused before its first step (it has no log) leaves nothing to protect."""
@@ -93,6 +101,7 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
         if not isinstance(before, dict):
             raise InputError(f"{path} was altered; restore it, or choose another --out.")
         before = {key: before.get(key) for key in record}
+        _name_objective(before["settings"])
         if before != record:
             changed = _differences(before, record).replace("settings.", "")
             raise InputError(
@@ -100,6 +109,13 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
             )
         return
     write_json(path, {**record, "provenance": provenance()})
+
+
+def _name_objective(settings: Any) -> None:
+    """Fill in what pretraining runs of earlier versions did not write down."""
+    objective = settings.get("objective") if isinstance(settings, dict) else None
+    if isinstance(objective, dict) and "name" not in objective:
+        settings["objective"] = {**UNNAMED, **objective}
 
 
 def _differences(before: Any, now: Any, name: str = "") -> str:
@@ -115,7 +131,7 @@ def _differences(before: Any, now: Any, name: str = "") -> str:
 def pretrain_encoder(
     source: Source,
     out: Path,
-    settings: VJepaSettings,
+    settings: ObjectiveSettings,
     training: TrainSettings,
     device: torch.device,
     *,
@@ -126,21 +142,27 @@ def pretrain_encoder(
 ) -> TrainResult:
     """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder).
 
+    The objective is the one that `settings` are of. A collapse (`CollapseError`) or a number that is no longer finite
+    (`NotFiniteError`) ends the run with a plot of its curves, `out/health.png`.
     `mixed`: other stores, each with its share (0 to 1) of the clips; the rest are the first one's.
     """
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
-    asked = {"objective": asdict(settings), "training": asdict(training), "camera": camera}
+    asked = {"objective": plain(settings), "training": asdict(training), "camera": camera}
     others = [[ZarrStore.open(other.store).content_hash(), share] for other, share in mixed]
     begin(out, "pretrain", {**asked, "data": store.content_hash(), **({"mixed": others} if mixed else {})})
     preparation = ImagePreparation(size=settings.size.picture, contrast=settings.contrast)
     data = _pretraining_data([(source, 1.0), *mixed], settings, training, caching)
-    learner = VJepaLearner(settings, data, preparation, device, training.seed)
-    result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
+    learner = find_objective(name_of(settings)).learner(settings, data, preparation, device, training.seed)
+    trainer = Trainer(learner, training, out, device)
+    try:
+        result = trainer.run(progress, stop_at=stop_at)
+    except (CollapseError, NotFiniteError) as error:
+        save_health(out / LOG, out / HEALTH)
+        raise type(error)(f"{str(error).rstrip('.')} (its curves: {out / HEALTH}).") from error
     if result.finished:
-        encoder = learner.modules.target
         with atomic_folder(out / ENCODER_FOLDER) as folder:
-            encoder.save_pretrained(folder)
+            learner.product.save_pretrained(folder)
             write_json(
                 folder / PREPARATION,
                 {
@@ -148,7 +170,7 @@ def pretrain_encoder(
                     "training": {
                         "data": store.content_hash(),
                         **({"mixed": others} if mixed else {}),
-                        "objective": asdict(settings),
+                        "objective": plain(settings),
                         "trainer": asdict(training),
                         "steps": result.step,
                         "seconds": round(result.seconds, 1),
@@ -160,7 +182,7 @@ def pretrain_encoder(
 
 
 def _pretraining_data(
-    sources: Sequence[tuple[Source, float]], settings: VJepaSettings, training: TrainSettings,
+    sources: Sequence[tuple[Source, float]], settings: ObjectiveSettings, training: TrainSettings,
     caching: CacheProgress | None,
 ) -> ClipBatches | MixtureBatches:  # fmt: skip
     """Batches of the training clips of one store, or of several; the shares of all but the first are given."""
@@ -451,8 +473,3 @@ def _named(caching: CacheProgress | None, what: str) -> Callable[[int, int], Non
     if caching is None:
         return None
     return lambda done, total: caching(what, done, total)
-
-
-def read_run_settings(folder: Path, kind: type[Any], part: str) -> Any:
-    """One part of a run's settings as its dataclass."""
-    return from_plain(kind, read_json(folder / "settings.json")["settings"][part], folder / "settings.json")
