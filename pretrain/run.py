@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json
@@ -22,6 +24,7 @@ from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
 from vjepa_mpc.datasets.sampling import ClipMixture
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder, weights_hash
+from vjepa_mpc.familiarity import FRAMES
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.log_fit import check_numbers, check_period, with_limits_of
@@ -252,6 +255,8 @@ def new_world_model(
             action_dim=space.action_dim,
             state_dim=space.state_dim,
             residual=settings.residual,
+            conditioning=settings.conditioning,
+            rotary=settings.rotary,
         ),
         history=settings.history,
         stride=settings.stride,
@@ -274,6 +279,7 @@ def continued_settings(
         grid=model.latent.grid, width=predictor.width, depth=predictor.depth, heads=predictor.heads,
         stride=model.stride, shorter=shorter and model.stride > 1, frames=frames or longest, history=model.history,
         rollout_steps=rollout_steps, l2=l2, residual=predictor.residual, centre=model.latent.centre,
+        conditioning=predictor.conditioning, rotary=predictor.rotary,
     )  # fmt: skip
 
 
@@ -349,7 +355,11 @@ def train_world_model(
     train_episodes, held_out = split_episodes(len(store))
     if not isinstance(start, WorldModel):  # the statistics of a trained predictor are part of what it was trained on
         _fit_latent_space(model.latent_space, latents, store, train_episodes)
-    calibration = calibrate(model, held_out_episodes(model, store, latents, held_out))  # fails early if at all
+    model.get_familiar(_pooled(model, latents, _even_rows(store, train_episodes)))
+    frames = FrameCache.build(store, camera, source.cache)
+    likeness = _likeness(model, latents, frames, _even_rows(store, held_out))
+    episodes = held_out_episodes(model, store, latents, held_out)
+    calibration = calibrate(model, episodes, *likeness)  # fails early if at all
     clips = ClipDataset(
         store, settings.frames, settings.stride, camera, episodes=train_episodes, frames=latents,
         shorter=settings.shorter,
@@ -434,6 +444,29 @@ def _fit_latent_space(space: LatentSpace, latents: LatentCache, store: ZarrStore
     rows = torch.cat([rows[:: max(1, -(-len(rows) // share))] for rows in spread])
     numbers = torch.from_numpy(ends.searchsorted(rows.numpy(), side="right")).to(space.mean.device)
     space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device), numbers)
+
+
+def _even_rows(store: ZarrStore, episodes: list[int]) -> Int64[np.ndarray, "n"]:
+    """At most `FRAMES` rows of the given episodes, from as many of them as there are."""
+    lengths, ends = store.lengths(), store.lengths().cumsum()
+    rows = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in episodes])
+    return rows[np.linspace(0, len(rows) - 1, min(FRAMES, len(rows))).astype(np.int64)]
+
+
+def _pooled(model: WorldModel, latents: LatentCache, rows: Int64[np.ndarray, "n"]) -> torch.Tensor:
+    return torch.from_numpy(latents.take(rows).astype("float32")).to(model.device)
+
+
+def _likeness(
+    model: WorldModel, latents: LatentCache, frames: FrameCache, rows: Int64[np.ndarray, "n"]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score and contrast (`Likeness`) of each picture in `rows`."""
+    assert model.familiarity is not None
+    scores, contrast = [], []
+    for some in np.array_split(rows, -(-len(rows) // 256)):
+        scores.append(model.familiarity(_pooled(model, latents, some)).cpu())
+        contrast.append(model.config.preparation.deviation(frames.take(some)))
+    return torch.cat(scores), torch.cat(contrast)
 
 
 def _named(caching: CacheProgress | None, what: str) -> Callable[[int, int], None] | None:

@@ -53,10 +53,10 @@ class StateSpec:
 
 
 def _radians(value: float) -> str:
-    """The end of a sentence on an angle that is out of range: beyond a full turn it is probably in degrees."""
+    """The end of a sentence on an angle that is out of range: beyond a full turn it may have been meant in degrees."""
     if abs(value) <= 2 * math.pi:
         return "; angles are in radians."
-    return f"; angles are in radians, and {value:g} looks like degrees ({math.radians(value):.4g} rad)."
+    return f"; angles are in radians: if {value:g} was meant in degrees, give {math.radians(value):.4g}."
 
 
 @dataclass(frozen=True)

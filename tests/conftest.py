@@ -23,3 +23,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_world import save_tiny_model
 
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def goal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of the reacher at `plan_command.GOAL_STATE`, as `tiny_model` is made for: do not change it."""
+    import numpy as np
+    from PIL import Image
+    from plan_command import GOAL_STATE
+
+    from vjepa_mpc.robots.reacher import Reacher
+
+    path = tmp_path_factory.mktemp("goal") / "goal.png"
+    with Reacher(64, backend="rays") as robot:
+        Image.fromarray(robot.place(np.array(GOAL_STATE)).images["top"]).save(path)
+    return path

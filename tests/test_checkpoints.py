@@ -136,6 +136,14 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"x\.pt"):
             read_meta_checkpoint(path)
+    for content, words in (
+        (b"", "it is empty"), (b"PK", "it is no archive"), (b"not a checkpoint", "it is no archive as torch.save"),
+        (whole[: len(whole) // 2], "begins like one and breaks off"),
+    ):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=words) as refused:
+            read_meta_checkpoint(path)
+        assert "mmap" not in str(refused.value)
     for content in (
         {"weights": {}},
         [1, 2],

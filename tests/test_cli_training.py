@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent / "pretrain"))
 from moving_dot import make_store
 
 from vjepa_mpc.cli import main as cli
+from vjepa_mpc.cli.training import training_progress
 from vjepa_mpc.world_model import WorldModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,8 @@ def test_from_a_store_to_a_model_and_again(store: Path, tmp_path: Path, leave: L
     encoder, model = tmp_path / "encoder", tmp_path / "model"
     code, out, err = leave("pretrain", store, "--out", encoder, "--steps", 2, *ENCODER)
     assert code == 0 and "pretraining: 2/2" in err
-    assert out == f"{encoder / 'encoder'}: done after 2 steps (0.0 minutes); train it on with `vjepa-mpc train`.\n"
+    assert out.startswith(f"{encoder / 'encoder'}: done after 2 steps (") and out.count("\n") == 1
+    assert out.endswith(f" minutes); next: `vjepa-mpc train {store} --encoder {encoder}`.\n")
     line = ("train", store, "--encoder", encoder, "--out", model, "--steps", 2, "--json", *PREDICTOR)
     code, out, err = leave(*line)
     assert code == 0
@@ -66,6 +68,8 @@ def test_from_a_store_to_a_model_and_again(store: Path, tmp_path: Path, leave: L
     assert result["finished"] and result["step"] == 2 and Path(result["result"], "config.json").is_file()
     code, out, err = leave(*line)
     assert code == 0 and json.loads(out)["step"] == 2
+    code, out, err = leave(*(word for word in line if word != "--json"))
+    assert code == 0 and out.endswith(f"plan with `vjepa-mpc plan --model {model} --goal PICTURE`.\n"), err
     refused(leave(*line, "--lr", 0.5), "training.lr: 0.003 there, 0.5 asked for")
     refused(leave(*line, "--encoder", "pixels"), "encoder: ")
 
@@ -105,6 +109,9 @@ BAD: dict[str, tuple[list[object], str]] = {
     "a grid that does not divide": (["train", "STORE", "--encoder", "pixels", "--grid", 3], "choose a divisor of 4"),
     "heads that do not divide": (
         ["train", "STORE", "--encoder", "pixels", "--width", 24, "--heads", 5], "does not divide into 5 heads",
+    ),
+    "an unknown conditioning": (
+        ["train", "STORE", "--encoder", "pixels", "--conditioning", "adaptive"], "did you mean 'adaptive_norm'",
     ),
     "no history": (["train", "STORE", "--encoder", "pixels", "--history", 0], "must be at least 1"),
     "a long rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 9], "needs clips of 10 frames"),
@@ -274,3 +281,42 @@ def test_evaluation_fixes_the_chunk_once_and_a_resumed_run_keeps_it(
     assert code == 0 and chunk(out) == 5
     free(40)
     assert [controller.fitting_chunk(world, horizon, None, sharers=many) for many in (1, 2)] == [40, 20]
+
+
+def test_progress_without_a_terminal_says_a_line_a_tenth_and_when_it_was_silent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = 0.0
+    with training_progress("training", clock=lambda: now) as (on_step, _):
+        for step in range(1, 101):
+            now += 1.0 if step < 50 else 31.0  # slow from the 50th on: each step is worth a line
+            on_step(step, 100, {"loss": 0.5})
+    lines = capsys.readouterr().err.splitlines()
+    said = [int(line.split("/")[0].rpartition(" ")[2]) for line in lines]
+    assert said == [1, 10, 20, 30, 40, *range(50, 101)] and lines[0] == "training: 1/100 loss 0.500"
+
+
+def test_progress_is_said_while_the_number_of_steps_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    with training_progress("training") as (on_step, _):
+        on_step(1, None, {})
+        on_step(2, None, {})
+    assert capsys.readouterr().err.splitlines() == ["training: 1/? "]
+
+
+def test_the_bar_on_a_terminal_does_not_stand_still(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with training_progress("training") as (on_step, _):
+        time.sleep(1.3)
+        before = capsys.readouterr().err
+        on_step(1, 3, {"loss": 0.5})
+        time.sleep(1.3)
+        on_step(3, 3, {"loss": 0.25})
+        during = capsys.readouterr().err
+        time.sleep(0.3)
+        after = capsys.readouterr().err
+    assert "training: preparing" in before and "0:00:01" in before
+    assert "1/3" in during and "0:00:01" in during and "training: preparing" not in during.rpartition("3/3")[2]
+    assert "training: finishing" in after

@@ -11,8 +11,9 @@ import pytest
 import torch
 from solvable_world import SpelledRobot, picture, settings, solvable_model
 
-from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, StepRecord, run_episode
+from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.loop import StepRecord, run_episode
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.robots.base import Observation

@@ -87,6 +87,49 @@ def test_one_action_gives_a_curve() -> None:
     assert found.lowest() == (0.25,) and found.chosen_energy == 0.25
 
 
+class Fenced(Bowl):
+    """`Bowl` whose first action must stay below `limit` at every step, and a rule that nothing breaks."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __call__(self, actions: Tensor, problems: Tensor) -> Evaluation:
+        beyond = (actions[..., 0] - self.limit).clamp(min=0).sum(-1)
+        violation = torch.stack([beyond, torch.zeros_like(beyond)], dim=-1)
+        return Evaluation(super().__call__(actions, problems).cost, violation, ("fence", "kept"))
+
+
+def test_what_breaks_a_constraint_is_known_and_is_not_the_lowest() -> None:
+    found = energy_slice(Fenced(0.1), PLAN, BOUNDS, points=9, hold=True)
+    assert found.broken is not None and found.broken_by == ("fence",)
+    np.testing.assert_array_equal(found.broken, np.broadcast_to((found.values[0] > 0.1)[:, None], (9, 9)))
+    np.testing.assert_allclose(found.energy, energy_slice(Bowl(), PLAN, BOUNDS, points=9, hold=True).energy)
+    assert found.lowest() == pytest.approx((0.0, -1.0)), "the best beyond the fence, 0.5, is no answer"
+    assert energy_slice(Bowl(), PLAN, BOUNDS, points=3).broken is None
+    everywhere = energy_slice(Fenced(-9.0), PLAN, BOUNDS, points=3)
+    assert everywhere.broken is not None and everywhere.broken.all() and everywhere.lowest() is None
+    deep = energy_slice(Fenced(0.1), PLAN, BOUNDS, axes=(2, 1, 0), points=5, hold=True)
+    face = deep.face()
+    assert face.broken is not None and not face.broken.any(), "over the third action something is allowed everywhere"
+    np.testing.assert_array_equal(face.energy, deep.energy[:, :, deep.values[2] <= 0.1].min(axis=2))
+
+
+@pytest.mark.parametrize("axes", [(0,), (0, 1)])
+def test_what_breaks_a_constraint_is_hatched(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    def grey(limit: float) -> tuple[int, int]:
+        """Grey pixels of the left and right half of the plot."""
+        plot_energy(energy_slice(Fenced(limit), PLAN, BOUNDS, axes=axes, points=9, hold=True), tmp_path / "e.png")
+        with Image.open(tmp_path / "e.png") as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)[60:420]
+        near = (np.ptp(pixels, axis=-1) < 60) & (pixels.max(-1) < 225) & (pixels.max(-1) > 90)
+        middle = int(0.46 * pixels.shape[1])
+        return int(near[:, 120:middle].sum()), int(near[:, middle : int(0.78 * pixels.shape[1])].sum())
+
+    free, fenced = grey(9.0), grey(0.05)
+    assert fenced[1] > free[1] + 5000 and abs(fenced[0] - free[0]) < 2500
+
+
 def test_three_axes_are_drawn_as_the_lowest_over_the_third(tmp_path: Path) -> None:
     found = energy_slice(Bowl(), PLAN, BOUNDS, axes=(0, 1, 2), step=1, points=4)
     assert found.energy.shape == (4, 4, 4) and found.chosen is not None and len(found.chosen) == 3

@@ -12,9 +12,9 @@ import torch
 from solvable_world import SpelledRobot, picture, settings, solvable_model
 from test_controller import GOAL, GivenPlans, cem, controller
 
-from vjepa_mpc.controller import run_episode
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.fixed_rate import FixedRate, Metronome, run_at_fixed_rate
+from vjepa_mpc.loop import run_episode
 from vjepa_mpc.planning import GoalController, reach
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from solvable_world import solvable_model
 
-from vjepa_mpc.cli.building import control_settings, leg_bounds
+from vjepa_mpc.cli.building import SHIPPED_MODEL, control_settings, leg_bounds
 from vjepa_mpc.cli.guarding import GuardOptions, make_guards, task_regions
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.governors import ChangeLimits, Watchdog
@@ -43,10 +43,13 @@ def test_a_tasks_regions_are_what_keep_out_takes() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"keep_out": ("0.1,0.2,0.3,0.05",)}, "3 coordinates; reacher has 2"),
+        ({"keep_out": ("0.1,0.2,0.3,0.05",)}, "has 4 of 3 numbers: the region's centre, then its radius, in m"),
+        ({"keep_out": ("0.1,0.2",)}, "has 2 of 3 numbers: the region's centre, then its radius, in m"),
+        ({"keep_out": ("",)}, "has 0 of 3 numbers"),
+        ({"workspace": "0,0,0,1,1,1"}, "has 6 of 4 numbers: the low corner, then the high one"),
         ({"keep_out": ("a,b",)}, "not a list of numbers"),
         ({"keep_out": ("0,0,-1",)}, "positive radius"),
-        ({"workspace": "0,0,1"}, "low corner, then the high"),
+        ({"workspace": "0,0,1"}, "has 3 of 4 numbers: the low corner, then the high one"),
         ({"pose_box": "0,1"}, "takes 4 numbers"),
         ({"change": "0.1"}, "takes 2"),
         ({"surprise": True}, "vjepa-mpc calibrate"),
@@ -55,6 +58,15 @@ def test_a_tasks_regions_are_what_keep_out_takes() -> None:
 def test_what_cannot_be_guarded_is_refused_in_a_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         make_guards(GuardOptions(**options), solvable_model(), HERE)
+
+
+def test_the_shipped_models_thresholds_are_not_looked_for_in_the_package() -> None:
+    for options in (GuardOptions(surprise=True), GuardOptions(avoid=(HERE.parent / "examples" / "goal.png",))):
+        with pytest.raises(InputError, match=r"--out guardrails.json`, and give --thresholds g") as refused:
+            make_guards(options, solvable_model(), SHIPPED_MODEL)
+        assert str(SHIPPED_MODEL) not in str(refused.value)
+    with pytest.raises(InputError, match=r"no thresholds at mine\.json"):
+        make_guards(GuardOptions(surprise=True, thresholds=Path("mine.json")), solvable_model(), SHIPPED_MODEL)
 
 
 def test_legs_share_a_model_steps_bounds_and_deadlines_are_times() -> None:

@@ -12,11 +12,12 @@ import torch
 from solvable_world import SpelledRobot, picture, settings, solvable_model
 from test_controller import GOAL, GivenPlans, view
 
-from vjepa_mpc.controller import Controller, ControllerState, run_episode
+from vjepa_mpc.controller import Controller, ControllerState
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import Penalty, WayLength
 from vjepa_mpc.governors import ChangeLimits, Guards, LastLook, Surprise, Watchdog, straight_step
 from vjepa_mpc.guardrails import AvoidPictures, KeepOut, PoseBox, Situation, Workspace
+from vjepa_mpc.loop import run_episode
 from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.rollout import Rollout

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vjepa_mpc.cli.main import main
-from vjepa_mpc.controller import StepRecord
 from vjepa_mpc.conversion import ConversionSettings, convert
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.poses import integrate_pose
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.landscape import logged_moment, study
+from vjepa_mpc.loop import StepRecord
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 from vjepa_mpc.rollout import Context, rollout
 from vjepa_mpc.vjepa2_ac import franka_spec
@@ -295,7 +295,7 @@ def test_landscape_refuses_a_log_of_other_numbers(folder: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"--state": "0.4,0.1,0.3,90,-0.2,0.3,0.5"}, "looks like degrees (1.571 rad)"),
+        ({"--state": "0.4,0.1,0.3,90,-0.2,0.3,0.5"}, "if 90 was meant in degrees, give 1.571"),
         ({"--state": "0.4,0.1,0.3"}, "has 7 values"),
         ({"--preset": "vjepa3"}, "no preset named 'vjepa3'"),
         ({"--preset": "vjepa2-ac", "--planner": "icem"}, "leave --planner, --set"),

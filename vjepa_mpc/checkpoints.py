@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 
 if TYPE_CHECKING:
@@ -77,9 +77,7 @@ def open_checkpoint(path: Path | str) -> MetaCheckpoint:
             "save its state dicts alone with torch.save."
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a whole PyTorch checkpoint ({str(error).partition(chr(10))[0]}); download or save it again."
-        ) from error
+        raise InputError(f"{path} is not a whole PyTorch checkpoint: {_what_is_wrong(path, error)}") from error
     parts = {name: content[name] for name in _PARTS if name in content} if isinstance(content, dict) else {}
     if not parts:
         raise InputError(f"{path} holds none of {', '.join(_PARTS)}; give a checkpoint in V-JEPA 2's layout.")
@@ -239,6 +237,20 @@ def _refuse_packed(path: Path) -> None:
             f"{path} holds compressed or overlapping entries, which PyTorch never writes and which could unpack to any "
             "size; it was not opened. Save its state dicts again with torch.save."
         )
+
+
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """The end of a sentence on a file that PyTorch does not open, in words of what was given instead of PyTorch's own
+    (which speak of memory maps)."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if not start:
+        return "it is empty; download it again."
+    if start != b"PK\x03\x04":
+        return "it is no archive as torch.save has written since PyTorch 1.6; give a .pt file of V-JEPA 2 or 2-AC."
+    if not zipfile.is_zipfile(path):
+        return "it begins like one and breaks off; download it again."
+    return f"{first_line(error)}; download or save it again."
 
 
 def _tensors(path: Path, name: str, part: object) -> dict[str, Tensor]:

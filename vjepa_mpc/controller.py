@@ -1,16 +1,15 @@
-"""Closed-loop control: encode once, plan, act, carry the plan over. Recorders watch from outside.
+"""Closed-loop control: encode once, plan, act, carry the plan over.
 
-`Controller.step` turns an observation into an action; `run_episode` drives a robot with it. What changes
+`Controller.step` turns an observation into an action; `vjepa_mpc.loop` drives a robot with it. What changes
 from step to step is a `ControllerState` that is passed in and returned.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from vjepa_mpc.guardrails import Situation, StateLimits
 from vjepa_mpc.memory import FREE_SHARE, candidate_bytes, chunk_within, free_bytes
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
 from vjepa_mpc.planners.warm_start import shift_plan
-from vjepa_mpc.robots.base import Observation, Robot
+from vjepa_mpc.robots.base import Observation
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
 
@@ -91,31 +90,6 @@ class ControllerState:
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """One control step as recorders see it. `latent_cost`: distance of the present view to the goal;
-    `planned_cost`: of the imagined future; `action`: truly applied; `distance`: task units, simulator only;
-    `held_by`: constraints that the plan breaks and governors that slowed or stopped it. At a fixed rate
-    (`vjepa_mpc.fixed_rate`) also what was `executed`, how many steps ago it was planned, how late the tick was."""
-
-    step: int
-    image: UInt8[np.ndarray, "height width 3"]
-    proprioception: Float[np.ndarray, "s"]
-    latent_cost: float
-    planned_cost: float
-    terms: Mapping[str, float]
-    wanted: Float[np.ndarray, "a"]
-    action: Float[np.ndarray, "a"]
-    milliseconds: float
-    evaluations: int
-    distance: float | None = None
-    reached: bool = False
-    held_by: tuple[str, ...] = ()
-    executed: str = "planned"
-    plan_age: int | None = 0
-    late_ms: float = 0.0
-
-
-@dataclass(frozen=True)
 class View:
     """What one observation says: its latents and their distance to the goal, whether that counts as there, and the
     context to plan from."""
@@ -128,7 +102,8 @@ class View:
 
 @dataclass(frozen=True)
 class Decision:
-    """The controller's answer to one observation. `held_by`: as in `StepRecord`."""
+    """The controller's answer to one observation. `held_by`: constraints that the plan breaks and governors that
+    slowed or stopped it."""
 
     action: Float[np.ndarray, "a"]
     plan: ActionPlan
@@ -194,8 +169,9 @@ class Controller:
         self.governors = self.guards.all_governors(model.states)
         self.straight = settings.legs > 1 or bool(self.guards.rails)
         self.chunk = _chunk(model, settings)
-        self.goal = model.encode(goal[None])
-        self.goal_score = float(model.outlier_score(self.goal))
+        with torch.no_grad():
+            pooled = model.pooled(goal[None])
+        self.goal, self.likeness = model.standardise(pooled), model.likeness(goal, pooled)
 
     def step(self, observation: Observation, state: ControllerState) -> tuple[Decision, ControllerState]:
         """Decide on the action for `observation`. The returned state still lacks the action truly applied:
@@ -358,61 +334,3 @@ def _carried(plan: Float[Tensor, "h a"], applied: Float[Tensor, "1 a"], done: bo
     if done:
         return torch.cat([plan[1:], torch.zeros_like(plan[:1])])
     return torch.cat([plan[:1] - applied, plan[1:]])
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """A recorder of the loop (`vjepa_mpc.recorders.Recorder` is one)."""
-
-    def step(self, record: StepRecord) -> None: ...
-
-
-def run_episode(
-    controller: Controller,
-    robot: Robot,
-    *,
-    max_steps: int,
-    watchers: Sequence[Watcher] = (),
-    distance: Callable[[], float] | None = None,
-    stop_when_reached: bool = True,
-) -> list[StepRecord]:
-    """Drive `robot` until the model judges the goal reached and held, or for `max_steps` actions.
-
-    The robot is stopped at the end, on Ctrl-C and on any error. `distance` is asked for the records only.
-    The last record is of the final view, without an action.
-    """
-    state = ControllerState()
-    records: list[StepRecord] = []
-    try:
-        for step in range(max_steps + 1):
-            started = time.perf_counter()
-            observation = robot.observe()
-            decision, state = controller.step(observation, state)
-            last = step == max_steps or (decision.reached and stop_when_reached) or "watchdog" in decision.held_by
-            milliseconds = 1e3 * (time.perf_counter() - started)
-            away = distance() if distance is not None else None
-            action = np.zeros_like(decision.action) if last else robot.apply(decision.action)
-            state = controller.applied(action, state)
-            record = StepRecord(
-                step=step,
-                image=observation.images[controller.model.config.camera],
-                proprioception=observation.proprioception,
-                latent_cost=decision.latent_cost,
-                planned_cost=float(decision.plan.cost[0]),
-                terms=decision.terms,
-                wanted=decision.action,
-                action=action,
-                milliseconds=milliseconds,
-                evaluations=decision.plan.evaluations,
-                distance=away,
-                reached=decision.reached,
-                held_by=decision.held_by,
-            )
-            records.append(record)
-            for watcher in watchers:
-                watcher.step(record)
-            if last:
-                break
-    finally:
-        robot.stop()
-    return records

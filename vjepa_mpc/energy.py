@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
@@ -34,7 +34,9 @@ class EnergyLandscape:
     cost at them, [points], [points, points] or [points, points, points] with the first axis first; `+inf` =
     rejected. `chosen`: the plan's own values on the axes, and `chosen_energy` its cost under the same
     replacement; or None for nothing to be marked, and `mark` says what the marked action is. `hold` says that one
-    action was repeated over all steps, otherwise only step `step` was replaced.
+    action was repeated over all steps, otherwise only step `step` was replaced. `broken`: whether each
+    point breaks a constraint, and `broken_by` which ones any point breaks; None without constraints. Beyond a limit
+    a model is asked for what it has never seen, and what it says there means little.
     """
 
     values: tuple[Float[np.ndarray, " points"], ...]
@@ -46,21 +48,30 @@ class EnergyLandscape:
     step: int
     hold: bool
     mark: str = "chosen action"
+    broken: Bool[np.ndarray, "*grid"] | None = None
+    broken_by: tuple[str, ...] = ()
 
     def face(self) -> EnergyLandscape:
         """What can be drawn: of three axes the first two, with the lowest energy over the third."""
         if self.energy.ndim < 3:
             return self
+        allowed, lowest = self.allowed().min(axis=2), self.energy.min(axis=2)
         return replace(
-            self, values=self.values[:2], energy=self.energy.min(axis=2), names=self.names[:2], units=self.units[:2],
-            chosen=None if self.chosen is None else self.chosen[:2],
+            self, values=self.values[:2], energy=np.where(np.isfinite(allowed), allowed, lowest),
+            names=self.names[:2], units=self.units[:2], chosen=None if self.chosen is None else self.chosen[:2],
+            broken=None if self.broken is None else np.asarray(self.broken.all(axis=2)),
         )  # fmt: skip
 
+    def allowed(self) -> Float[np.ndarray, "*grid"]:
+        """The energy, `+inf` where a constraint is broken."""
+        return self.energy if self.broken is None else np.where(self.broken, np.inf, self.energy)
+
     def lowest(self) -> tuple[float, ...] | None:
-        """Where on the grid the energy is lowest; None when every action is rejected."""
-        if not np.isfinite(self.energy).any():
+        """Where on the grid the energy is lowest among what breaks no constraint; None when there is no such action."""
+        allowed = self.allowed()
+        if not np.isfinite(allowed).any():
             return None
-        index = np.unravel_index(np.argmin(self.energy), self.energy.shape)
+        index = np.unravel_index(np.argmin(allowed), allowed.shape)
         return tuple(float(values[i]) for values, i in zip(self.values, index, strict=True))
 
 
@@ -102,7 +113,9 @@ def energy_slice(
         candidates[:, step, list(axes)] = tried
     with torch.no_grad():
         problems = torch.tensor([problem], device=plan_actions.device)
-        cost = cost_fn(candidates[None], problems).cost[0].double().cpu()
+        evaluation = cost_fn(candidates[None], problems)
+    cost = evaluation.cost[0].double().cpu()
+    broken = (evaluation.violation[0, :-1] > 0).cpu()
     if bool(torch.isnan(cost).any()):
         raise NotFiniteError("The cost of some actions of the energy landscape is NaN.", (candidates, cost))
     return EnergyLandscape(
@@ -114,6 +127,8 @@ def energy_slice(
         units=tuple(units[axis] if units is not None else "" for axis in axes),
         step=step,
         hold=hold,
+        broken=broken.any(dim=-1).reshape([points] * len(axes)).numpy() if evaluation.names else None,
+        broken_by=tuple(name for name, some in zip(evaluation.names, broken.any(dim=0), strict=True) if some),
     )
 
 
@@ -134,8 +149,9 @@ def _check(axes: tuple[int, ...], step: int, points: int, horizon: int, bounds: 
 
 
 def plot_energy(landscape: EnergyLandscape, path: Path | str) -> None:
-    """Draw a landscape as PNG: the marked action a star, the lowest of the grid a dot, rejected ones grey. Of three
-    axes the first two are drawn, with the lowest energy over the third.
+    """Draw a landscape as PNG: the marked action a star, the lowest of the grid a dot, rejected ones grey, those that
+    break a constraint hatched and left out of the scale of colours. Of three axes the first two are drawn, with the
+    lowest energy over the third.
 
     Raises `InputError` when `path` cannot be written; what was there is then kept.
     """
@@ -160,7 +176,8 @@ def plot_energy(landscape: EnergyLandscape, path: Path | str) -> None:
     axes.set_xlabel(_label(landscape, 0))
     lowest = landscape.lowest()
     if lowest is None:
-        axes.text(0.5, 0.5, "every action is rejected", transform=axes.transAxes, ha="center")
+        words = "every action is rejected" if landscape.broken is None else "every action is rejected or breaks a limit"
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -177,11 +194,17 @@ def _draw_surface(figure: Figure, axes: Axes, landscape: EnergyLandscape) -> Non
     axes.set_facecolor("lightgrey")
     axes.set_ylabel(_label(landscape, 1))
     lowest = landscape.lowest()
-    if lowest is not None:
-        surface = axes.pcolormesh(first, second, energy, shading="nearest", cmap="viridis")
+    if np.isfinite(landscape.energy).any():
+        allowed = landscape.allowed()
+        seen = allowed[np.isfinite(allowed)]
+        low, high = (float(seen.min()), float(seen.max())) if seen.size else (None, None)
+        surface = axes.pcolormesh(first, second, energy, shading="nearest", cmap="viridis", vmin=low, vmax=high)
         figure.colorbar(surface, ax=axes, label="latent cost")
         if energy.max() > energy.min():
             axes.contour(first, second, energy, levels=8, colors="white", linewidths=0.5, alpha=0.6)
+    if landscape.broken is not None and landscape.broken.any():
+        _hatch(axes, landscape)
+    if lowest is not None:
         axes.plot(
             *lowest, "o", color="white", markeredgecolor="black", markersize=7, label="lowest of the grid"
         )
@@ -192,15 +215,41 @@ def _draw_surface(figure: Figure, axes: Axes, landscape: EnergyLandscape) -> Non
         axes.set_aspect("equal")
 
 
+def _hatch(axes: Axes, landscape: EnergyLandscape) -> None:
+    """Grey over the cells, or the stretches of a curve, of what breaks a constraint, and its names in the legend."""
+    from matplotlib.patches import Rectangle
+
+    assert landscape.broken is not None
+    style: dict[str, Any] = {"facecolor": (0.85, 0.85, 0.85, 0.6), "edgecolor": (0.3, 0.3, 0.3, 0.6), "linewidth": 0.0}
+    style |= {"hatch": "///", "label": f"breaks {', '.join(landscape.broken_by)}"}
+    edges = [_edges(values) for values in landscape.values]
+    for index in zip(*np.nonzero(landscape.broken), strict=True):
+        left, width = edges[0][index[0]], np.diff(edges[0])[index[0]]
+        if len(index) == 1:
+            axes.axvspan(left, left + width, **style)
+        else:
+            low, height = edges[1][index[1]], np.diff(edges[1])[index[1]]
+            axes.add_patch(Rectangle((left, low), width, height, **style))
+        style.pop("label", None)  # once in the legend
+
+
+def _edges(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " edges"]:
+    """The borders of cells around ascending values."""
+    between = (values[1:] + values[:-1]) / 2
+    return np.concatenate([[2 * values[0] - between[0]], between, [2 * values[-1] - between[-1]]])
+
+
 def _draw_curve(axes: Axes, landscape: EnergyLandscape) -> None:
     values, energy = landscape.values[0], np.ma.masked_invalid(landscape.energy)
     axes.set_ylabel("latent cost")
     axes.plot(values, energy, color="tab:blue")
     lowest = landscape.lowest()
+    if landscape.broken is not None and landscape.broken.any():
+        _hatch(axes, landscape)
     if lowest is not None:
         axes.plot(
             *lowest,
-            float(energy.min()),
+            float(landscape.allowed().min()),
             "o",
             color="white",
             markeredgecolor="black",

@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from vjepa_mpc.controller import Controller, ControllerState, Decision, StepRecord, View, Watcher
+from vjepa_mpc.controller import Controller, ControllerState, Decision, View
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.loop import StepRecord, Watcher, drive, record_of
 from vjepa_mpc.robots.base import Observation, Robot
 
 
@@ -76,6 +77,16 @@ class FixedRate:
         broken = () if self._decision is None else self._decision.plan.held_by[0]
         age = None if executed == "held" else self._age
         return Tick(action, executed, age, view, self._decision, (*broken, *held_by), reached)
+
+    def answer(self, observation: Observation) -> StepRecord:
+        """`tick` as recorders see it: the plan's figures are those of the last one."""
+        tick = self.tick(observation)
+        fresh = tick.decision if tick.executed == "planned" else None
+        return record_of(
+            observation, self.controller, tick.view, tick.decision, tick.action, reached=tick.reached,
+            held_by=tick.held_by, evaluations=fresh.plan.evaluations if fresh else 0, executed=tick.executed,
+            plan_age=tick.age,
+        )  # fmt: skip
 
     def applied(self, action: Float[np.ndarray, "a"]) -> None:
         """Note what the robot truly did."""
@@ -138,59 +149,8 @@ def run_at_fixed_rate(
     The robot is stopped at the end, on Ctrl-C and on any error, before the plan under way is waited for.
     """
     metronome = metronome or Metronome(period_s)
-    records: list[StepRecord] = []
     with ThreadPoolExecutor(1, thread_name_prefix="plan") as pool:
-        loop = FixedRate(controller, pool.submit)
-        try:
-            for step in range(max_steps + 1):
-                late_s = metronome.wait()
-                started = time.perf_counter()
-                observation = robot.observe()
-                tick = loop.tick(observation)
-                stop = (tick.reached and stop_when_reached) or "watchdog" in tick.held_by
-                last = step == max_steps or stop
-                milliseconds = 1e3 * (time.perf_counter() - started)
-                away = distance() if distance is not None else None
-                action = np.zeros_like(tick.action) if last else robot.apply(tick.action)
-                loop.applied(action)
-                record = record_of(tick, step, observation, controller, action, milliseconds, 1e3 * late_s, away)
-                records.append(record)
-                for watcher in watchers:
-                    watcher.step(record)
-                if last:
-                    break
-        finally:
-            robot.stop()
-    return records
-
-
-def record_of(
-    tick: Tick,
-    step: int,
-    observation: Observation,
-    controller: Controller,
-    action: Float[np.ndarray, "a"],
-    milliseconds: float,
-    late_ms: float,
-    distance: float | None,
-) -> StepRecord:
-    """One tick as recorders see it: the plan's figures are those of the last one."""
-    decision = tick.decision
-    return StepRecord(
-        step=step,
-        image=observation.images[controller.model.config.camera],
-        proprioception=observation.proprioception,
-        latent_cost=tick.view.latent_cost,
-        planned_cost=math.inf if decision is None else float(decision.plan.cost[0]),
-        terms={} if decision is None else decision.terms,
-        wanted=tick.action,
-        action=action,
-        milliseconds=milliseconds,
-        evaluations=decision.plan.evaluations if decision is not None and tick.executed == "planned" else 0,
-        distance=distance,
-        reached=tick.reached,
-        held_by=tick.held_by,
-        executed=tick.executed,
-        plan_age=tick.age,
-        late_ms=late_ms,
-    )
+        return drive(
+            FixedRate(controller, pool.submit), robot, max_steps=max_steps, watchers=watchers, distance=distance,
+            stop_when_reached=stop_when_reached, wait=metronome.wait,
+        )  # fmt: skip

@@ -104,7 +104,7 @@ def plain(landscape: EnergyLandscape) -> dict[str, Any]:
         "values": [values.tolist() for values in landscape.values],
         "energy": energy.tolist(),
         "logged": marked,
-        "lowest": None if lowest is None else {"action": list(lowest), "energy": float(landscape.energy.min())},
+        "lowest": None if lowest is None else {"action": list(lowest), "energy": float(landscape.allowed().min())},
     }
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vjepa_mpc.controller import Controller, Decision, StepRecord
+from vjepa_mpc.controller import Controller, Decision
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.energy import energy_slice, plot_energy
+from vjepa_mpc.loop import StepRecord
 from vjepa_mpc.memory import peak_bytes
 from vjepa_mpc.planning import Goal, OrderedOutcome
 from vjepa_mpc.world_model import WEIGHTS, WorldModel
@@ -78,8 +79,10 @@ def describe(setting: Setting) -> dict[str, Any]:
         "goal": {
             "file": str(setting.goals[-1].path),
             "sha256": setting.goals[-1].sha256,
-            "score": controller.goal_score,
+            "score": controller.likeness.score,
             "score_limit": calibration.goal_score,
+            "contrast": controller.likeness.contrast,
+            "contrast_limit": calibration.contrast,
             "state": None if setting.goal_state is None else setting.goal_state.tolist(),
         },
         "sub_goals": [

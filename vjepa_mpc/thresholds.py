@@ -50,7 +50,10 @@ def load_thresholds(place: Path, world: WorldModel) -> Thresholds:
     of other weights."""
     path = place / FILE if place.is_dir() else place
     if not path.is_file():
-        raise InputError(f"There are no thresholds at {path}; make them with `vjepa-mpc calibrate LOGS`.")
+        raise InputError(
+            f"There are no thresholds at {path}; measure them with `vjepa-mpc calibrate LOGS --model MODEL`, or say "
+            "where they are with --thresholds."
+        )
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise InputError(f"{path} is no {SCHEMA} file; make one with `vjepa-mpc calibrate`.")

@@ -1,4 +1,4 @@
-"""`vjepa-mpc bench`: measurements that choose defaults, re-run by one command when models change."""
+"""`vjepa-mpc bench`: the closed-loop benchmark, and measurements that choose defaults."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.bench_compare import compare
 from vjepa_mpc.cli.bench_data import data
+from vjepa_mpc.cli.bench_run import bench
+from vjepa_mpc.cli.building import MODEL_HELP
 
 if TYPE_CHECKING:
     from vjepa_mpc.planner_bench import Course, Problems
 
-app = typer.Typer(help="Measure parts of this package against each other.", no_args_is_help=True)
+app = typer.Typer()
 MODEL_PROBLEMS = "model"
 
 
+app.callback(invoke_without_command=True)(bench)
+app.command()(compare)
 app.command()(data)
-
-
-@app.callback()
-def _bench() -> None:
-    """Measure parts of this package against each other."""
 
 
 @app.command()
@@ -34,7 +34,7 @@ def planners(
     budget: int = typer.Option(2000, min=8, help="Evaluations a problem (the published setting takes its own 8,000)."),
     problems: int = typer.Option(10, min=1, help="Drawn versions of each function; pairs with --on model."),
     manifest: str = typer.Option("dev", help="Start/goal pairs for --on model."),
-    model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
+    model: str | None = typer.Option(None, help=MODEL_HELP),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead (default: as far as the model sees)."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of functions and planners."),
     overhead: bool = typer.Option(True, "--overhead/--no-overhead", help="Also each planner's own time an iteration."),

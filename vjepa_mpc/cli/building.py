@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from vjepa_mpc.core.errors import InputError, unknown_name
+from vjepa_mpc.core.errors import InputError, first_line, unknown_name
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from vjepa_mpc.planners.base import Bounds, Planner
     from vjepa_mpc.world_model import WorldModel
 
-SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "reacher"
+SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
+SHIPPED_MODEL = SHIPPED_MODELS / "reacher"
+MODEL_HELP = "World model: a folder, a run of train, a Hugging Face id, or reacher, the shipped one (default)."
 
+_CONFIGS = ("config.json", "model/config.json")
 _STARTS = {"samples": "starts", "iterations": "steps"}
 PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     # name: module, planner, settings, and what they call --samples, --iterations and --elites where not so
@@ -84,8 +88,11 @@ def usable_cores() -> int:
 
 
 def model_folder(source: str | None) -> Path:
-    """Where the world model `source` lies: a folder (a run folder of `train` will do), a Hugging Face id, or
-    None for the shipped one."""
+    """Where the world model `source` lies: a folder (a run folder of `train` will do), the name of a shipped model,
+    a Hugging Face id, or None for the shipped one. A folder that is there goes before a name.
+
+    `InputError` for what does not exist, with the nearest names that do.
+    """
     if source is None:
         if not (SHIPPED_MODEL / "config.json").is_file():
             raise InputError("This installation lacks the shipped world model; install it again, or give --model.")
@@ -93,11 +100,23 @@ def model_folder(source: str | None) -> Path:
     folder = Path(source)
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
-    return folder if folder.exists() else _from_hub(source)
+    if folder.exists():
+        return folder
+    return SHIPPED_MODELS / source if source in shipped_models() else _from_hub(source)
+
+
+def shipped_models() -> list[str]:
+    """The names of the world models that come with the package."""
+    return sorted(config.parent.name for config in SHIPPED_MODELS.glob("*/config.json"))
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a model's folder is part of the installed package, where nothing should be written."""
+    return folder.resolve().parent == SHIPPED_MODELS
 
 
 def load_model(source: str | None, device: torch.device) -> WorldModel:
-    """The world model in folder `source` (a run folder of `train` will do), a Hugging Face id, or the shipped one."""
+    """The world model `source`, named as `model_folder` takes it."""
     from vjepa_mpc.world_model import WorldModel
 
     return WorldModel.from_pretrained(model_folder(source), device).for_planning(bf16=device.type == "cpu")
@@ -106,14 +125,27 @@ def load_model(source: str | None, device: torch.device) -> WorldModel:
 def _from_hub(source: str) -> Path:
     """Fetch the two files of a world model from the Hugging Face hub, or find them in its cache."""
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise InputError(f"{source} does not exist; give a model folder or a Hugging Face id (owner/name).")
+        raise InputError(
+            f"{source} does not exist{_near(source)}; give a model folder, a Hugging Face id (owner/name) or the name "
+            f"of a shipped model: {', '.join(shipped_models())}."
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors", "README.md"]))
     except Exception as error:  # the hub client raises many kinds: offline, missing, private
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{source} is no folder here and could not be had from Hugging Face ({reason}).") from error
+        raise InputError(
+            f"{source} is no folder here{_near(source)}, and could not be had from Hugging Face ({first_line(error)})."
+        ) from error
+
+
+def _near(source: str) -> str:
+    """" (did you mean 'runs/model'?)" of a misspelt name: among shipped models and the folders that lie beside it."""
+    parent = Path(source).expanduser().parent
+    beside = [entry for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    models = [str(entry) for entry in beside if any((entry / place).is_file() for place in _CONFIGS)]
+    found = get_close_matches(source, [*shipped_models(), *models], n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def check_planner(name: str) -> None:

@@ -52,7 +52,8 @@ def convert(
         return
     if report or beside is not None:
         _print(made)
-    use = "plan with `vjepa-mpc plan --model`" if made.kind == "world model" else "use it with `train --encoder`"
+    planning = f"plan with `vjepa-mpc plan --model {out} --goal PICTURE --observation NOW --state POSE`"
+    use = planning if made.kind == "world model" else f"use it with `vjepa-mpc train LOGS --encoder {out}`"
     typer.echo(f"{out}: {made.kind}, {made.bytes / 1e6:.1f} MB, {made.encoder} of {made.source}; {use}.")
 
 

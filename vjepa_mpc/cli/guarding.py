@@ -12,6 +12,7 @@ from vjepa_mpc.core.errors import InputError
 if TYPE_CHECKING:
     from vjepa_mpc.governors import Governor, Guards
     from vjepa_mpc.guardrails import Guardrail, Place
+    from vjepa_mpc.thresholds import Thresholds
     from vjepa_mpc.world_model import WorldModel
 
 KEEP_OUT_HELP = 'Region "x,y,radius" in m that the end effector must stay out of; may be repeated.'
@@ -24,7 +25,7 @@ BEND_HELP = 'Largest change "a1,a2,..." of that change.'
 WATCHDOG_HELP = "Stop after so many control steps without progress towards the goal."
 SURPRISE_HELP = "Slow down, or stop, where views are not what the model expected. Needs thresholds."
 LEGS_HELP = "Displacements, one after the other, that a model step is planned as: ways that bend."
-THRESHOLDS_HELP = "File of `vjepa-mpc calibrate` (default: guardrails.json beside the model)."
+THRESHOLDS_HELP = "File of `vjepa-mpc calibrate` (default: guardrails.json beside the model, but for the shipped one)."
 
 
 @dataclass(frozen=True)
@@ -98,22 +99,26 @@ def _places(options: GuardOptions, world: WorldModel, task: Any) -> list[Guardra
     rails: list[Guardrail] = []
     if not options.keep_out and options.workspace is None:
         return rails
+    import torch
+
     place = place_of(world, task)
+    size = place(torch.zeros(len(world.config.robot.state_names))).shape[-1]
     for index, text in enumerate(options.keep_out):
-        *centre, radius = numbers("--keep-out", text)
+        *centre, radius = _placed("--keep-out", text, size + 1, "the region's centre, then its radius")
         name = "keep_out" if len(options.keep_out) == 1 else f"keep_out_{index + 1}"
         rails.append(KeepOut(place, tuple(centre), radius, options.margin, name))
     if options.workspace is not None:
-        low, high = _halves("--workspace", options.workspace)
-        rails.append(Workspace(place, low, high))
-    import torch
-
-    pose = torch.zeros(len(world.config.robot.state_names))
-    for rail in rails:
-        size, given = place(pose).shape[-1], len(rail.centre if isinstance(rail, KeepOut) else rail.low)  # type: ignore[attr-defined]
-        if size != given:
-            raise InputError(f"{rail.name} is given by {given} coordinates; {world.config.robot.name} has {size}.")
+        corners = _placed("--workspace", options.workspace, 2 * size, "the low corner, then the high one")
+        rails.append(Workspace(place, corners[:size], corners[size:]))
     return rails
+
+
+def _placed(option: str, text: str, count: int, what: str) -> tuple[float, ...]:
+    """Numbers in m that say where something is."""
+    values = numbers(option, text)
+    if len(values) != count:
+        raise InputError(f"{option} {text!r} has {len(values)} of {count} numbers: {what}, in m.")
+    return values
 
 
 def _poses(options: GuardOptions, world: WorldModel) -> list[Guardrail]:
@@ -141,20 +146,32 @@ def _pictures(options: GuardOptions, world: WorldModel, folder: Path) -> list[Gu
 
     from vjepa_mpc.guardrails import AvoidPictures
     from vjepa_mpc.images import load_image
-    from vjepa_mpc.thresholds import load_thresholds
 
-    known = load_thresholds(options.thresholds or folder, world)
+    known = _thresholds(options, world, folder)
     latents = torch.cat([world.encode(load_image(path)[None]) for path in options.avoid])
     return [AvoidPictures(latents, known.same_place)]
 
 
+def _thresholds(options: GuardOptions, world: WorldModel, folder: Path) -> Thresholds:
+    """What latent distances are compared with: of the file given, or of the one beside the model."""
+    from vjepa_mpc.cli.building import is_shipped
+    from vjepa_mpc.thresholds import FILE, load_thresholds
+
+    place = options.thresholds or folder
+    if place == folder and is_shipped(folder) and not (folder / FILE).is_file():
+        raise InputError(
+            "The shipped model comes without thresholds; measure them on logs of yours with `vjepa-mpc calibrate "
+            f"LOGS --out {FILE}`, and give --thresholds {FILE}."
+        )
+    return load_thresholds(place, world)
+
+
 def _governors(options: GuardOptions, world: WorldModel, folder: Path) -> list[Governor]:
     from vjepa_mpc.governors import ChangeLimits, Surprise, Watchdog
-    from vjepa_mpc.thresholds import load_thresholds
 
     made: list[Governor] = []
     if options.surprise:
-        known = load_thresholds(options.thresholds or folder, world)
+        known = _thresholds(options, world, folder)
         made.append(Surprise(known.surprise_slow, known.surprise_stop))
     if options.watchdog is not None:
         made.append(Watchdog(options.watchdog))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.building import MODEL_HELP
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ PICTURES, LOG = "From pictures", "From a log"
 
 
 def landscape(
-    model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
+    model: str | None = typer.Option(None, help=MODEL_HELP),
     observation: Path | None = typer.Option(None, help="Picture of now.", rich_help_panel=PICTURES),
     state: str | None = typer.Option(None, help="The robot's state in it, in its units.", rich_help_panel=PICTURES),
     goal: Path | None = typer.Option(None, help="Picture one model step later.", rich_help_panel=PICTURES),

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
+from vjepa_mpc.cli.building import MODEL_HELP, PLANNER_HELP, SET_HELP
 from vjepa_mpc.cli.plan_screen import Screen
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vjepa_mpc.controller import StepRecord
+    from vjepa_mpc.loop import StepRecord
     from vjepa_mpc.plan_files import Setting
     from vjepa_mpc.planning import Goal, GoalController, OrderedOutcome
     from vjepa_mpc.robots.base import Robot, RobotSpec
@@ -30,7 +30,7 @@ GUARDRAILS = "Guardrails"
 
 def plan(
     goal: list[Path] = typer.Option(..., help="Picture of the goal, of any size; several are sub-goals in order."),
-    model: str | None = typer.Option(None, help="World model folder or Hugging Face id (default: the shipped one)."),
+    model: str | None = typer.Option(None, help=MODEL_HELP),
     max_steps: int = typer.Option(50, min=1, help="Give up a goal after so many actions."),
     preset: str | None = typer.Option(
         None, help="vjepa2-ac: V-JEPA 2-AC's planner as published (for models of poses).", rich_help_panel=PLANNING
@@ -221,7 +221,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         controllers = [GoalController(world, optimiser, goal.image, settings, generator, guards) for goal in goals]
     warnings = []
     for path, controller in zip(job.goals, controllers, strict=True):
-        warnings.append(doubt(f"The goal {path}", controller.goal_score, calibration))
+        warnings.append(doubt(f"The goal {path}", controller.likeness, calibration))
         if warnings[-1] is not None:
             job.screen.warn(warnings[-1])
     return _Ready(goals, folder, world, calibration, controllers, warnings, time.perf_counter() - job.started)
@@ -234,8 +234,7 @@ def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> in
 
     now = load_goal(observation)
     ready = _prepare(job, lambda spec: spec.check_state(state))
-    score = float(ready.world.outlier_score(ready.world.encode(now.image[None])))
-    warning = doubt(f"The picture {observation}", score, ready.calibration)
+    warning = doubt(f"The picture {observation}", ready.world.likeness(now.image), ready.calibration)
     if warning is not None:
         job.screen.warn(warning)
         ready.notes.append(warning)

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from vjepa_mpc.controller import StepRecord
+    from vjepa_mpc.loop import StepRecord
 
-TABLE_ROWS = 12
+TABLE_ROWS = 20
 
 
 class Screen:
@@ -111,15 +111,17 @@ class Progress:
 
 
 def _table(records: Sequence[StepRecord]) -> Any:
-    """Step, latent cost, distance where known, time: at most `TABLE_ROWS` rows, first and last among them."""
+    """Step, latent cost, distance where known, time: at most `TABLE_ROWS` rows, first and last among them, and how
+    many are left out."""
     from rich.table import Table
 
     known = any(record.distance is not None for record in records)
-    table = Table()
+    count = min(TABLE_ROWS, len(records))
+    left_out = f"{count} of {len(records)} steps; all are in plan.json" if count < len(records) else None
+    table = Table(caption=left_out, caption_justify="left")
     for name in ("step", "latent cost", *(["distance (cm)"] if known else []), "ms"):
         table.add_column(name, justify="right")
     last = len(records) - 1
-    count = min(TABLE_ROWS, len(records))
     chosen = sorted({round(i * last / max(1, count - 1)) for i in range(count)})
     for index in chosen:
         record = records[index]

@@ -100,7 +100,7 @@ def pretrain(
             Source(store, camera, cache), out, settings, training, choose_device(device),
             progress=progress, caching=caching, mixed=[_mixed(text, camera, cache) for text in mix],
         )  # fmt: skip
-    report(result, out, out / ENCODER_FOLDER, "train it on with `vjepa-mpc train`", json_output)
+    report(result, out, out / ENCODER_FOLDER, f"next: `vjepa-mpc train {store} --encoder {out}`", json_output)
 
 
 def _settings(

@@ -20,7 +20,7 @@ def train(
         None, help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
     ),
     init: str | None = typer.Option(
-        None, help="Instead: a world model to go on from, Meta's converted one too; it keeps its own shape."
+        None, help="Instead: a world model to go on from, Meta's converted or reacher too; it keeps its own shape."
     ),
     out: Path = typer.Option(Path("runs/model"), help="Run folder; an interrupted run in it is resumed."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
@@ -45,6 +45,10 @@ def train(
     residual: bool | None = typer.Option(
         None, "--residual/--absolute", help="Predict the change of the latents (default), or them."
     ),
+    conditioning: str | None = typer.Option(
+        None, help="Actions and states as tokens among patches (default), or by adaptive_norm."
+    ),
+    rotary: str | None = typer.Option(None, help="Rotary frequencies: tiled (default; V-JEPA 2-AC's) or interleaved."),
     centre: bool | None = typer.Option(
         None, "--centre/--as-is", help="Take each picture's mean out of its latents (default)."
     ),
@@ -79,7 +83,7 @@ def train(
         minutes = 30.0
     shape = {
         "grid": grid, "width": width, "depth": depth, "heads": heads, "stride": stride, "history": history,
-        "residual": residual, "centre": centre,
+        "residual": residual, "centre": centre, "conditioning": conditioning, "rotary": rotary,
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
     learning: dict[str, Any] = {"rollout_steps": rollout, "l2": l2, "shorter": shorter}
@@ -99,7 +103,7 @@ def train(
             Source(store, camera, cache), out, start, settings, training, choose_device(device),
             recompute=recompute, other_period=other_period, keep_limits=keep_limits, progress=progress, caching=caching,
         )  # fmt: skip
-    report(result, out, out / MODEL_FOLDER, "plan with `vjepa-mpc plan --model`", json_output)
+    report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
 
 
 def _start(

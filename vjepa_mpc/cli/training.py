@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
 
 UNTOLD = ("step", "lr", "grad_norm", "spread_least", "spread_most", "places")  # in the log only
 StepProgress = Callable[[int, int | None, Mapping[str, float]], None]
+FIRST, LAST = "preparing", "finishing"
 RowProgress = Callable[[str, int, int], None]
 
 
+SILENT_S = 30.0
+"""Without a terminal: after so many seconds a line is due, whatever was reached."""
+
+
 @contextmanager
-def training_progress(title: str) -> Iterator[tuple[StepProgress, RowProgress]]:
-    """Bars on stderr; without a terminal, a line about every tenth of the way."""
+def training_progress(
+    title: str, clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple[StepProgress, RowProgress]]:
+    """Bars on stderr, redrawn ten times a second from beginning to end, with the time they have taken; without a
+    terminal, a line about every tenth of the way and at least every `SILENT_S`."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -44,18 +53,24 @@ def training_progress(title: str) -> Iterator[tuple[StepProgress, RowProgress]]:
         console=console,
         disable=not console.is_terminal,
     )
-    tasks: dict[str, object] = {}
+    # The first step can be long in coming: something moves until then.
+    tasks = {FIRST: bar.add_task(f"{title}: preparing", total=None, note="")}
     said: dict[str, int] = {}
+    last = clock()
 
     def show(name: str, done: int, total: int | None, note: str) -> None:
+        nonlocal last
         if name not in tasks:
-            tasks[name] = bar.add_task(name, total=total, note="")
-        bar.update(tasks[name], completed=done, total=total, note=note)  # type: ignore[arg-type]
-        if not console.is_terminal and total:
-            tenth = 10 * done // total
-            if said.get(name) != tenth:
-                said[name] = tenth
-                console.print(f"{name}: {done}/{total} {note}", soft_wrap=True)
+            if FIRST in tasks:
+                bar.remove_task(tasks.pop(FIRST))
+            tasks[name] = bar.add_task(name, total=total, completed=done, note=note)
+        bar.update(tasks[name], completed=done, total=total, note=note)
+        if name == title and total and done >= total and LAST not in tasks:
+            tasks[LAST] = bar.add_task(f"{title}: finishing", total=None, note="")
+        tenth = 10 * done // total if total else 0
+        if not console.is_terminal and (said.get(name) != tenth or clock() - last >= SILENT_S):
+            said[name], last = tenth, clock()
+            console.print(f"{name}: {done}/{total or '?'} {note}", soft_wrap=True)
 
     def on_step(step: int, total: int | None, figures: Mapping[str, float]) -> None:
         names = [name for name in figures if name not in UNTOLD]
@@ -66,6 +81,8 @@ def training_progress(title: str) -> Iterator[tuple[StepProgress, RowProgress]]:
 
     with bar:
         yield on_step, on_rows
+        for name in {FIRST, LAST} & tasks.keys():
+            bar.remove_task(tasks[name])
 
 
 def report(result: TrainResult, run: Path, product: Path, next_step: str, as_json: bool) -> None:

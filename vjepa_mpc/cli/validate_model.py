@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from vjepa_mpc.cli.building import MODEL_HELP
+from vjepa_mpc.core.errors import InputError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def validate_model(
-    model: str = typer.Argument(..., help="World model folder, run folder of train, or Hugging Face id."),
+    models: list[str] | None = typer.Argument(None, metavar="MODEL", help=MODEL_HELP),
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
     clips: int = typer.Option(200, min=1, help="Clips drawn from the store."),
     candidates: int = typer.Option(256, min=1, help="Random action sequences, the logged one's rivals."),
@@ -41,12 +44,15 @@ def validate_model(
     from vjepa_mpc.pretrain.validation import validate_model as measure
     from vjepa_mpc.pretrain.validation_figure import save_figure
 
+    if models is not None and len(models) > 1:
+        raise InputError(f"One model is validated at a time, got {', '.join(models)}; give MODEL, then the store.")
+    model = models[0] if models else None
     settings = ValidationSettings(clips, candidates, horizon, stride, seed)
     limit_threads(threads)
     opened, world = ZarrStore.open(store), load_model(model, choose_device(device))
     with training_progress("validating") as (on_step, _):
         found = measure(world, opened, settings, lambda done, total: on_step(done, total, {}))
-    record = {"model": model, "store": str(store), "settings": asdict(settings), **asdict(found)}
+    record = {"model": model or "shipped", "store": str(store), "settings": asdict(settings), **asdict(found)}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         save_figure(found, out / "validation.png")
@@ -56,7 +62,7 @@ def validate_model(
         return
     which = "held-out" if found.held_out else "all"
     span = f"{found.horizon} model steps of {found.stride} control steps"
-    typer.echo(f"{model} on {which} episodes of {store} ({found.episodes}): {span}.")
+    typer.echo(f"{model or 'The shipped model'} on {which} episodes of {store} ({found.episodes}): {span}.")
     Console().print(_table(found))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from vjepa_mpc.core.errors import InputError
 
 T = TypeVar("T")
+DISTRIBUTION = "vjepa-mpc"
 RECORDED_PACKAGES = ("torch", "transformers", "mujoco", "dm_control", "numpy", "zarr")
 
 
@@ -75,10 +77,11 @@ def from_text(kind: Any, name: str, text: str) -> Any:
 
 @cache
 def commit() -> str:
-    """The commit of the checkout this code runs from, with "-dirty" if changed; "" for an installed wheel."""
+    """The commit of the checkout this code runs from, with "-dirty" if changed; of a package that pip installed from
+    a repository the commit it took; else ""."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
-        return ""
+        return _installed_commit()
     git = ["git", "-C", str(folder)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
@@ -90,8 +93,18 @@ def commit() -> str:
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
 
 
+def _installed_commit() -> str:
+    """What pip wrote down of an install from a repository (PEP 610); "" for one from a wheel, an index or a folder."""
+    try:
+        origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+        return str(origin.get("vcs_info", {}).get("commit_id", ""))
+    except (metadata.PackageNotFoundError, ValueError, AttributeError):
+        return ""
+
+
 def provenance() -> dict[str, Any]:
-    """Versions, commit, machine and thread count, for every file that holds a result."""
+    """Versions, commit, machine and thread count, for every file that holds a result. Where no commit is known it is
+    None and `commit_unknown` says why: then the version is what there is to go by."""
     import torch
 
     from vjepa_mpc import __version__
@@ -104,7 +117,8 @@ def provenance() -> dict[str, Any]:
             versions[name] = "absent"
     return {
         "vjepa_mpc": __version__,
-        "commit": commit(),
+        "commit": commit() or None,
+        **({} if commit() else {"commit_unknown": f"this is version {__version__} without a git checkout"}),
         "packages": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
