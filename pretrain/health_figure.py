@@ -15,13 +15,13 @@ SPREADS = ("spread", "spread_least", "spread_most", "places")
 APART = {"step", "lr", "sigreg", "grad_norm", "rank", *SPREADS}
 
 
-def save_health(log: Path, path: Path) -> None:
-    """Draw the rows of `log` (JSON lines) into a PNG, atomically; nothing where there is no row yet."""
+def save_health(log: Path, path: Path) -> bool:
+    """Draw the rows of `log` (JSON lines) into a PNG, atomically; False, and nothing, where there is no row yet."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not rows:
-        return
+        return False
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
     losses = [name for name in rows[-1] if name not in APART]
@@ -34,6 +34,7 @@ def save_health(log: Path, path: Path) -> None:
     _curves(axes[5], rows, ("lr",), "learning rate")
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
+    return True
 
 
 def _curves(

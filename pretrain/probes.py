@@ -51,10 +51,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Score:
-    """`r2`: share of the variance explained (1 perfect, 0 as good as the mean; NaN where nothing varies).
+    """`r2`: share of the variance explained (1 perfect, 0 as good as the mean; None where nothing varies).
     `error`: median absolute error, in the target's unit."""
 
-    r2: float
+    r2: float | None
     error: float
 
 
@@ -63,8 +63,7 @@ def score(target: Target, read: Float[Tensor, "n w"], values: Float[Tensor, "n"]
     true = target.encode(values)
     spread = float((true - true.mean(dim=0)).square().sum())
     left = float((read - true).square().sum())
-    r2 = 1 - left / spread if spread > 0 else math.nan
-    return Score(r2, float(target.error(read, values).median()))
+    return Score(1 - left / spread if spread > 0 else None, float(target.error(read, values).median()))
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ def probe_encoders(
             for side, own in zip(sides, values, strict=True)
         )
         check_numbers(train)
+        check_numbers(held)
         data = standardised(targets, train, held)
         if not found:
             nothing = torch.zeros(len(held.values), len(data.mean))

@@ -22,7 +22,7 @@ def save_figure(found: Probing, path: Path) -> None:
     panels = figure.subplots(len(found.looks), 1, squeeze=False)[:, 0]
     for panel, (look, count) in zip(panels, found.looks.items(), strict=True):
         for number, (name, probe) in enumerate(bars):
-            heights = [max(0.0, found.scores[name][probe][look][target.name].r2) for target in found.targets]
+            heights = [max(0.0, found.scores[name][probe][look][target.name].r2 or 0.0) for target in found.targets]
             panel.bar(
                 places + 0.8 * ((number + 0.5) / len(bars) - 0.5), heights, 0.8 / len(bars), label=f"{name}, {probe}",
                 color=f"C{names.index(name) % 10}", hatch="//" if probe == "attentive" else None, edgecolor="white",

@@ -158,7 +158,8 @@ def pretrain_encoder(
     try:
         result = trainer.run(progress, stop_at=stop_at)
     except (CollapseError, NotFiniteError) as error:
-        save_health(out / LOG, out / HEALTH)
+        if not save_health(out / LOG, out / HEALTH):
+            raise
         raise type(error)(f"{str(error).rstrip('.')} (its curves: {out / HEALTH}).") from error
     if result.finished:
         with atomic_folder(out / ENCODER_FOLDER) as folder:

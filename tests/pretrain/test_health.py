@@ -87,5 +87,5 @@ def test_a_collapse_ends_the_run_with_a_sentence_and_a_picture(
 
 def test_a_run_without_a_row_has_no_picture(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").touch()
-    save_health(tmp_path / "log.jsonl", tmp_path / HEALTH)
+    assert not save_health(tmp_path / "log.jsonl", tmp_path / HEALTH)
     assert not (tmp_path / HEALTH).exists()

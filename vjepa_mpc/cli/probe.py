@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from vjepa_mpc.pretrain.probes import Score
     from vjepa_mpc.pretrain.probing import Probing
 
 
@@ -73,6 +74,10 @@ def _table(found: Probing) -> Table:
     for name, probes in found.scores.items():
         for kind, looks in probes.items():
             for look, row in looks.items():
-                cells = [f"{row[target.name].r2:.3f}  {row[target.name].error:.3g}" for target in found.targets]
-                table.add_row(name, kind, look, *cells)
+                table.add_row(name, kind, look, *(_cell(row[target.name]) for target in found.targets))
     return table
+
+
+def _cell(score: Score) -> str:
+    share = "    -" if score.r2 is None else f"{score.r2:.3f}"
+    return f"{share}  {score.error:.3g}"
