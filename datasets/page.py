@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
 
 from vjepa_mpc.core.files import write_text
-from vjepa_mpc.datasets.conversion import fitted, resized
 from vjepa_mpc.datasets.findings import REMEDIES
+from vjepa_mpc.datasets.html_page import document, encoded_video, film_figure, line_plot
 from vjepa_mpc.datasets.logs import only
 from vjepa_mpc.datasets.statistics import statistics
 from vjepa_mpc.datasets.store import ZarrStore
@@ -24,19 +20,7 @@ from vjepa_mpc.datasets.validation import Validation
 
 Progress = Callable[[int, int], None]
 
-_FRAMES = 240  # of an episode in its video
-_SIDE = 160  # pixels of a video's shorter side
-_PLOT = (420, 110)  # pixels
-_POINTS = 400  # of a line
 _LISTED = 100  # findings
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
-_STYLE = """
-body{font:14px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222;background:#fff}
-table{border-collapse:collapse;margin:.5em 0}td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}section{border-top:1px solid #ccc;padding:.7em 0}
-.row{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}figure{margin:0}figcaption{font-size:12px;color:#555}
-svg{background:#fafafa;border:1px solid #ddd}.bad{color:#a00}.good{color:#060}video{display:block;background:#000}
-"""
 
 
 def write_page(
@@ -54,14 +38,7 @@ def write_page(
         parts.append(_episode(store, index))
         if progress is not None:
             progress(done, len(shown))
-    policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(only(store.path))}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{_STYLE}</style></head><body>'
-        + "\n".join(parts)
-        + "</body></html>\n"
-    )
-    write_text(out, page)
+    write_text(out, document(only(store.path), parts))
     return shown
 
 
@@ -125,53 +102,11 @@ def _episode(store: ZarrStore, index: int) -> str:
     spec = store.spec
     rate = 1 / spec.control_period_s
     videos = "".join(
-        f'<figure><video controls loop muted preload="auto" src="data:video/mp4;base64,{_video(frames, rate)}"></video>'
-        f"<figcaption>{escape(camera)}</figcaption></figure>"
-        for camera, frames in episode.images.items()
+        film_figure(encoded_video(frames, rate), escape(camera)) for camera, frames in episode.images.items()
     )
     times = episode.times - episode.times[0]
-    plots = _plot("state", times, episode.states, spec.state_names)
-    plots += _plot("action", times[:-1], episode.actions, spec.action_names)
+    plots = line_plot("state", times, episode.states, spec.state_names)
+    plots += line_plot("action", times[:-1], episode.actions, spec.action_names)
     task = str(episode.metadata.get("task") or "")
     title = f"Episode {index}: {len(episode)} frames, {times[-1]:.2f} s" + (f", {task}" if task else "")
     return f'<section><h3>{escape(title)}</h3><div class="row">{videos}<div>{plots}</div></div></section>'
-
-
-def _video(frames: UInt8[np.ndarray, "t h w 3"], rate: float) -> str:
-    """The first frames as an H.264 file in base64, sides made even as browsers need them."""
-    import av
-
-    height, width = fitted(frames.shape[1], frames.shape[2], _SIDE)
-    size = (max(height // 2 * 2, 2), max(width // 2 * 2, 2))
-    content = io.BytesIO()
-    with cast(Any, av.open(content, "w", format="mp4")) as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000), options={"crf": "26"})
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        for number, frame in enumerate(frames[:_FRAMES]):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(resized(frame, size)), format="rgb24")
-            picture.pts = number
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return base64.b64encode(content.getvalue()).decode()
-
-
-def _plot(
-    what: str, times: Float[np.ndarray, "t"], values: Float[np.ndarray, "t w"], names: Sequence[str]
-) -> str:
-    """Lines against time as SVG, with the range on the left and names below."""
-    if not len(values):
-        return ""
-    width, height = _PLOT
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(_POINTS, len(values))).round().astype(int))
-    times, values = times[chosen], values[chosen]
-    low, high = float(values.min()), float(values.max())
-    across = (times - times[0]) / max(float(times[-1] - times[0]), 1e-9) * (width - 8) + 4
-    down = height - 6 - (values - low) / max(high - low, 1e-9) * (height - 12)
-    lines, legend = "", ""
-    for column, name in enumerate(names):
-        colour = _COLOURS[column % len(_COLOURS)]
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down[:, column], strict=True))
-        lines += f'<polyline fill="none" stroke="{colour}" points="{points}"/>'
-        legend += f'<span style="color:{colour}">{escape(name)}</span> '
-    label = f"{what}, {low:.3g} to {high:.3g}: {legend}"
-    return f'<figure><svg width="{width}" height="{height}">{lines}</svg><figcaption>{label}</figcaption></figure>'

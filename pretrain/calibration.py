@@ -14,23 +14,26 @@ from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.world_model import Calibration, WorldModel
 
 NEAR_FRACTION = 1 / 3  # of the largest single action: states this close count as the same place
-GOAL_QUANTILE = 0.999
+SCORE_QUANTILE, CONTRAST_QUANTILE = 0.99, 0.001
 MOST_PAIRS = 20_000
 ROUNDING = 1e-5  # in a state's unit: what a difference of equal states comes to in float32, and a margin
 LONGEST = 1_000  # frames of an episode that are paired: their pairs grow with the square
 
 
 def calibrate(
-    model: WorldModel, episodes: Sequence[tuple[Float[Tensor, "t p d"], Float[Tensor, "t s"]]]
+    model: WorldModel,
+    episodes: Sequence[tuple[Float[Tensor, "t p d"], Float[Tensor, "t s"]]],
+    scores: Float[Tensor, "n"],
+    contrast: Float[Tensor, "m"],
 ) -> Calibration:
-    """Measure thresholds on held-out episodes, each given as (latents, states).
+    """Measure thresholds on held-out episodes, each given as (latents, states), and on the scores and the contrast
+    of held-out pictures (`Likeness`).
 
     `reached_cost`: median latent distance between frames of one episode whose states differ by no more than a
-    third of the largest action in any component, and by more than half of that in one. `goal_score`: the 0.999
-    quantile of `WorldModel.outlier_score`. `InputError` when no two frames are that close.
+    third of the largest action in any component, and by more than half of that in one. `goal_score`, `contrast`:
+    quantiles. `InputError` when no two frames are that close.
     """
     near = near_distances(model, episodes)
-    scores = [model.outlier_score(latents).cpu() for latents, _ in episodes]
     if not near:
         raise InputError(
             "No two held-out frames show nearly the same state, so that 'goal reached' cannot be calibrated; "
@@ -38,8 +41,9 @@ def calibrate(
         )
     return Calibration(
         reached_cost=float(torch.cat(near).median()),
-        goal_score=float(torch.cat(scores).quantile(GOAL_QUANTILE)),
+        goal_score=float(scores.quantile(SCORE_QUANTILE)),
         state_radius=float(NEAR_FRACTION * torch.tensor(model.config.robot.action_high).max()),
+        contrast=float(contrast.quantile(CONTRAST_QUANTILE)),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
@@ -47,24 +47,17 @@ def sample_masks(
     if grid < 2:
         raise InputError("Block masks need at least 2x2 patches a frame; use smaller patches.")
     aspect = math.exp(rng.uniform(math.log(mask.aspect[0]), math.log(mask.aspect[1])))
-    area = mask.scale * grid * grid
-    height = min(grid, max(1, round(math.sqrt(area * aspect))))
-    width = min(grid, max(1, round(math.sqrt(area / aspect))))
-    top = rng.integers(0, grid - height + 1, size=(batch, mask.blocks))
-    left = rng.integers(0, grid - width + 1, size=(batch, mask.blocks))
-    lines = np.arange(grid)
-    rows = (lines >= top[..., None]) & (lines < top[..., None] + height)
-    columns = (lines >= left[..., None]) & (lines < left[..., None] + width)
-    hidden = (rows[..., :, None] & columns[..., None, :]).any(axis=1).reshape(batch, -1)
+    size = block_size(grid, mask.scale, aspect)
+    hidden = blocks(grid, size, (batch, mask.blocks), rng).any(axis=1)
     full = hidden.all(axis=1)
     hidden[full, rng.integers(0, grid * grid, size=int(full.sum()))] = False
     return MaskedPositions(
-        context=_positions(~hidden, frames, rng),
-        target=_positions(hidden, frames, rng),
+        context=positions_of(~hidden, frames, rng),
+        target=positions_of(hidden, frames, rng),
     )
 
 
-def _positions(chosen: np.ndarray, frames: int, rng: np.random.Generator) -> Tensor:
+def positions_of(chosen: np.ndarray, frames: int, rng: np.random.Generator) -> Tensor:
     """Positions of the true entries of `chosen` [b, patches] in every frame, cut to the smallest row."""
     count = int(chosen.sum(axis=1).min())
     order = np.argsort(~chosen + 0.5 * rng.random(chosen.shape), axis=1)[:, :count]
@@ -72,3 +65,22 @@ def _positions(chosen: np.ndarray, frames: int, rng: np.random.Generator) -> Ten
     patches = chosen.shape[1]
     flat = order[:, None, :] + patches * np.arange(frames)[None, :, None]
     return torch.from_numpy(flat.reshape(len(chosen), -1))
+
+
+def block_size(grid: int, scale: float, aspect: float) -> tuple[int, int]:
+    """Height and width, in patches, of a block of this share of the area."""
+    area = scale * grid * grid
+    height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return min(grid, max(1, height)), min(grid, max(1, width))
+
+
+def blocks(
+    grid: int, size: tuple[int, int], shape: tuple[int, ...], rng: np.random.Generator
+) -> Bool[np.ndarray, "*shape p"]:
+    """Blocks anywhere in a picture, each as the patches that it covers."""
+    lines = np.arange(grid)
+    top = rng.integers(0, grid - size[0] + 1, size=shape)
+    left = rng.integers(0, grid - size[1] + 1, size=shape)
+    rows = (lines >= top[..., None]) & (lines < top[..., None] + size[0])
+    columns = (lines >= left[..., None]) & (lines < left[..., None] + size[1])
+    return (rows[..., :, None] & columns[..., None, :]).reshape(*shape, grid * grid)

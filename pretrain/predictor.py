@@ -30,7 +30,8 @@ class PredictorSettings:
     as many short ones, at a fraction of the cost. `shorter`: learn from clips of 1 to `stride` control steps
     a model step, not of `stride` alone: a planner asks for displacements of every size. `residual`: predict
     the change of the latents.
-    `centre`: take each picture's mean over its patches out of the latents."""
+    `centre`: take each picture's mean over its patches out of the latents. `conditioning`, `rotary`: see
+    `PredictorConfig`."""
 
     grid: int = 4
     width: int = 128
@@ -45,6 +46,8 @@ class PredictorSettings:
     l2: bool = True
     residual: bool = True
     centre: bool = True
+    conditioning: str = "tokens"
+    rotary: str = "tiled"
 
     def __post_init__(self) -> None:
         if not 1 <= self.history < self.frames:

@@ -12,25 +12,32 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json
-from vjepa_mpc.core.settings import from_plain, provenance
+from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.datasets.cache import FrameCache, LatentCache, only_camera
 from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
 from vjepa_mpc.datasets.sampling import ClipMixture
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder, weights_hash
+from vjepa_mpc.familiarity import FRAMES
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.log_fit import check_numbers, check_period, with_limits_of
 from vjepa_mpc.predictor import PredictorConfig
 from vjepa_mpc.pretrain.calibration import calibrate
 from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
+from vjepa_mpc.pretrain.health import CollapseError
+from vjepa_mpc.pretrain.health_figure import HEALTH, save_health
+from vjepa_mpc.pretrain.objective import ObjectiveSettings
+from vjepa_mpc.pretrain.objectives import find_objective, name_of, plain
 from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
-from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult, TrainSettings
-from vjepa_mpc.pretrain.vjepa import VJepaLearner, VJepaSettings
+from vjepa_mpc.pretrain.trainer import LOG, Progress, Trainer, TrainResult, TrainSettings
+from vjepa_mpc.pretrain.vjepa import VJepaSettings
 from vjepa_mpc.robots.base import Camera, RobotSpec
 from vjepa_mpc.states import state_space
 from vjepa_mpc.world_model import WorldModel, WorldModelConfig
@@ -80,6 +87,10 @@ def picture_size(store: ZarrStore, camera: str | None) -> int:
     return min(store.spec.cameras[only_camera(store, camera)])
 
 
+UNNAMED = {"name": "vjepa", "context_weight": 0.0, "inverse_weight": 0.0, "sigreg_on": "tokens"}
+"""What a run did whose settings are older than the objectives' names, and may be older than the other three."""
+
+
 def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
     """Write `settings.json` of a new run; for a run that is there already, refuse other settings. One that
     was refused before its first step (it has no log) leaves nothing to protect."""
@@ -90,6 +101,7 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
         if not isinstance(before, dict):
             raise InputError(f"{path} was altered; restore it, or choose another --out.")
         before = {key: before.get(key) for key in record}
+        _name_objective(before["settings"])
         if before != record:
             changed = _differences(before, record).replace("settings.", "")
             raise InputError(
@@ -97,6 +109,13 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
             )
         return
     write_json(path, {**record, "provenance": provenance()})
+
+
+def _name_objective(settings: Any) -> None:
+    """Fill in what pretraining runs of earlier versions did not write down."""
+    objective = settings.get("objective") if isinstance(settings, dict) else None
+    if isinstance(objective, dict) and "name" not in objective:
+        settings["objective"] = {**UNNAMED, **objective}
 
 
 def _differences(before: Any, now: Any, name: str = "") -> str:
@@ -112,7 +131,7 @@ def _differences(before: Any, now: Any, name: str = "") -> str:
 def pretrain_encoder(
     source: Source,
     out: Path,
-    settings: VJepaSettings,
+    settings: ObjectiveSettings,
     training: TrainSettings,
     device: torch.device,
     *,
@@ -123,21 +142,27 @@ def pretrain_encoder(
 ) -> TrainResult:
     """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder).
 
+    The objective is the one that `settings` are of. A collapse (`CollapseError`) or a number that is no longer finite
+    (`NotFiniteError`) ends the run with a plot of its curves, `out/health.png`.
     `mixed`: other stores, each with its share (0 to 1) of the clips; the rest are the first one's.
     """
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
-    asked = {"objective": asdict(settings), "training": asdict(training), "camera": camera}
+    asked = {"objective": plain(settings), "training": asdict(training), "camera": camera}
     others = [[ZarrStore.open(other.store).content_hash(), share] for other, share in mixed]
     begin(out, "pretrain", {**asked, "data": store.content_hash(), **({"mixed": others} if mixed else {})})
     preparation = ImagePreparation(size=settings.size.picture, contrast=settings.contrast)
     data = _pretraining_data([(source, 1.0), *mixed], settings, training, caching)
-    learner = VJepaLearner(settings, data, preparation, device, training.seed)
-    result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
+    learner = find_objective(name_of(settings)).learner(settings, data, preparation, device, training.seed)
+    trainer = Trainer(learner, training, out, device)
+    try:
+        result = trainer.run(progress, stop_at=stop_at)
+    except (CollapseError, NotFiniteError) as error:
+        save_health(out / LOG, out / HEALTH)
+        raise type(error)(f"{str(error).rstrip('.')} (its curves: {out / HEALTH}).") from error
     if result.finished:
-        encoder = learner.modules.target
         with atomic_folder(out / ENCODER_FOLDER) as folder:
-            encoder.save_pretrained(folder)
+            learner.product.save_pretrained(folder)
             write_json(
                 folder / PREPARATION,
                 {
@@ -145,7 +170,7 @@ def pretrain_encoder(
                     "training": {
                         "data": store.content_hash(),
                         **({"mixed": others} if mixed else {}),
-                        "objective": asdict(settings),
+                        "objective": plain(settings),
                         "trainer": asdict(training),
                         "steps": result.step,
                         "seconds": round(result.seconds, 1),
@@ -157,7 +182,7 @@ def pretrain_encoder(
 
 
 def _pretraining_data(
-    sources: Sequence[tuple[Source, float]], settings: VJepaSettings, training: TrainSettings,
+    sources: Sequence[tuple[Source, float]], settings: ObjectiveSettings, training: TrainSettings,
     caching: CacheProgress | None,
 ) -> ClipBatches | MixtureBatches:  # fmt: skip
     """Batches of the training clips of one store, or of several; the shares of all but the first are given."""
@@ -230,6 +255,8 @@ def new_world_model(
             action_dim=space.action_dim,
             state_dim=space.state_dim,
             residual=settings.residual,
+            conditioning=settings.conditioning,
+            rotary=settings.rotary,
         ),
         history=settings.history,
         stride=settings.stride,
@@ -252,6 +279,7 @@ def continued_settings(
         grid=model.latent.grid, width=predictor.width, depth=predictor.depth, heads=predictor.heads,
         stride=model.stride, shorter=shorter and model.stride > 1, frames=frames or longest, history=model.history,
         rollout_steps=rollout_steps, l2=l2, residual=predictor.residual, centre=model.latent.centre,
+        conditioning=predictor.conditioning, rotary=predictor.rotary,
     )  # fmt: skip
 
 
@@ -327,7 +355,11 @@ def train_world_model(
     train_episodes, held_out = split_episodes(len(store))
     if not isinstance(start, WorldModel):  # the statistics of a trained predictor are part of what it was trained on
         _fit_latent_space(model.latent_space, latents, store, train_episodes)
-    calibration = calibrate(model, held_out_episodes(model, store, latents, held_out))  # fails early if at all
+    model.get_familiar(_pooled(model, latents, _even_rows(store, train_episodes)))
+    frames = FrameCache.build(store, camera, source.cache)
+    likeness = _likeness(model, latents, frames, _even_rows(store, held_out))
+    episodes = held_out_episodes(model, store, latents, held_out)
+    calibration = calibrate(model, episodes, *likeness)  # fails early if at all
     clips = ClipDataset(
         store, settings.frames, settings.stride, camera, episodes=train_episodes, frames=latents,
         shorter=settings.shorter,
@@ -414,12 +446,30 @@ def _fit_latent_space(space: LatentSpace, latents: LatentCache, store: ZarrStore
     space.fit(torch.from_numpy(latents.take(rows.numpy()).astype("float32")).to(space.mean.device), numbers)
 
 
+def _even_rows(store: ZarrStore, episodes: list[int]) -> Int64[np.ndarray, "n"]:
+    """At most `FRAMES` rows of the given episodes, from as many of them as there are."""
+    lengths, ends = store.lengths(), store.lengths().cumsum()
+    rows = np.concatenate([np.arange(ends[i] - lengths[i], ends[i]) for i in episodes])
+    return rows[np.linspace(0, len(rows) - 1, min(FRAMES, len(rows))).astype(np.int64)]
+
+
+def _pooled(model: WorldModel, latents: LatentCache, rows: Int64[np.ndarray, "n"]) -> torch.Tensor:
+    return torch.from_numpy(latents.take(rows).astype("float32")).to(model.device)
+
+
+def _likeness(
+    model: WorldModel, latents: LatentCache, frames: FrameCache, rows: Int64[np.ndarray, "n"]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score and contrast (`Likeness`) of each picture in `rows`."""
+    assert model.familiarity is not None
+    scores, contrast = [], []
+    for some in np.array_split(rows, -(-len(rows) // 256)):
+        scores.append(model.familiarity(_pooled(model, latents, some)).cpu())
+        contrast.append(model.config.preparation.deviation(frames.take(some)))
+    return torch.cat(scores), torch.cat(contrast)
+
+
 def _named(caching: CacheProgress | None, what: str) -> Callable[[int, int], None] | None:
     if caching is None:
         return None
     return lambda done, total: caching(what, done, total)
-
-
-def read_run_settings(folder: Path, kind: type[Any], part: str) -> Any:
-    """One part of a run's settings as its dataclass."""
-    return from_plain(kind, read_json(folder / "settings.json")["settings"][part], folder / "settings.json")

@@ -8,9 +8,10 @@ Epps-Pulley statistic, the weighted squared distance of characteristic functions
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -44,3 +45,32 @@ def sigreg(
 
 COLLAPSED_STATISTIC = math.sqrt(2 * math.pi) * (1 - 2 / math.sqrt(2) + 1 / math.sqrt(3))
 """`epps_pulley` of all-zero samples: the integral of (1 - exp(-t^2/2))^2 exp(-t^2/2), about 0.409."""
+
+
+def all_tokens(
+    tokens: Float[Tensor, "b k d"], ids: Int[Tensor, "b k"], places: int
+) -> Float[Tensor, "n d"]:
+    """Every token as it is. Encoding its position alone satisfies most of it (n = b * k)."""
+    return tokens.flatten(0, 1)
+
+
+def content(tokens: Float[Tensor, "b k d"], ids: Int[Tensor, "b k"], places: int) -> Float[Tensor, "n d"]:
+    """What each picture's tokens say beyond their positions, one vector a picture (n = b times the frames in `ids`).
+
+    From each token the mean over the batch of the tokens at its flat position in `ids` (frame-major, `places` a frame)
+    is taken away: kept patches differ between clips, and a mean over them would tell the mask. The rest is
+    averaged over the picture, and each picture holds as many tokens. LeJEPA regularises pooled embeddings too; per
+    position, and per token without its mean, were tried before and planned badly.
+    """
+    width = tokens.shape[-1]
+    flat, index = tokens.float().flatten(0, 1), ids.flatten()
+    count = int(ids.max()) + 1
+    total = flat.new_zeros(count, width).index_add(0, index, flat)
+    held = torch.bincount(index, minlength=count).clamp(min=1)
+    own = (flat - (total / held[:, None])[index]).unflatten(0, ids.shape)
+    frames = int((ids[0] // places).unique().numel())
+    return own.unflatten(1, (frames, -1)).mean(dim=2).flatten(0, 1)
+
+
+REGULARISED: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"tokens": all_tokens, "content": content}
+"""What SIGReg may act on inside masked prediction."""

@@ -29,6 +29,9 @@ LOG = "log.jsonl"
 OPTIMIZERS = ("adamw", "muon")
 
 
+Figure = float | Tensor | Callable[[], float]
+
+
 @runtime_checkable
 class Learner(Protocol):
     """What is trained. `modules` holds every weight that a checkpoint must keep (frozen ones may be left out)."""
@@ -40,8 +43,9 @@ class Learner(Protocol):
         """The data of step `step`, on the CPU; called ahead of time from another thread."""
         ...
 
-    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The loss of `batch` and figures to log; runs under autocast."""
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Figure]]:
+        """The loss of `batch` and figures to log; runs under autocast. A figure that takes time to compute is a
+        function, called before the weights move, and only where it is logged."""
         ...
 
     def after_step(self, step: int) -> None:
@@ -240,12 +244,12 @@ class Trainer:
         self._latest = loss.detach() + norm
         if logging:
             self._check_finite()
+            row = {"step": self.step, "loss": loss.detach(), "lr": rate, "grad_norm": norm, **figures}
+            self.figures = _numbers(row)
         for optimiser in self.optimisers:
             optimiser.step()
         self.learner.after_step(self.step)
         if logging:
-            row = {"step": self.step, "loss": loss.detach(), "lr": rate, "grad_norm": norm, **figures}
-            self.figures = {key: float(value) for key, value in row.items()}
             log.write(json.dumps(self.figures) + "\n")
             log.flush()
             for key, value in self.figures.items():
@@ -289,6 +293,11 @@ class Trainer:
         except Exception as error:  # torch raises a dozen kinds for files that cannot be read
             reason = first_line(error)
             raise InputError(f"{path} does not fit this run ({reason}); choose another --out to begin anew.") from error
+
+
+@torch.no_grad()
+def _numbers(row: Mapping[str, Figure]) -> dict[str, float]:
+    return {key: float(value() if callable(value) else value) for key, value in row.items()}
 
 
 class _StepClock:

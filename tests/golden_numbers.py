@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from vjepa_mpc.predictor import PredictorConfig
@@ -23,3 +24,10 @@ SMALL = PredictorConfig(
     action_dim=3,
     state_dim=4,
 )
+FAMILY = {
+    "tokens": SMALL,
+    "adaptive_norm": replace(SMALL, conditioning="adaptive_norm"),
+    "interleaved": replace(SMALL, rotary="interleaved"),
+    "adaptive_extrinsics": replace(SMALL, conditioning="adaptive_norm", use_extrinsics=True, residual=True),
+}
+"""Small predictors of every kind that there is."""

@@ -82,6 +82,14 @@ BAD: dict[str, tuple[list[object], str]] = {
         ["train", "STORE", "--encoder", "pixels", "--steps", 3, "--minutes", 1],
         "either --steps or --minutes",
     ),
+    "no objective": (["pretrain", "STORE", "--objective", "lejpa"], "did you mean 'lejepa'"),
+    "an option of another objective": (
+        ["pretrain", "STORE", "--objective", "lejepa", "--ema", 0.9], "--ema is no part of lejepa",
+    ),
+    "no setting": (["pretrain", "STORE", "--set", "emma=0.9"], "did you mean 'ema'"),
+    "no value": (["pretrain", "STORE", "--set", "ema"], "lacks a value"),
+    "no number": (["pretrain", "STORE", "--set", "ema=much"], "--set ema=much does not fit"),
+    "a setting twice": (["pretrain", "STORE", "--set", "ema=0.9", "--ema", 0.9], "give one of them"),
     "no steps": (["pretrain", "STORE", "--steps", 0], "at least one step"),
     "no minutes": (["pretrain", "STORE", "--minutes", 0], "more than 0 minutes"),
     "no batch": (["pretrain", "STORE", "--batch", 0], "at least one clip"),
@@ -101,6 +109,9 @@ BAD: dict[str, tuple[list[object], str]] = {
     "a grid that does not divide": (["train", "STORE", "--encoder", "pixels", "--grid", 3], "choose a divisor of 4"),
     "heads that do not divide": (
         ["train", "STORE", "--encoder", "pixels", "--width", 24, "--heads", 5], "does not divide into 5 heads",
+    ),
+    "an unknown conditioning": (
+        ["train", "STORE", "--encoder", "pixels", "--conditioning", "adaptive"], "did you mean 'adaptive_norm'",
     ),
     "no history": (["train", "STORE", "--encoder", "pixels", "--history", 0], "must be at least 1"),
     "a long rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 9], "needs clips of 10 frames"),

@@ -24,7 +24,7 @@ from vjepa_mpc.cli import building
 from vjepa_mpc.cli.plan_screen import TABLE_ROWS
 from vjepa_mpc.controller import ControlSettings
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.planning import CLEARLY_AWAY, GoalController, doubt, interrupt_held, place_start, reach
+from vjepa_mpc.planning import CLEARLY_AWAY, GoalController, interrupt_held, place_start, reach
 from vjepa_mpc.robots.reacher import Reacher
 from vjepa_mpc.world_model import Calibration, WorldModel
 
@@ -199,19 +199,26 @@ def test_a_goal_unlike_the_training_is_said(
     tmp_path: Path, goal: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     score = Calibration(reached_cost=1e3, goal_score=1e-3, state_radius=0.1)
-    model, out = save_tiny_model(tmp_path / "model", calibration=score), tmp_path / "out"
+    world = WorldModel.from_pretrained(save_tiny_model(tmp_path / "model", calibration=score))
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3)).astype(np.uint8)
+    world.get_familiar(world.pooled(noise))
+    world.save_pretrained(tmp_path / "model")
+    model, out = tmp_path / "model", tmp_path / "out"
     assert run("--goal", goal, "--model", model, "--start", START, "--out", out, *FAST) == 0
     assert "far from anything the model was trained on" in capsys.readouterr().err
     record = json.loads((out / "plan.json").read_text())
     assert "far from anything" in record["goal_warning"] and record["goal"]["score"] > 1e-3
 
 
-def test_doubt_grows_with_the_score() -> None:
-    limit = Calibration(reached_cost=1.0, goal_score=2.0, state_radius=0.1)
-    assert doubt("It", 2.0, limit) is None
-    assert "is unlike the pictures" in str(doubt("It", 2.1, limit)) and "score 2.1" in str(doubt("It", 2.1, limit))
-    assert "is unlike the pictures" in str(doubt("It", 4.0, limit))
-    assert "lies far from" in str(doubt("It", 4.1, limit))
+def test_a_goal_that_shows_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    least = Calibration(reached_cost=1e3, goal_score=None, state_radius=0.1, contrast=0.02)
+    model = save_tiny_model(tmp_path / "model", calibration=least)
+    white, out = tmp_path / "white.png", tmp_path / "out"
+    Image.new("RGB", (64, 64), "white").save(white)
+    assert run("--goal", white, "--model", model, "--start", START, "--out", out, *FAST) == 0
+    assert "white.png shows hardly anything (contrast 0; " in capsys.readouterr().err
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------------

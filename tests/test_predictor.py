@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from golden_numbers import BUILT, GOLDEN, SMALL
+from golden_numbers import BUILT, FAMILY, GOLDEN, SMALL
 from torch import Tensor
 
 from vjepa_mpc.checkpoints import predictor_from_checkpoint
@@ -44,10 +44,11 @@ def test_golden_predictions(name: str) -> None:
         torch.testing.assert_close(found.flatten(1, 2), z[f"predictor_out_T{frames}"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["tokens", "adaptive_norm"])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_attention_is_block_causal(which: int) -> None:
+def test_attention_is_block_causal(which: int, kind: str) -> None:
     """What happens in frame t moves predictions of frame t on, at every patch, and none before."""
-    predictor, given = make(SMALL), inputs(SMALL, 5)
+    predictor, given = make(FAMILY[kind]), inputs(SMALL, 5)
     with torch.no_grad():
         before = predictor(*given)
         given[which][:, 2] += 1.0
@@ -81,6 +82,57 @@ def test_rotary_turns_pairs_by_tiled_frequencies_and_leaves_the_rest() -> None:
         torch.testing.assert_close(found[frame, token], wanted)
 
 
+def test_interleaved_frequencies_turn_a_pair_by_one_angle() -> None:
+    """So that scores depend on how far apart two tokens are, not on where: what rotary positions are for."""
+    draw = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 1, 1, 12, dtype=torch.float64, generator=draw)
+    scores = {}
+    for interleaved in (False, True):
+        cos, sin = rotary_tables(
+            frames=8, grid=(1, 1), train_grid=(1, 1), conditions=0, head_dim=12, interleaved=interleaved
+        )
+        at = [(cos[frame, 0], sin[frame, 0]) for frame in range(8)]
+        turn = lambda x, frame: rotate(x, *(part[None, None] for part in at[frame]))  # noqa: B023, E731
+        scores[interleaved] = [float((turn(query, frame + 2) * turn(key, frame)).sum()) for frame in range(6)]
+    assert max(scores[True]) - min(scores[True]) < 1e-12
+    assert max(scores[False]) - min(scores[False]) > 1e-3
+
+
+def test_adaptive_norm_by_hand() -> None:
+    """One block, one frame, from the paper's formula; and fresh weights add nothing."""
+    config = dataclasses.replace(FAMILY["adaptive_norm"], depth=1)
+    given = inputs(config, 1)
+    fresh = ActionConditionedPredictor(config)
+    embedded = fresh.predictor_embed(given[0])[:, 0]
+    assert torch.equal(fresh.advance(fresh.embed(*given))[:, 0], embedded)
+    one = make(config)
+    block = one.predictor_blocks[0]
+    condition = one.action_encoder(given[1][:, 0]) + one.state_encoder(given[2][:, 0])
+    moved = torch.nn.functional.linear(torch.nn.functional.silu(condition), block.modulation.weight)
+    shift, scale, gate, shift2, scale2, gate2 = (moved + block.modulation.bias).split(config.width, dim=-1)
+    plain = lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + config.eps).sqrt()  # noqa: E731
+    x = one.predictor_embed(given[0])[:, 0]
+    cos, sin = (one._angles(table, 0, 1) for table in (one._cos, one._sin))
+    inner = plain(x) * (1 + scale[:, None]) + shift[:, None]
+    x = x + gate[:, None] * block.attn(inner, cos, sin, None, None)
+    x = x + gate2[:, None] * block.mlp(plain(x) * (1 + scale2[:, None]) + shift2[:, None])
+    torch.testing.assert_close(one.advance(one.embed(*given))[:, 0], x, rtol=1e-4, atol=1e-4)
+
+
+def test_extrinsics_modulate_too() -> None:
+    config = FAMILY["adaptive_extrinsics"]
+    predictor, given = make(config), inputs(config, 3)
+    views = [predictor(*given, torch.full((2, 3, 6), value)) for value in (0.0, 1.0)]
+    assert (views[0] - views[1]).abs().amax(dim=-1).min() > 1e-6
+
+
+def test_unknown_kinds_are_named() -> None:
+    with pytest.raises(InputError, match="no conditioning named 'adaptive': did you mean 'adaptive_norm'"):
+        dataclasses.replace(SMALL, conditioning="adaptive")
+    with pytest.raises(InputError, match="no rotary frequencies named 'tiles': did you mean 'tiled'"):
+        dataclasses.replace(SMALL, rotary="tiles")
+
+
 def test_training_grid_defaults_to_its_own() -> None:
     same = dataclasses.replace(SMALL, train_grid=(2, 3))
     other = dataclasses.replace(SMALL, train_grid=(2, 2))
@@ -90,8 +142,9 @@ def test_training_grid_defaults_to_its_own() -> None:
     assert (default - scaled).abs().max() > 1e-4
 
 
-def test_gradients_equal_finite_differences() -> None:
-    predictor, given = make(SMALL, torch.float64), inputs(SMALL, 2, torch.float64)
+@pytest.mark.parametrize("kind", ["tokens", "adaptive_norm"])
+def test_gradients_equal_finite_differences(kind: str) -> None:
+    predictor, given = make(FAMILY[kind], torch.float64), inputs(SMALL, 2, torch.float64)
     for tensor in given:
         tensor.requires_grad_()
     assert torch.autograd.gradcheck(predictor, tuple(given), fast_mode=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_numbers import BUILT, GOLDEN, SMALL
+from golden_numbers import BUILT, FAMILY, GOLDEN, SMALL
 from torch import Tensor
 
 from vjepa_mpc.checkpoints import predictor_from_checkpoint
@@ -86,6 +86,19 @@ def test_cached_equals_uncached(past: int, chunk: int, grad: bool) -> None:
         wanted = uncached(predictor, context, actions)
     torch.testing.assert_close(found.latents, wanted.latents, rtol=0, atol=1e-10)
     torch.testing.assert_close(found.states, wanted.states, rtol=0, atol=1e-12)
+    assert wanted.latents.var(dim=1).mean() > 1e-3, "candidates must differ for this to test anything"
+
+
+@pytest.mark.parametrize("kind", ["adaptive_norm", "interleaved"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_cached_equals_uncached_in_every_kind_of_predictor(kind: str, grad: bool) -> None:
+    predictor = make(FAMILY[kind], dtype=torch.float64)
+    context, actions = problem(2, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        found = rollout(predictor, context, actions, chunk=3, **MAPS)
+    with torch.no_grad():
+        wanted = uncached(predictor, context, actions)
+    torch.testing.assert_close(found.latents, wanted.latents, rtol=0, atol=1e-10)
     assert wanted.latents.var(dim=1).mean() > 1e-3, "candidates must differ for this to test anything"
 
 

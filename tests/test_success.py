@@ -33,9 +33,9 @@ from vjepa_mpc.evaluation import (
     evaluate,
     run_pair,
     summarise,
-    wilson_interval,
 )
 from vjepa_mpc.executor import Executor, LocalExecutor, RayExecutor
+from vjepa_mpc.intervals import wilson_interval
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.robots.base import SimulatedRobot
 from vjepa_mpc.robots.reacher import ReachTask

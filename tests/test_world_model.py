@@ -119,13 +119,15 @@ def test_action_bounds_are_what_the_robot_can_do_in_one_model_step(tmp_path: Pat
     torch.testing.assert_close(model.action_bounds.low, torch.tensor([-0.3, -0.3]) * stride)
 
 
-def test_outlier_score_is_1_for_what_the_space_was_fitted_to() -> None:
-    model = build_world_model(_pixel_config())
-    pooled = model.pooled(pictures(200))
-    model.latent_space.fit(pooled, torch.zeros(200).long())
-    scores = model.outlier_score(model.standardise(pooled))
-    assert float(scores.square().mean()) == pytest.approx(1.0, abs=0.02)
-    assert float(model.outlier_score(model.encode(np.full((1, 64, 64, 3), 255, np.uint8)))) > float(scores.max())
+def test_what_is_familiar_is_saved_with_the_model(tmp_path: Path) -> None:
+    model = WorldModel.from_pretrained(save_tiny_model(tmp_path / "m"))
+    assert model.likeness(pictures(1)[0]).score is None  # it never learned what pictures are like
+    model.get_familiar(model.pooled(pictures(80)))
+    model.save_pretrained(tmp_path / "n")
+    again = WorldModel.from_pretrained(tmp_path / "n")
+    assert again.config.familiar == 10
+    wanted, found = (one.likeness(pictures(1)[0]) for one in (model, again))
+    assert found.contrast == wanted.contrast and found.score == pytest.approx(wanted.score, rel=1e-2)
 
 
 def _pixel_config() -> WorldModelConfig:

@@ -169,8 +169,9 @@ class Controller:
         self.governors = self.guards.all_governors(model.states)
         self.straight = settings.legs > 1 or bool(self.guards.rails)
         self.chunk = _chunk(model, settings)
-        self.goal = model.encode(goal[None])
-        self.goal_score = float(model.outlier_score(self.goal))
+        with torch.no_grad():
+            pooled = model.pooled(goal[None])
+        self.goal, self.likeness = model.standardise(pooled), model.likeness(goal, pooled)
 
     def step(self, observation: Observation, state: ControllerState) -> tuple[Decision, ControllerState]:
         """Decide on the action for `observation`. The returned state still lacks the action truly applied:

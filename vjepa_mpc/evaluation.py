@@ -7,7 +7,6 @@ Its result is a function of (pair, seed, policy) alone, whatever the number of w
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,37 +25,13 @@ from vjepa_mpc.core.files import write_text
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.fixed_rate import FixedRate, Metronome
 from vjepa_mpc.governors import Guards
+from vjepa_mpc.intervals import upper_bound, wilson_interval
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
 from vjepa_mpc.robots.task import Task, intrusion
 from vjepa_mpc.robots.tasks import MANIFEST_SEEDS, Manifest, Pair
 from vjepa_mpc.robots.world import MujocoWorld, vary_world
 from vjepa_mpc.world_model import WorldModel
-
-
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), 95 % by default."""
-    if n < 1:
-        raise InputError("An interval needs at least one episode.")
-    rate = successes / n
-    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
-    """One-sided upper bound of a proportion of which `count` of `n` were seen, exact (Clopper and Pearson 1934): the
-    rate at which so few would be seen with probability 1 - confidence."""
-    if n < 1 or not 0 <= count <= n:
-        raise InputError(f"A bound needs episodes, and no more cases than episodes; got {count} of {n}.")
-    if count == n:
-        return 1.0
-    low, high = count / n, 1.0
-    for _ in range(60):
-        rate = (low + high) / 2
-        few = sum(math.comb(n, i) * rate**i * (1 - rate) ** (n - i) for i in range(count + 1))
-        low, high = (rate, high) if few > 1 - confidence else (low, rate)
-    return high
 
 
 @runtime_checkable
@@ -299,8 +274,17 @@ class ArenaSetup:
         return Arena(self.robot(), self.task, self.policy(), self.seed, self.levels)
 
 
-def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
-    """Play one start/goal pair to the end of the step budget; a policy begins anew with each of its sub-goals."""
+def run_pair(
+    arena: Arena,
+    item: tuple[int, Pair],
+    *,
+    steps: int | None = None,
+    film: list[UInt8[np.ndarray, "height width 3"]] | None = None,
+) -> EpisodeResult:
+    """Play one start/goal pair to the end of the step budget; a policy begins anew with each of its sub-goals.
+
+    `steps` breaks it off earlier, to measure what it costs; to `film` are added the goal's picture and every view.
+    """
     index, pair = item
     robot, task, policy = arena.robot, arena.task, arena.policy
     goal_state = np.asarray(pair.goal)
@@ -313,11 +297,13 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
         (stage, robot.place(stage.state).images[camera]) for stage in task.sub_goals(np.asarray(pair.start), goal_state)
     ]
     observation = robot.place(np.asarray(pair.start))
+    if film is not None:
+        film += [stages[-1][1], observation.images[camera]]
     start_distance = task.distance(robot.true_state(), goal_state)
     seeds = np.random.SeedSequence((arena.seed, index)).generate_state(len(stages))
     distances, costs, times, evaluations, reached, deepest = [], [], [], 0, None, 0.0
     begins = [0, *(stage.until for stage, _ in stages[:-1])]
-    for step in range(task.step_budget):
+    for step in range(task.step_budget if steps is None else steps):
         if step in begins:
             turn = begins.index(step)
             policy.begin(stages[turn][1], stages[turn][0].state, int(seeds[turn]))
@@ -326,6 +312,8 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
         times.append(round(1e3 * (time.perf_counter() - started), 2))
         figures = policy.note(robot.apply(action))
         observation = robot.observe()
+        if film is not None:
+            film.append(observation.images[camera])
         deepest = max(deepest, intrusion(robot, task))
         distances.append(round(task.distance(robot.true_state(), goal_state), 5))
         evaluations += int(figures.get("evaluations", 0))
@@ -340,6 +328,101 @@ def run_pair(arena: Arena, item: tuple[int, Pair]) -> EpisodeResult:
     )  # fmt: skip
 
 
+FILM_FRAMES, FILM_SIDE = 121, 128  # of an episode, at most; pixels
+Film = UInt8[np.ndarray, "t height width 3"]
+"""The goal's picture, then views from the start on, evenly spread where there are too many."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Episodes of one policy: the first `pairs` of a manifest (None = all). Those already in `log` (JSON lines) are
+    not played again; finished ones are appended to it as they come. With `film` pictures are kept of each."""
+
+    manifest: Manifest
+    setup: ArenaSetup
+    pairs: int | None = None
+    log: Path | None = None
+    film: bool = False
+
+    def items(self) -> list[tuple[int, Pair]]:
+        """The pairs to be played, by number."""
+        return list(enumerate(self.manifest.pairs))[: self.pairs]
+
+
+@dataclass(frozen=True)
+class _ArenasSetup:
+    """Builds the arenas of several series in a worker, one at a time, when their turn comes."""
+
+    setups: tuple[ArenaSetup, ...]
+
+    def __call__(self) -> _Arenas:
+        return _Arenas(self.setups)
+
+
+class _Arenas:
+    """A worker's state: the arena of the series it is at. Series come one after the other, so one is kept."""
+
+    def __init__(self, setups: Sequence[ArenaSetup]) -> None:
+        self.setups = setups
+        self._at: tuple[int, Arena] | None = None
+
+    def arena(self, number: int) -> Arena:
+        if self._at is None or self._at[0] != number:
+            self.close()
+            self._at = (number, self.setups[number]())
+        return self._at[1]
+
+    def close(self) -> None:
+        if self._at is not None:
+            self._at[1].close()
+            self._at = None
+
+
+def _play(arenas: _Arenas, item: tuple[int, int, Pair, bool]) -> tuple[int, EpisodeResult, Film | None]:
+    number, index, pair, filmed = item
+    film: list[Any] | None = [] if filmed else None
+    result = run_pair(arenas.arena(number), (index, pair), film=film)
+    return number, result, None if film is None else _shortened(film)
+
+
+def _shortened(film: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Film:
+    chosen = np.unique(np.linspace(1, len(film) - 1, min(FILM_FRAMES - 1, len(film) - 1)).round().astype(int))
+    every = -(-max(film[0].shape[:2]) // FILM_SIDE)
+    return np.stack([film[index][::every, ::every] for index in (0, *chosen)])
+
+
+def evaluate_all(
+    series: Sequence[Series],
+    executor: Executor,
+    *,
+    on_result: Callable[[int, EpisodeResult, Film | None], object] | None = None,
+) -> list[list[EpisodeResult]]:
+    """Play several series, one after the other, on the same workers; the results of each.
+
+    `on_result` is called with the series' number, each episode that is played now and, where asked for, its pictures.
+    """
+    done = [read_log(one.log) for one in series]
+    left = [
+        (number, index, pair, one.film)
+        for number, one in enumerate(series) for index, pair in one.items() if index not in done[number]
+    ]  # fmt: skip
+
+    def keep(played: tuple[int, EpisodeResult, Film | None]) -> None:
+        number, result, film = played
+        done[number][result.index] = result
+        log = series[number].log
+        if log is not None:
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(asdict(result)) + "\n")
+        if on_result is not None:
+            on_result(number, result, film)
+
+    if left:
+        with executor.open(_ArenasSetup(tuple(one.setup for one in series))) as pool:
+            pool.map(_play, left, on_result=keep)
+    return [[done[number][index] for index, _ in one.items()] for number, one in enumerate(series)]
+
+
 def evaluate(
     manifest: Manifest,
     setup: ArenaSetup,
@@ -349,27 +432,16 @@ def evaluate(
     log: Path | None = None,
     on_result: Callable[[EpisodeResult], object] | None = None,
 ) -> list[EpisodeResult]:
-    """Play the first `pairs` of a manifest (None = all). Episodes already in `log` (JSON lines) are not played
-    again; finished ones are appended to it as they come."""
-    items = list(enumerate(manifest.pairs))[:pairs]
-    done = _read_log(log)
-    left = [item for item in items if item[0] not in done]
+    """One series, see `Series` and `evaluate_all`."""
 
-    def keep(result: EpisodeResult) -> None:
-        done[result.index] = result
-        if log is not None:
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(result)) + "\n")
+    def told(_: int, result: EpisodeResult, __: Film | None) -> None:
         if on_result is not None:
             on_result(result)
 
-    if left:
-        with executor.open(setup) as pool:
-            pool.map(run_pair, left, on_result=keep)
-    return [done[index] for index, _ in items]
+    return evaluate_all([Series(manifest, setup, pairs, log)], executor, on_result=told)[0]
 
 
-def _read_log(log: Path | None) -> dict[int, EpisodeResult]:
+def read_log(log: Path | None) -> dict[int, EpisodeResult]:
     """Episodes of an earlier run. Lines that a crash cut short are removed from the file, lest the next one
     be written onto them."""
     done: dict[int, EpisodeResult] = {}
@@ -393,8 +465,11 @@ def _read_log(log: Path | None) -> dict[int, EpisodeResult]:
     return done
 
 
-def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Success at first hit and held with Wilson intervals, final distance, latency, evaluations a step."""
+def summarise(results: Sequence[EpisodeResult], task: Task | None = None) -> dict[str, Any]:
+    """Success at first hit and held with Wilson intervals, final distance, latency, evaluations a step.
+
+    With the `task` also steps to success, and how many decisions took longer than its control period.
+    """
     n = len(results)
     times = sorted(value for result in results for value in result.milliseconds)
     steps = sum(len(result.distances) for result in results)
@@ -419,4 +494,28 @@ def summarise(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "count": entered, "rate": entered / n, "upper_95": upper_bound(entered, n),
         "deepest_m": max(result.intrusion for result in results),
     }  # fmt: skip
+    if task is not None:
+        late = sum(value > 1e3 * task.spec.control_period_s for value in times)
+        reached = [steps_to_success(result, task) for result in results]
+        summary |= {
+            "steps_to_hit_median": _median([hit for hit, _ in reached]),
+            "steps_to_hold_median": _median([hold for _, hold in reached]),
+            "deadline_misses": {"count": late, "rate": late / len(times), "period_s": task.spec.control_period_s},
+        }
     return summary
+
+
+def steps_to_success(result: EpisodeResult, task: Task) -> tuple[int | None, int | None]:
+    """After how many steps an episode first was within the task's radius, and, where it held, from when on it stayed
+    there; None where it never was, or did not hold."""
+    inside = [distance <= task.success_radius_m for distance in result.distances]
+    first = inside.index(True) + 1 if True in inside else None
+    if not result.held:
+        return first, None
+    left = max((step for step, within in enumerate(inside) if not within), default=-1)
+    return first, left + 2
+
+
+def _median(values: Sequence[int | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(statistics.median(known)) if known else None

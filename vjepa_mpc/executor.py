@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 MAX_RESTARTS = 3
 # Items handed out or finished but not yet yielded, per worker: what bounds the memory of a stream.
 _AHEAD = 4
+# Worker processes on one machine: at most so many a core, but never refuse fewer than these.
+_PER_CORE, _LEAST_ALLOWED = 4, 32
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -85,6 +87,7 @@ class LocalExecutor:
 
     def __post_init__(self) -> None:
         _check_counts(self.workers, self.threads)
+        _check_local(self.workers)
 
     @contextlib.contextmanager
     def open(self, setup: Callable[[], Any]) -> Iterator[Pool]:
@@ -118,6 +121,15 @@ class RayExecutor:
 
     def __post_init__(self) -> None:
         _check_counts(self.workers, self.threads)
+        if self.address is None:
+            _check_local(self.workers)
+
+    def check(self) -> None:
+        """See that something answers at the address, without connecting; `InputError` within seconds if not."""
+        from vjepa_mpc import ray_workers
+
+        if self.address is not None:
+            ray_workers.check_answers(self.address)
 
     @contextlib.contextmanager
     def open(self, setup: Callable[[], Any]) -> Iterator[Pool]:
@@ -135,6 +147,16 @@ class RayExecutor:
 def _check_counts(workers: int, threads: int) -> None:
     if workers < 1 or threads < 1:
         raise InputError(f"Workers and threads must be at least 1, got {workers} and {threads}.")
+
+
+def _check_local(workers: int) -> None:
+    """Processes far beyond the cores only fill the memory."""
+    most = max(_LEAST_ALLOWED, _PER_CORE * (os.cpu_count() or 1))
+    if workers > most:
+        raise InputError(
+            f"{workers} workers are more than this machine's {os.cpu_count()} cores can do with; ask for at most "
+            f"{most} here, or give the address of a Ray cluster."
+        )
 
 
 class Worker:

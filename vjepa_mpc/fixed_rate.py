@@ -81,10 +81,10 @@ class FixedRate:
     def answer(self, observation: Observation) -> StepRecord:
         """`tick` as recorders see it: the plan's figures are those of the last one."""
         tick = self.tick(observation)
-        fresh = tick.decision is not None and tick.executed == "planned"
+        fresh = tick.decision if tick.executed == "planned" else None
         return record_of(
             observation, self.controller, tick.view, tick.decision, tick.action, reached=tick.reached,
-            held_by=tick.held_by, evaluations=tick.decision.plan.evaluations if fresh else 0, executed=tick.executed,
+            held_by=tick.held_by, evaluations=fresh.plan.evaluations if fresh else 0, executed=tick.executed,
             plan_age=tick.age,
         )  # fmt: skip
 

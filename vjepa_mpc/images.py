@@ -173,18 +173,28 @@ class ImagePreparation:
         `size` x `size` once cropped are not resampled: x -> (x / 255 - mean) / std is all that happens
         to them. Raises `InputError` for anything but uint8 [n, H, W, 3].
         """
-        batch = _as_batch(images).to(device=device)
-        top, left, height, width = self.crop(batch.shape[1], batch.shape[2])
-        cropped = batch[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
-        pixels = cropped.contiguous().to(torch.float32)  # channels first while a pixel is still one byte
-        if (height, width) != (self.size, self.size):
-            pixels = self._resize(pixels)
+        pixels = self._pixels(_as_batch(images).to(device=device))
         if self.contrast == "picture":
             pixels = pixels.div_(255)
             deviation = pixels.std(dim=(1, 2, 3), keepdim=True, correction=0)
             return (pixels - pixels.mean(dim=(2, 3), keepdim=True)) / (deviation + FLAT)
         scale, offset = self._affine(pixels.device)
         return pixels.mul_(scale).add_(offset)  # `pixels` is ours: `to(float32)` copied the bytes
+
+    def deviation(
+        self, images: UInt8[np.ndarray, "n height width 3"] | UInt8[Tensor, "n height width 3"]
+    ) -> Float32[Tensor, "n"]:
+        """How much there is to see: the deviation of each picture's pixels about their channel's mean, cropped and
+        resized, of 1 from black to white. A picture of one colour has 0."""
+        pixels = self._pixels(_as_batch(images)).div_(255)
+        return (pixels - pixels.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3)).sqrt()
+
+    def _pixels(self, batch: UInt8[Tensor, "n height width 3"]) -> Float32[Tensor, "n 3 s s"]:
+        """Cropped and resized, still from 0 to 255."""
+        top, left, height, width = self.crop(batch.shape[1], batch.shape[2])
+        cropped = batch[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+        pixels = cropped.contiguous().to(torch.float32)  # channels first while a pixel is still one byte
+        return pixels if (height, width) == (self.size, self.size) else self._resize(pixels)
 
     def unprepare(self, prepared: Float32[Tensor, "n 3 height width"]) -> UInt8[Tensor, "n height width 3"]:
         """Undo the normalisation: the bytes the model sees, for showing. Exact for unresampled pictures.

@@ -79,8 +79,10 @@ def describe(setting: Setting) -> dict[str, Any]:
         "goal": {
             "file": str(setting.goals[-1].path),
             "sha256": setting.goals[-1].sha256,
-            "score": controller.goal_score,
+            "score": controller.likeness.score,
             "score_limit": calibration.goal_score,
+            "contrast": controller.likeness.contrast,
+            "contrast_limit": calibration.contrast,
             "state": None if setting.goal_state is None else setting.goal_state.tolist(),
         },
         "sub_goals": [

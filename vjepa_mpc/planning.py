@@ -30,6 +30,7 @@ from vjepa_mpc.controller import (
 )
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
+from vjepa_mpc.familiarity import Likeness
 from vjepa_mpc.fixed_rate import run_at_fixed_rate
 from vjepa_mpc.governors import Guards
 from vjepa_mpc.images import load_image
@@ -111,20 +112,20 @@ def other_renderer(robot: SimulatedRobot, model: WorldModel) -> str | None:
     )
 
 
-def doubt(picture: str, score: float, calibration: Calibration) -> str | None:
-    """A warning when a picture's `WorldModel.outlier_score` is above that of training pictures, else None."""
-    limit = calibration.goal_score
-    if score <= limit:
-        return None
-    if score <= 2 * limit:
+def doubt(picture: str, likeness: Likeness, calibration: Calibration) -> str | None:
+    """A warning when a picture is unlike those of training, or shows next to nothing, else None."""
+    if likeness.contrast < calibration.contrast:
         return (
-            f"{picture} is unlike the pictures the model was trained on (score {score:.3g}, 99.9 % of those are "
-            f"below {limit:.3g}): the plan may be poor."
+            f"{picture} shows hardly anything (contrast {likeness.contrast:.3g}; 99.9 % of the pictures the model was "
+            f"trained on have more than {calibration.contrast:.3g}): the plan means little; take the picture in the "
+            "light of the training, with the robot in view."
         )
+    score, limit = likeness.score, calibration.goal_score
+    if score is None or limit is None or score <= limit:
+        return None
     return (
-        f"{picture} lies far from anything the model was trained on (score {score:.3g}, more than twice the "
-        f"{limit:.3g} that 99.9 % of training pictures stay below): the plan means little; take the goal picture "
-        "with the robot's own camera."
+        f"{picture} lies far from anything the model was trained on (score {score:.3g}; 99 % of such pictures stay "
+        f"below {limit:.3g}): the plan means little; take the picture with the robot's own camera."
     )
 
 

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from vjepa_mpc.attention import attend
-from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.rotary import rotary_tables, rotate
+from vjepa_mpc.core.errors import InputError, unknown_name
+from vjepa_mpc.predictor_blocks import AdaptiveBlock, Block, KeyValues
+from vjepa_mpc.rotary import rotary_tables
+
+CONDITIONING = {"tokens": Block, "adaptive_norm": AdaptiveBlock}
+ROTARY = ("tiled", "interleaved")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class PredictorConfig:
     `grid_height` x `grid_width` patches a frame; rotary positions are scaled to `train_grid` (height,
     width), by default the own grid. `max_frames` bounds history + horizon. `activation` is the MLP's:
     "gelu" (exact, V-JEPA 2-AC's) or "gelu_tanh". `residual`: the output is
-    the change from the present frame, not the next frame itself (V-JEPA 2-AC: no).
+    the change from the present frame, not the next frame itself (V-JEPA 2-AC: no). `conditioning`: actions and states
+    are "tokens" beside the patches (V-JEPA 2-AC), or modulate every block ("adaptive_norm"). `rotary`: frequencies
+    "tiled" over an axis as in the released weights, or "interleaved", each pair turning by one angle as meant.
     """
 
     grid_height: int
@@ -46,6 +50,8 @@ class PredictorConfig:
     train_grid: tuple[int, int] | None = None
     residual: bool = False
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    conditioning: str = "tokens"
+    rotary: str = "tiled"
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -55,6 +61,10 @@ class PredictorConfig:
             raise InputError(f"A width of {self.width} does not divide into {self.heads} heads; change one of them.")
         if self.activation not in ("gelu", "gelu_tanh"):
             raise InputError(f"There is no activation {self.activation!r}; use 'gelu' or 'gelu_tanh'.")
+        if self.conditioning not in CONDITIONING:
+            raise unknown_name("conditioning", self.conditioning, CONDITIONING)
+        if self.rotary not in ROTARY:
+            raise unknown_name("rotary frequencies", self.rotary, ROTARY)
 
     @property
     def patches(self) -> int:
@@ -63,104 +73,15 @@ class PredictorConfig:
 
     @property
     def conditions(self) -> int:
-        """Conditioning tokens of a frame: action, state and, if used, extrinsics."""
+        """Conditioning tokens of a frame: action, state and, if used, extrinsics; none where they modulate blocks."""
+        if self.conditioning == "adaptive_norm":
+            return 0
         return 3 if self.use_extrinsics else 2
 
     @property
     def tokens(self) -> int:
-        """All tokens of a frame."""
+        """All tokens of a frame that blocks attend to."""
         return self.conditions + self.patches
-
-
-class KeyValues:
-    """One attention layer's rotated keys and values of the frames seen so far, [b, tokens, heads, head_dim].
-
-    With a `capacity` in tokens they are written into buffers of that length; without, each `extend`
-    concatenates: autograd must find what it saved unchanged.
-    """
-
-    def __init__(self, capacity: int | None = None) -> None:
-        self._capacity = capacity
-        self._length = 0
-        self._stored: tuple[Tensor, Tensor] | None = None
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append tokens; return the keys and values of all tokens so far."""
-        start, self._length = self._length, self._length + keys.shape[1]
-        if self._capacity is None:
-            if self._stored is not None:
-                keys, values = torch.cat((self._stored[0], keys), 1), torch.cat((self._stored[1], values), 1)
-            self._stored = keys, values
-            return keys, values
-        if self._stored is None:
-            shape = (keys.shape[0], self._capacity, *keys.shape[2:])
-            self._stored = keys.new_empty(shape), values.new_empty(shape)
-        for buffer, new in zip(self._stored, (keys, values), strict=True):
-            buffer[:, start : self._length] = new
-        return self._stored[0][:, : self._length], self._stored[1][:, : self._length]
-
-    def repeated(self, problems: slice, copies: int, capacity: int | None) -> KeyValues:
-        """A cache of `capacity` that starts with these tokens of `problems`, `copies` times each."""
-        cache = KeyValues(capacity)
-        if self._stored is not None:
-            keys, values = (part[problems, : self._length] for part in self._stored)
-            cache.extend(keys.repeat_interleave(copies, 0), values.repeat_interleave(copies, 0))
-        return cache
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3 * self.heads, -1))
-        query, key = rotate(qkv[:, :, : 2 * self.heads], cos, sin).chunk(2, dim=2)
-        value = qkv[:, :, 2 * self.heads :]
-        if cache is not None:
-            key, value = cache.extend(key, value)
-        return self.proj(attend(query, key, value, mask).flatten(2))
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
-
-
-class _Block(nn.Module):
-    def __init__(self, config: PredictorConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=config.eps)
-        self.attn = _Attention(config.width, config.heads)
-        self.norm2 = nn.LayerNorm(config.width, eps=config.eps)
-        self.mlp = _Mlp(config.width, int(config.width * config.mlp_ratio), config.activation)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), cos, sin, mask, cache)
-        return self.widened(x)
-
-    def widened(self, x: Tensor) -> Tensor:
-        """The second half of the block."""
-        return x + self.mlp(self.norm2(x))
-
-    def recomputed(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
-        """`forward`, keeping its input alone for the way back; with a cache, which is written to once, that of the
-        second half, where most of the memory is."""
-        if cache is None:
-            whole: Tensor = checkpoint(self, x, cos, sin, mask, None, use_reentrant=False)
-            return whole
-        half: Tensor = checkpoint(
-            self.widened, x + self.attn(self.norm1(x), cos, sin, mask, cache), use_reentrant=False
-        )
-        return half
 
 
 class ActionConditionedPredictor(nn.Module):
@@ -183,7 +104,12 @@ class ActionConditionedPredictor(nn.Module):
         self.action_encoder = nn.Linear(config.action_dim, config.width)
         self.state_encoder = nn.Linear(config.state_dim, config.width)
         self.extrinsics_encoder = nn.Linear(config.extrinsics_dim, config.width)
-        self.predictor_blocks = nn.ModuleList(_Block(config) for _ in range(config.depth))
+        self.predictor_blocks = nn.ModuleList(
+            CONDITIONING[config.conditioning](
+                config.width, config.heads, int(config.width * config.mlp_ratio), config.activation, config.eps
+            )
+            for _ in range(config.depth)
+        )
         self.predictor_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.predictor_proj = nn.Linear(config.width, config.latent_dim)
         grid = (config.grid_height, config.grid_width)
@@ -193,6 +119,7 @@ class ActionConditionedPredictor(nn.Module):
             train_grid=config.train_grid or grid,
             conditions=config.conditions,
             head_dim=config.width // config.heads,
+            interleaved=config.rotary == "interleaved",
         )
         self.register_buffer("_cos", cos.to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("_sin", sin.to(torch.get_default_dtype()), persistent=False)
@@ -204,11 +131,9 @@ class ActionConditionedPredictor(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
                 nn.init.zeros_(module.bias)
-        blocks = (module for module in self.modules() if isinstance(module, _Block))
-        with torch.no_grad():
-            for index, block in enumerate(blocks, start=1):
-                block.attn.proj.weight.div_((2.0 * index) ** 0.5)
-                block.mlp.fc2.weight.div_((2.0 * index) ** 0.5)
+        blocks: list[Any] = list(self.predictor_blocks)
+        for number, block in enumerate(blocks, start=1):
+            block.reset_parameters(number)
 
     def forward(
         self,
@@ -231,22 +156,29 @@ class ActionConditionedPredictor(nn.Module):
         states: Float[Tensor, "b t s"],
         extrinsics: Float[Tensor, "b t e"] | None = None,
     ) -> Float[Tensor, "b t k w"]:
-        """The input tokens of each frame, [action, state, (extrinsics), patches]."""
+        """The input tokens of each frame, [action, state, (extrinsics), patches]; with adaptive norm the conditions
+        are one token, their sum, which no block attends to."""
         self._check(latents, actions, states, extrinsics)
         dtype = self.predictor_embed.weight.dtype
         conditions = [_project(self.action_encoder, actions), _project(self.state_encoder, states)]
         if extrinsics is not None:
             conditions.append(_project(self.extrinsics_encoder, extrinsics))
-        return torch.cat((torch.stack(conditions, dim=2), self.predictor_embed(latents.to(dtype))), dim=2)
+        first = torch.stack(conditions, dim=2)
+        if not self.config.conditions:
+            first = first.sum(dim=2, keepdim=True)
+        return torch.cat((first, self.predictor_embed(latents.to(dtype))), dim=2)
 
     def advance(
         self, tokens: Float[Tensor, "b t k w"], start: int = 0, caches: list[KeyValues] | None = None
-    ) -> Float[Tensor, "b t k w"]:
-        """Run the blocks over frames start..start+t-1; `caches` (one a block) hold the frames before `start`.
+    ) -> Float[Tensor, "b t m w"]:
+        """Run the blocks over the embedded frames start..start+t-1; `caches` (one a block) hold those before.
 
         One frame at a time needs no mask: it sees everything in the cache. Several frames need the block mask
         and must come first (start = 0).
         """
+        condition = None
+        if not self.config.conditions:
+            condition, tokens = tokens[:, :, 0], tokens[:, :, 1:]
         frames, size = tokens.shape[1], tokens.shape[2]
         assert frames == 1 or start == 0, "several frames at once must be the first ones"
         cos, sin = (self._angles(table, start, frames) for table in (self._cos, self._sin))
@@ -259,7 +191,7 @@ class ActionConditionedPredictor(nn.Module):
         block: Any
         for index, block in enumerate(self.predictor_blocks):
             run = block.recomputed if self.recompute and torch.is_grad_enabled() else block
-            x = run(x, cos, sin, mask, None if caches is None else caches[index])
+            x = run(x, cos, sin, mask, None if caches is None else caches[index], condition)
         return x.unflatten(1, (frames, size))
 
     def _angles(self, table: Tensor, start: int, frames: int) -> Tensor:

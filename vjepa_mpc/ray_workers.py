@@ -26,7 +26,7 @@ _WHILE_CONNECTING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_port_wait_t
 def session(workers: int, address: str | None, num_cpus: float, num_gpus: float) -> Iterator[None]:
     """Have Ray running, with room for the workers; stop it afterwards if it was started here."""
     if address is not None:
-        _check_answers(address)
+        check_answers(address)
     ours = not ray.is_initialized()
     if ours:
         _connect(address, workers * num_cpus)
@@ -66,7 +66,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _check_answers(address: str) -> None:
+def check_answers(address: str) -> None:
     """See that a gRPC server (Ray speaks gRPC) greets us: `ray.init` waits minutes for a deaf one, and then
     ends the process."""
     if address == "auto" or os.environ.get("RAY_USE_TLS") == "1":

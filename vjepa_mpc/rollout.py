@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.predictor import ActionConditionedPredictor, KeyValues
+from vjepa_mpc.predictor import ActionConditionedPredictor
+from vjepa_mpc.predictor_blocks import KeyValues
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Every axis turns `2 * ((head_dim // 3) // 2)` dimensions; what is left of the head stays as it is. The
 angle of dimension j of an axis of d dimensions is position * 10000 ** -(2 (j mod d/2) / d): the
 frequencies are TILED over the axis, although dimensions (2i, 2i+1) are turned together, so that the two
-of a pair turn by different angles. That is a known slip which the released weights depend on.
+of a pair turn by different angles. That is a known slip which the released weights depend on; INTERLEAVED
+frequencies (2 (j // 2) in place of 2 (j mod d/2)) are what was meant.
 Action and state tokens have a time and no place: they turn on the time axis alone.
 """
 
@@ -17,7 +18,8 @@ _THETA = 10000.0
 
 
 def rotary_tables(
-    *, frames: int, grid: tuple[int, int], train_grid: tuple[int, int], conditions: int, head_dim: int
+    *, frames: int, grid: tuple[int, int], train_grid: tuple[int, int], conditions: int, head_dim: int,
+    interleaved: bool = False,
 ) -> tuple[Float[Tensor, "frames tokens head_dim"], Float[Tensor, "frames tokens head_dim"]]:
     """Cosine and signed sine of every token's angles, for `rotate`; float64.
 
@@ -26,23 +28,24 @@ def rotary_tables(
     ordinary memory, also where modules are being built without any (torch's "meta" device).
     """
     with torch.device("cpu"):
-        return _tables(frames, grid, train_grid, conditions, head_dim)
+        return _tables(frames, grid, train_grid, conditions, head_dim, interleaved)
 
 
 def _tables(
-    frames: int, grid: tuple[int, int], train_grid: tuple[int, int], conditions: int, head_dim: int
+    frames: int, grid: tuple[int, int], train_grid: tuple[int, int], conditions: int, head_dim: int,
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     axis = 2 * ((head_dim // 3) // 2)
     tokens = conditions + grid[0] * grid[1]
     angles = torch.zeros(frames, tokens, head_dim, dtype=torch.float64)
     if axis:
         frequency = _THETA ** -(torch.arange(axis // 2, dtype=torch.float64) / (axis / 2))
-        tiled = frequency.repeat(2)
+        spread = frequency.repeat_interleave(2) if interleaved else frequency.repeat(2)
         rows = torch.arange(grid[0], dtype=torch.float64) * (train_grid[0] / grid[0])
         columns = torch.arange(grid[1], dtype=torch.float64) * (train_grid[1] / grid[1])
-        angles[:, :, :axis] = torch.arange(frames, dtype=torch.float64)[:, None, None] * tiled
-        angles[:, conditions:, axis : 2 * axis] = rows.repeat_interleave(grid[1])[:, None] * tiled
-        angles[:, conditions:, 2 * axis : 3 * axis] = columns.repeat(grid[0])[:, None] * tiled
+        angles[:, :, :axis] = torch.arange(frames, dtype=torch.float64)[:, None, None] * spread
+        angles[:, conditions:, axis : 2 * axis] = rows.repeat_interleave(grid[1])[:, None] * spread
+        angles[:, conditions:, 2 * axis : 3 * axis] = columns.repeat(grid[0])[:, None] * spread
     sign = torch.ones(head_dim, dtype=torch.float64)
     sign[0::2] = -1.0
     return angles.cos(), angles.sin() * sign

@@ -27,7 +27,7 @@ GRIPPER_DEAD_ZONE = 0.25
 WORKSPACE_M = 2.0
 HORIZON = 1
 
-UNCALIBRATED = Calibration(reached_cost=0.0, goal_score=2.0, state_radius=0.0)
+UNCALIBRATED = Calibration(reached_cost=0.0, goal_score=None, state_radius=0.0)
 """Of a converted model: no view counts as there until `train --init` measures that on logs of one's own. Latents
 are layer-normed, so that no picture's score says how unusual it is (all are 1)."""
 

@@ -19,6 +19,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json, write_text
 from vjepa_mpc.core.settings import from_plain, to_plain
 from vjepa_mpc.encoder import FrameEncoder, frame_encoder
+from vjepa_mpc.familiarity import Familiarity, Likeness
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.planners.base import Bounds
@@ -29,6 +30,7 @@ from vjepa_mpc.states import state_space
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
+STATISTICS = ("latent_space.", "familiarity.mean", "familiarity.scale")
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,14 @@ class Calibration:
     """What "near" means in this model's latent space, measured on held-out episodes at training time.
 
     `reached_cost`: a view whose latent distance to the goal is below it counts as there. `goal_score`: the
-    score (`WorldModel.outlier_score`) below which 99.9 % of held-out frames lie; above twice that a picture
-    is unlike anything seen.
+    score (`Likeness`) below which 99 % of held-out frames lie; None: not measured. `contrast`: the least that
+    99.9 % of them have.
     """
 
     reached_cost: float
-    goal_score: float
+    goal_score: float | None
     state_radius: float
+    contrast: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class WorldModelConfig:
     """All of a world model but its weights. `encoder` is the Hugging Face configuration as plain values.
 
     One model step spans `stride` control steps: its actions are the sums of that many displacements.
-    `history` frames, that far apart, are seen before the first prediction.
+    `history` frames, that far apart, are seen before the first prediction. `familiar`: directions of the subspace
+    that training pictures span (`Familiarity`); 0: not known.
     """
 
     robot: RobotSpec
@@ -63,6 +67,7 @@ class WorldModelConfig:
     stride: int = 1
     calibration: Calibration | None = None
     renderer: str = ""
+    familiar: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -77,6 +82,9 @@ class WorldModel(nn.Module):
         self.latent_space = LatentSpace(config.latent)
         self.states = state_space(config.robot, config.stride)
         self.predictor = ActionConditionedPredictor(config.predictor)
+        self.familiarity: Familiarity | None = None
+        if config.familiar:
+            self.familiarity = Familiarity(config.latent.grid, config.latent.dim, config.familiar)
         self.eval()
 
     def for_planning(self, *, bf16: bool = True) -> WorldModel:
@@ -132,10 +140,20 @@ class WorldModel(nn.Module):
             chunk=chunk,
         )
 
-    def outlier_score(self, latents: Float[Tensor, "n p d"]) -> Float[Tensor, "n"]:
-        """How unusual a picture's latents are: root mean square over positions and channels of the
-        standardised values, a diagonal Mahalanobis distance in units of what varies within an episode."""
-        return latents.square().mean(dim=(-2, -1)).sqrt()
+    def get_familiar(self, pooled: Float[Tensor, "n p d"]) -> None:
+        """Take pooled latents of training frames for what pictures are like."""
+        self.familiarity = Familiarity.fitted(pooled).to(self.device)
+        self.config = replace(self.config, familiar=self.familiarity.directions)
+
+    @torch.no_grad()
+    def likeness(
+        self, image: UInt8[np.ndarray, "height width 3"], pooled: Float[Tensor, "1 p d"] | None = None
+    ) -> Likeness:
+        """How like those of training one picture is; `pooled`: its latents, where they are at hand."""
+        score = None
+        if self.familiarity is not None:
+            score = float(self.familiarity(self.pooled(image[None]) if pooled is None else pooled))
+        return Likeness(score, float(self.config.preparation.deviation(image[None])))
 
     def check_fits(self, spec: RobotSpec) -> None:
         """Refuse a robot that this model was not trained for; the message holds both values."""
@@ -163,7 +181,7 @@ class WorldModel(nn.Module):
         tensors = {}
         for name, tensor in self.state_dict().items():
             kept = tensor.detach().cpu().contiguous()
-            tensors[name] = kept.half() if half and not name.startswith("latent_space.") else kept
+            tensors[name] = kept.half() if half and not name.startswith(STATISTICS) else kept
         with atomic_folder(folder) as temporary:
             save_file(tensors, temporary / WEIGHTS)
             write_json(temporary / "config.json", to_plain(self.config))

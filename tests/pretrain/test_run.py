@@ -14,6 +14,7 @@ from moving_dot import ENCODER, LIMIT, PREDICTOR, SIZE, episode, make_store, spe
 
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.cache import FrameCache
 from vjepa_mpc.datasets.clips import split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import encode_frames, load_encoder, weights_hash
@@ -30,6 +31,7 @@ from vjepa_mpc.pretrain.run import (
     train_world_model,
 )
 from vjepa_mpc.robots.base import Observation
+from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
 
 CPU = torch.device("cpu")
@@ -55,6 +57,21 @@ def trained(store: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory
     settings = dataclasses.replace(PREDICTOR, shorter=False)
     train_world_model(Source(store), out, str(encoder), settings, training(30, lr=3e-3), CPU)
     return out
+
+
+def test_every_kind_of_predictor_trains_is_saved_and_plans(store: Path, encoder: Path, tmp_path: Path) -> None:
+    kind = dataclasses.replace(PREDICTOR, conditioning="adaptive_norm", rotary="interleaved")
+    train_world_model(Source(store), tmp_path, str(encoder), kind, training(30, lr=3e-3), CPU)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    shares = [row["forced"] / row["copy"] for row in rows]
+    assert sum(shares[-5:]) < sum(shares[:5])
+    model = WorldModel.from_pretrained(tmp_path / "model")
+    assert (model.config.predictor.conditioning, model.config.predictor.rotary) == ("adaptive_norm", "interleaved")
+    latents = model.encode(np.zeros((1, SIZE, SIZE, 3), np.uint8))[:, None]
+    context = Context(latents, torch.zeros(1, 1, 2), torch.zeros(1, 0, 2))
+    actions = torch.tensor([[[[0.2, 0.0]], [[0.0, 0.2]]]])
+    imagined = model.rollout(context, actions).latents
+    assert imagined.isfinite().all() and not torch.equal(imagined[:, 0], imagined[:, 1])
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -253,18 +270,21 @@ def test_calibration_by_hand(trained: Path) -> None:
                 apart = (states[i] - states[j]).abs()
                 if 0.5 * LIMIT / 3 <= float(apart.max()) <= LIMIT / 3:
                     near.append(float(apart.mean()))
-    found = calibrate(model, episodes)
+    found = calibrate(model, episodes, torch.arange(101.0), torch.arange(1001.0))
     assert found.reached_cost == pytest.approx(sorted(near)[(len(near) - 1) // 2], abs=2e-3)
     assert found.state_radius == pytest.approx(LIMIT / 3)
-    scores = torch.cat([latents.square().mean(dim=(1, 2)).sqrt() for latents, _ in episodes])
-    assert found.goal_score == pytest.approx(float(scores.quantile(0.999)))
+    assert found.goal_score == pytest.approx(99.0) and found.contrast == pytest.approx(1.0)
 
 
-def test_every_held_out_episode_has_its_say_in_the_goal_score(trained: Path) -> None:
+def test_a_trained_model_knows_its_pictures_and_what_is_none_of_them(trained: Path, store: Path) -> None:
     model = WorldModel.from_pretrained(trained / "model")
-    states = torch.from_numpy(np.random.default_rng(0).uniform(-0.1, 0.1, (250, 2))).float()  # 31,125 pairs
-    found = calibrate(model, [(states[:, None], states), (100 * states[:, None], states)])
-    assert found.goal_score > 50 * float(states.square().mean(-1).sqrt().max())
+    limits, pictures = model.config.calibration, FrameCache.build(ZarrStore.open(store)).rows
+    assert limits is not None and limits.goal_score is not None and model.config.familiar > 0
+    scores = [model.likeness(np.asarray(picture)) for picture in pictures]
+    assert np.median([float(one.score or 0) for one in scores]) <= limits.goal_score
+    assert float(np.mean([one.contrast > limits.contrast for one in scores])) > 0.9
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+    assert float(model.likeness(noise).score or 0) > limits.goal_score
 
 
 def test_the_store_tells_the_robot(store: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from vjepa_mpc.pretrain.sigreg import COLLAPSED_STATISTIC, epps_pulley, sigreg
+from vjepa_mpc.pretrain.sigreg import COLLAPSED_STATISTIC, content, epps_pulley, sigreg
 
 
 def by_integration(samples: np.ndarray) -> float:
@@ -88,3 +88,22 @@ def test_autocast_does_not_blur_it() -> None:
     exact = sigreg(cloud, slices=8, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(sigreg(cloud, slices=8, generator=torch.Generator().manual_seed(1)), exact)
+
+
+def test_content_is_what_pictures_say_beyond_places_and_masks() -> None:
+    """Against loops over tokens; and what depends on the place alone is nothing, whatever was kept."""
+    rng, places = np.random.default_rng(0), 6
+    kept = np.stack([np.sort(rng.choice(places, 4, replace=False)) for _ in range(5)])
+    ids = torch.from_numpy(np.concatenate([kept, kept + places], axis=1))  # two frames
+    tokens = torch.from_numpy(rng.normal(size=(5, 8, 3))).float()
+    found = content(tokens, ids, places)
+    assert found.shape == (10, 3)
+    for clip in range(5):
+        for frame in range(2):
+            total = np.zeros(3)
+            for number in range(4 * frame, 4 * frame + 4):
+                same = [tokens[b, k].numpy() for b in range(5) for k in range(8) if ids[b, k] == ids[clip, number]]
+                total += tokens[clip, number].numpy() - np.mean(same, axis=0)
+            np.testing.assert_allclose(found[2 * clip + frame].numpy(), total / 4, atol=1e-6)
+    codes = torch.from_numpy(rng.normal(size=(2 * places, 3))).float()
+    assert float(content(codes[ids], ids, places).abs().max()) < 1e-6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import encode_clips, encoder_grid
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain.data import ClipBatches
+from vjepa_mpc.pretrain.objective import EncoderSize
+from vjepa_mpc.pretrain.sigreg import content
 from vjepa_mpc.pretrain.trainer import make_optimisers
-from vjepa_mpc.pretrain.vjepa import EncoderSize, VJepaBatch, VJepaLearner, VJepaSettings
+from vjepa_mpc.pretrain.vjepa import VJepaBatch, VJepaLearner, VJepaSettings
 
 CPU = torch.device("cpu")
 
@@ -126,7 +129,7 @@ def test_the_loss_is_l1_to_the_layer_normed_target_at_masked_positions(clips: Cl
             for clip in range(len(guess)):
                 total = total + (guess[clip] - whole[clip, mask.target[clip]]).abs().mean() / len(guess) / 2
     assert float(loss.detach()) == pytest.approx(float(total), rel=1e-5)
-    assert float(figures["spread"]) == pytest.approx(float(whole.std(0).mean()), rel=1e-4)
+    assert figures["spread"]() == pytest.approx(float(whole.std(0).mean()), rel=1e-4)
     weighed, parts = learner(clips, dataclasses.replace(ENCODER, sigreg_weight=0.5)).loss(batch, 2)
     assert "context" not in parts
     assert float(weighed.detach()) == pytest.approx(float(parts["prediction"] + 0.5 * parts["sigreg"]), rel=1e-6)
@@ -149,17 +152,17 @@ def test_still_clips_are_doubled_frames(clips: ClipDataset, still: float) -> Non
 
 def test_a_collapse_stops_the_run_with_a_way_out(clips: ClipDataset) -> None:
     one = learner(clips)
-    one.check({"step": 50.0, "spread": 0.0})  # early on anything may happen
-    one.check({"step": 150.0, "spread": 0.3})
+    one.check({"step": 50.0, "spread": 0.0, "rank": 0.0})  # early on anything may happen
+    one.check({"step": 150.0, "spread": 0.3, "rank": 9.0})
     with pytest.raises(InputError, match=r"collapsed at step 150.*0\.0100.*raise --sigreg or lower --lr"):
-        one.check({"step": 150.0, "spread": 0.01})
+        one.check({"step": 150.0, "spread": 0.01, "rank": 9.0})
 
 
 def test_pictures_that_all_look_the_same_are_seen_in_the_spread(clips: ClipDataset) -> None:
     one = learner(clips)
     batch = one.batch(0)
     alike = VJepaBatch(batch.clips[:1].expand_as(batch.clips), batch.masks)
-    assert float(one.loss(alike, 0)[1]["spread"]) < 1e-3 < 0.02 < float(one.loss(batch, 0)[1]["spread"])
+    assert one.loss(alike, 0)[1]["spread"]() < 1e-3 < 0.02 < one.loss(batch, 0)[1]["spread"]()
 
 
 @pytest.mark.parametrize(
@@ -170,9 +173,12 @@ def test_pictures_that_all_look_the_same_are_seen_in_the_spread(clips: ClipDatas
         ({"still": 1.5}, "lie in"),
         ({"ema": -0.1}, "lie in"),
         ({"sigreg_weight": -1.0}, "lie in"),
+        ({"sigreg_on": "contents"}, "did you mean 'content'"),
+        ({"sigreg_slices": 0}, "at least 1 direction"),
+        ({"inverse_weight": -1.0}, "not negative"),
     ],
 )
-def test_impossible_settings_are_refused(changes: dict[str, float], words: str) -> None:
+def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         dataclasses.replace(ENCODER, **changes)
 
@@ -212,3 +218,21 @@ def test_the_context_loss_is_on_kept_patches_by_their_distance_to_the_hidden(cli
                     error = (guess[clip, number] - whole[clip, index]).abs().mean()
                     total += float(error) / math.sqrt(away) / len(kept) / len(guess) / len(batch.masks)
     assert float(figures["context"]) == pytest.approx(total, rel=1e-4)
+
+
+def test_sigreg_may_act_on_the_content_alone(clips: ClipDataset) -> None:
+    """Per mask: tokens without their position's mean, averaged over each picture."""
+    one = learner(clips, dataclasses.replace(ENCODER, sigreg_on="content", sigreg_weight=0.5))
+    batch = one.batch(2)
+    loss, figures = one.loss(batch, 2)
+    pixels = one.preparation.prepare(batch.clips.flatten(0, 1)).unflatten(0, batch.clips.shape[:2])
+    vectors = []
+    with torch.no_grad():
+        for mask in batch.masks:
+            context = encode_clips(one.modules.encoder, pixels, mask.context)
+            vectors.append(content(context, mask.context, one.settings.grid**2))
+    assert torch.cat(vectors).shape == (2 * 2 * len(batch.clips), 24)
+    assert float(figures["sigreg"]) == pytest.approx(float(one.statistic(torch.cat(vectors), 2)), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(figures["prediction"] + 0.5 * figures["sigreg"]), rel=1e-6)
+    gradients(one, batch)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in one.modules.parameters() if p.grad is not None)

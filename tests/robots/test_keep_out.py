@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.evaluation import upper_bound
+from vjepa_mpc.intervals import upper_bound
 from vjepa_mpc.robots.factory import find_task
 from vjepa_mpc.robots.keep_out import KeepOutTask
 from vjepa_mpc.robots.reacher import ReachTask, fingertips

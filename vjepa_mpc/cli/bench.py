@@ -1,4 +1,4 @@
-"""`vjepa-mpc bench`: measurements that choose defaults, re-run by one command when models change."""
+"""`vjepa-mpc bench`: the closed-loop benchmark, and measurements that choose defaults."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.bench_compare import compare
 from vjepa_mpc.cli.bench_data import data
+from vjepa_mpc.cli.bench_run import bench
 from vjepa_mpc.cli.building import MODEL_HELP
 
 if TYPE_CHECKING:
     from vjepa_mpc.planner_bench import Course, Problems
 
-app = typer.Typer(help="Measure parts of this package against each other.", no_args_is_help=True)
+app = typer.Typer()
 MODEL_PROBLEMS = "model"
 
 
+app.callback(invoke_without_command=True)(bench)
+app.command()(compare)
 app.command()(data)
-
-
-@app.callback()
-def _bench() -> None:
-    """Measure parts of this package against each other."""
 
 
 @app.command()

@@ -171,15 +171,12 @@ def make_planner(
     `settings` are "name=value"; of two planners ("cem+lbfgs") the first takes the numbers and each the settings
     it knows. `InputError` for names that do not exist (with the nearest) and values that do not fit.
     """
+    from vjepa_mpc.core.settings import split_settings
+
     check_planner(name)
     given: dict[str, Any] = {"samples": samples, "iterations": iterations, "elites": elites}
     given = {key: value for key, value in given.items() if value is not None}
-    wanted: dict[str, str] = {}
-    for text in settings:
-        key, found, value = text.partition("=")
-        if not found:
-            raise InputError(f"--set {text} lacks a value; write --set NAME=VALUE.")
-        wanted[key.strip()] = value.strip()
+    wanted = split_settings(settings)
     parts = name.split("+")
     known = {key for part in parts for key in _setting_types(part)}
     for key in wanted:
@@ -199,7 +196,7 @@ def _setting_types(name: str) -> dict[str, Any]:
 
 
 def _one_planner(name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[str, str]) -> Planner:
-    from pydantic import TypeAdapter, ValidationError
+    from vjepa_mpc.core.settings import from_text
 
     module, planner, settings, aliases = PLANNERS[name]
     place, types = import_module(f"vjepa_mpc.planners.{module}"), _setting_types(name)
@@ -210,13 +207,8 @@ def _one_planner(name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[
             raise InputError(f"The {name} planner has no {key}; leave --{key} out.")
         values[own] = value
     for key, text in wanted.items():
-        if key not in types:
-            continue
-        try:
-            plain: Any = text.split(",") if "tuple" in str(types[key]) else text
-            values[key] = TypeAdapter(types[key]).validate_python(plain)
-        except ValidationError as error:
-            raise InputError(f"--set {key}={text} does not fit: {error.errors()[0]['msg']}.") from error
+        if key in types:
+            values[key] = from_text(types[key], key, text)
     made: Planner = getattr(place, planner)(bounds, getattr(place, settings)(**values))
     return made
 

@@ -72,35 +72,12 @@ def evaluate(
     With --vary every pair has a look and a world of its own, varied in the factors named, for models and floors alike.
     A --task without a --model is played by its floors and its ceiling alone.
     """
-    from contextlib import closing
-    from dataclasses import asdict, replace
-    from functools import partial
-
-    from vjepa_mpc.cli.building import (
-        check_planner,
-        choose_device,
-        control_settings,
-        leg_bounds,
-        load_model,
-        make_planner,
-        model_folder,
-        parse_levels,
-    )
-    from vjepa_mpc.controller import fitting_chunk
-    from vjepa_mpc.encoder import weights_hash
-    from vjepa_mpc.evaluation import (
-        ArenaSetup,
-        FixedRatePolicy,
-        GreedyPixelPolicy,
-        NoOpPolicy,
-        PlannedPolicy,
-        RandomPolicy,
-        ScriptedPolicy,
-    )
+    from vjepa_mpc.cli.building import check_planner, choose_device, load_model, model_folder, parse_levels
+    from vjepa_mpc.cli.contenders import PlannerOptions, floors_of, planning, shared_chunk, stage_of
+    from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
     from vjepa_mpc.memory import CHUNK
-    from vjepa_mpc.planning import other_renderer, trained
-    from vjepa_mpc.robots.factory import find_task, make_robot
+    from vjepa_mpc.robots.factory import find_task
     from vjepa_mpc.robots.tasks import load_manifest
 
     check_planner(planner)
@@ -113,58 +90,27 @@ def evaluate(
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
     frozen = load_manifest(manifest, asked)
-    at_a_time = chunk or _recorded_chunk(out)
-    if at_a_time is None:  # measured here, once: workers that measured would each find another number
-        share = max(1, workers)
-        fit = (fitting_chunk(one, horizon or one.longest_horizon, None, sharers=share) for one in worlds.values())
-        at_a_time = min(fit, default=CHUNK)
+    at_a_time = chunk or _recorded_chunk(out) or shared_chunk(worlds, horizon, max(1, workers))
     if guarded and not asked.forbidden:
         raise InputError(f"{asked.name} forbids no region; name what to guard, for example with --keep-out.")
     rails = guarding.GuardOptions(
         (*keep_out, *(guarding.task_regions(asked) if guarded else ())), margin, workspace, pose_box, tuple(avoid),
         change_limit, acceleration_limit, watchdog, surprise, thresholds,
     )  # fmt: skip
-    policies: dict[str, Any] = {}
-    played: dict[str, dict[str, Any]] = {}  # what an episode depends on: a resumed run never mixes two of them
-    robots: dict[str, Any] = {}
+    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline)
+    contenders: dict[str, Any] = {}
     for source, world in worlds.items():
-        trained(world, source or "the shipped model")
-        world.check_fits(asked.spec)
+        stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
-        size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
-        body: Any = partial(make_robot, asked.robot, backend=backend, camera_size=size)
-        with closing(body()) as robot:
-            renderer, note = robot.renderer_identity, other_renderer(robot, world)
-        if note is not None:
-            typer.echo(f"{name}: {note}", err=True)
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
             bends = legs if guards or not rails.any else 1  # beside guardrails the plain planner is as ever
-            control = control_settings(world, horizon=horizon, running=running, legs=bends, deadline_s=deadline)
-            control = replace(control, chunk=at_a_time)
-            optimiser: Any = make_planner(
-                planner, leg_bounds(world, bends), samples=samples, iterations=iterations, elites=elites,
-                settings=settings,
-            )  # fmt: skip
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
             label = f"{name}, guarded" if guards else name
-            robots[label] = body
-            policies[label] = partial(PlannedPolicy, world, optimiser, control, label, made)
-            if rate is not None:
-                policies[label] = partial(FixedRatePolicy, world, optimiser, control, 1 / rate, label, made)
-            played[label] = {
-                "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),
-                "renderer": renderer,
-            }  # fmt: skip
-            if rate is not None:
-                played[label]["rate"] = rate
+            one = planning(world, stage, label, asked_for, at_a_time, legs=bends, guards=made, rate=rate)
             if guards:
-                played[label]["guards"] = guards.record()
-    if floors:
-        policies |= {"random": partial(RandomPolicy, asked.spec), "no-op": partial(NoOpPolicy, asked.spec)}
-        policies["scripted (ceiling)"] = partial(ScriptedPolicy, asked)
-    if greedy:
-        policies["greedy-pixel"] = partial(GreedyPixelPolicy, asked.spec)
-    bare: Any = partial(make_robot, asked.robot, backend=backend)
+                one.played["guards"] = guards.record()
+            contenders[label] = one
+    contenders |= floors_of(asked, backend, greedy=greedy, plain=floors)
     executor: Any = LocalExecutor(workers, threads)
     if ray or ray_address:
         executor = RayExecutor(workers, ray_address, threads=threads)
@@ -184,18 +130,10 @@ def evaluate(
     if levels:
         options["vary"] = levels
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
-    for name, policy in policies.items():
-        arena = ArenaSetup(robots.get(name, bare), policy, asked, seed, levels)
-        run.play(name, played.get(name), frozen, arena, executor, pairs)
+    for name, one in contenders.items():
+        arena = ArenaSetup(one.robot, one.policy, asked, seed, levels)
+        run.play(name, one.played, frozen, arena, executor, pairs)
     run.close()
-
-
-def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs have, only with legs."""
-    from dataclasses import asdict
-
-    told = asdict(settings)
-    return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}
 
 
 class _Run:
@@ -210,7 +148,7 @@ class _Run:
             begin(out, "evaluate", options)
 
     def play(
-        self, name: str, played: dict[str, Any] | None, manifest: Any, setup: Any, executor: Any, pairs: int | None
+        self, name: str, played: dict[str, Any], manifest: Any, setup: Any, executor: Any, pairs: int | None
     ) -> None:
         """`played`: weights, control and planner settings of a model, by which its episodes are kept apart."""
         import hashlib
@@ -236,7 +174,7 @@ class _Run:
                 bar.update(task, advance=1, held=held)
 
             results = play(manifest, setup, executor, pairs=pairs, log=log, on_result=on_result)
-        self.rows[name] = summarise(results) | (played or {})
+        self.rows[name] = summarise(results, setup.task) | played
 
     def close(self) -> None:
         import json

@@ -221,7 +221,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         controllers = [GoalController(world, optimiser, goal.image, settings, generator, guards) for goal in goals]
     warnings = []
     for path, controller in zip(job.goals, controllers, strict=True):
-        warnings.append(doubt(f"The goal {path}", controller.goal_score, calibration))
+        warnings.append(doubt(f"The goal {path}", controller.likeness, calibration))
         if warnings[-1] is not None:
             job.screen.warn(warnings[-1])
     return _Ready(goals, folder, world, calibration, controllers, warnings, time.perf_counter() - job.started)
@@ -234,8 +234,7 @@ def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> in
 
     now = load_goal(observation)
     ready = _prepare(job, lambda spec: spec.check_state(state))
-    score = float(ready.world.outlier_score(ready.world.encode(now.image[None])))
-    warning = doubt(f"The picture {observation}", score, ready.calibration)
+    warning = doubt(f"The picture {observation}", ready.world.likeness(now.image), ready.calibration)
     if warning is not None:
         job.screen.warn(warning)
         ready.notes.append(warning)

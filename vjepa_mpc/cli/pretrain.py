@@ -1,18 +1,26 @@
-"""`vjepa-mpc pretrain`: a V-JEPA encoder from a store's video."""
+"""`vjepa-mpc pretrain`: an encoder from a store's video, by one of several objectives."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from vjepa_mpc.pretrain.objective import ObjectiveSettings
     from vjepa_mpc.pretrain.run import Source
+
+OPTIONS = {
+    "still": "still", "ema": "ema", "sigreg_weight": "sigreg", "sigreg_on": "sigreg-on",
+    "context_weight": "context-loss", "inverse_weight": "inverse",
+}  # fmt: skip
+"""Settings of objectives that have an option, and how it is called."""
 
 
 def pretrain(
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
+    objective: str = typer.Option("vjepa", help="vjepa, ijepa, lejepa or vicreg (see docs/pretraining.md)."),
     out: Path = typer.Option(Path("runs/encoder"), help="Run folder; an interrupted run in it is resumed."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 60 when neither is given."),
@@ -28,12 +36,26 @@ def pretrain(
     frames: int = typer.Option(4, help="Frames a clip."),
     stride: int = typer.Option(2, help="Control steps between the frames of a clip."),
     contrast: str = typer.Option("picture", help="Normalise by each picture's own contrast, or dataset."),
-    still: float = typer.Option(0.5, help="Share of steps on single frames doubled, as planning encodes them."),
-    ema: float = typer.Option(0.996, help="Momentum of the target encoder."),
-    sigreg: float = typer.Option(0.3, help="Weight of SIGReg, which keeps the encoder from collapsing."),
+    still: float | None = typer.Option(
+        None, help="Share of steps on single frames doubled, as planning encodes them (vjepa; default: 0.5)."
+    ),
+    ema: float | None = typer.Option(None, help="Momentum of the target encoder (vjepa, ijepa; default: 0.996)."),
+    sigreg: float | None = typer.Option(
+        None, help="Weight of SIGReg, which keeps the encoder from collapsing (vjepa 0.3, ijepa 0, lejepa 0.05)."
+    ),
+    sigreg_on: str | None = typer.Option(
+        None, help="What SIGReg acts on in vjepa: all tokens (default), or content, what each picture is beyond places."
+    ),
+    context_loss: float | None = typer.Option(
+        None, help="Weight of V-JEPA 2.1's loss on kept patches (vjepa; default: 0)."
+    ),
+    inverse: float | None = typer.Option(
+        None, help="Weight of reading the action between two pictures (default: 0; vicreg 1)."
+    ),
+    other: list[str] = typer.Option(
+        [], "--set", help="Another setting of the objective, NAME=VALUE; may be repeated."
+    ),
     mix: list[str] = typer.Option([], help="Another store and its share of the clips, STORE=SHARE; may be repeated."),
-    context_loss: float = typer.Option(0.0, help="Weight of V-JEPA 2.1's loss on kept patches (0: none)."),
-    inverse: float = typer.Option(0.0, help="Weight of reading the action between two pictures (0: none)."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -41,25 +63,33 @@ def pretrain(
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Pretrain a V-JEPA encoder by masked latent prediction; the result is OUT/encoder.
+    """Pretrain an encoder by masked latent prediction, or another objective; the result is OUT/encoder.
 
-    Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT.
+    Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT, OUT/health.png.
     """
     from vjepa_mpc.cli.building import choose_device
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.objective import EncoderSize
+    from vjepa_mpc.pretrain.objectives import find_objective
     from vjepa_mpc.pretrain.run import ENCODER_FOLDER, Source, picture_size, pretrain_encoder
     from vjepa_mpc.pretrain.trainer import TrainSettings
-    from vjepa_mpc.pretrain.vjepa import EncoderSize, VJepaSettings
 
+    find_objective(objective)
     if steps is None and minutes is None:
         minutes = 60.0
     size = EncoderSize(
         picture=picture_size(ZarrStore.open(store), camera), patch=patch, width=width, depth=depth, heads=heads
     )
-    settings = VJepaSettings(
-        size=size, frames=frames, stride=stride, contrast=contrast, still=still, ema=ema, sigreg_weight=sigreg,
-        context_weight=context_loss, inverse_weight=inverse,
+    given = {
+        "still": still, "ema": ema, "sigreg_weight": sigreg, "sigreg_on": sigreg_on, "context_weight": context_loss,
+        "inverse_weight": inverse,
+    }  # fmt: skip
+    settings = _settings(
+        objective,
+        {"size": size, "frames": frames, "stride": stride, "contrast": contrast},
+        {name: value for name, value in given.items() if value is not None},
+        other,
     )
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
@@ -71,6 +101,30 @@ def pretrain(
             progress=progress, caching=caching, mixed=[_mixed(text, camera, cache) for text in mix],
         )  # fmt: skip
     report(result, out, out / ENCODER_FOLDER, f"next: `vjepa-mpc train {store} --encoder {out}`", json_output)
+
+
+def _settings(
+    objective: str, common: dict[str, Any], given: dict[str, Any], other: list[str]
+) -> ObjectiveSettings:
+    """The objective's settings; what is `given` by an option or as NAME=VALUE has to be among them."""
+    from typing import get_type_hints
+
+    from vjepa_mpc.core.errors import InputError, unknown_name
+    from vjepa_mpc.core.settings import from_text, split_settings
+    from vjepa_mpc.pretrain.objectives import find_objective
+
+    kind = find_objective(objective).settings
+    types = {name: hint for name, hint in get_type_hints(kind).items() if name not in (*common, "masks")}
+    for name in given:
+        if name not in types:
+            raise InputError(f"--{OPTIONS[name]} is no part of {objective}; leave it out.")
+    texts = split_settings(other)
+    for name in texts:
+        if name not in types:
+            raise unknown_name(f"setting of {objective}", name, types)
+        if name in given:
+            raise InputError(f"--{OPTIONS[name]} and --set {name} are the same; give one of them.")
+    return kind(**common, **given, **{name: from_text(types[name], name, text) for name, text in texts.items()})
 
 
 def _mixed(text: str, camera: str | None, cache: Path | None) -> tuple[Source, float]:

@@ -45,6 +45,10 @@ def train(
     residual: bool | None = typer.Option(
         None, "--residual/--absolute", help="Predict the change of the latents (default), or them."
     ),
+    conditioning: str | None = typer.Option(
+        None, help="Actions and states as tokens among patches (default), or by adaptive_norm."
+    ),
+    rotary: str | None = typer.Option(None, help="Rotary frequencies: tiled (default; V-JEPA 2-AC's) or interleaved."),
     centre: bool | None = typer.Option(
         None, "--centre/--as-is", help="Take each picture's mean out of its latents (default)."
     ),
@@ -79,7 +83,7 @@ def train(
         minutes = 30.0
     shape = {
         "grid": grid, "width": width, "depth": depth, "heads": heads, "stride": stride, "history": history,
-        "residual": residual, "centre": centre,
+        "residual": residual, "centre": centre, "conditioning": conditioning, "rotary": rotary,
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
     learning: dict[str, Any] = {"rollout_steps": rollout, "l2": l2, "shorter": shorter}

@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from vjepa_mpc.pretrain.trainer import TrainResult
 
+UNTOLD = ("step", "lr", "grad_norm", "spread_least", "spread_most", "places")  # in the log only
 StepProgress = Callable[[int, int | None, Mapping[str, float]], None]
 FIRST, LAST = "preparing", "finishing"
 RowProgress = Callable[[str, int, int], None]
@@ -72,7 +73,7 @@ def training_progress(
             console.print(f"{name}: {done}/{total or '?'} {note}", soft_wrap=True)
 
     def on_step(step: int, total: int | None, figures: Mapping[str, float]) -> None:
-        names = [name for name in figures if name not in ("step", "lr", "grad_norm")]
+        names = [name for name in figures if name not in UNTOLD]
         show(title, step, total, " ".join(f"{name} {figures[name]:.3f}" for name in names))
 
     def on_rows(what: str, done: int, total: int) -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -52,6 +53,26 @@ def _unknown_field(given: Any, known: Any, path: str = "") -> str:
         if deeper:
             return deeper
     return ""
+
+
+def split_settings(texts: Sequence[str]) -> dict[str, str]:
+    """Names and values of `--set NAME=VALUE`; `InputError` where one lacks its value."""
+    wanted = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found:
+            raise InputError(f"--set {text} lacks a value; write --set NAME=VALUE.")
+        wanted[name.strip()] = value.strip()
+    return wanted
+
+
+def from_text(kind: Any, name: str, text: str) -> Any:
+    """The value of type `kind` that `--set name=text` stands for (tuples with commas); `InputError` if it is none."""
+    plain: Any = text.split(",") if "tuple" in str(kind) else text
+    try:
+        return TypeAdapter(kind).validate_python(plain)
+    except ValidationError as error:
+        raise InputError(f"--set {name}={text} does not fit: {error.errors()[0]['msg']}.") from error
 
 
 @cache

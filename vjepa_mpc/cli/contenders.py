@@ -1,0 +1,130 @@
+"""Who plays a task in `evaluate` and `bench`: planners on world models, floors and the ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner
+
+if TYPE_CHECKING:
+    from vjepa_mpc.governors import Guards
+    from vjepa_mpc.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class PlannerOptions:
+    """What the command line says of a planner; None leaves a setting at its default."""
+
+    planner: str = "cem"
+    horizon: int | None = None
+    samples: int | None = None
+    iterations: int | None = None
+    elites: int | None = None
+    settings: tuple[str, ...] = ()
+    running: float = 1.0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Builds its robot and its policy in a worker. `played`: what its episodes depend on."""
+
+    robot: Callable[[], Any]
+    policy: Callable[[], Any]
+    played: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A world model's robot, drawn as the model was trained to see it."""
+
+    robot: Callable[[], Any]
+    renderer: str
+
+
+def stage_of(world: WorldModel, name: str, task: Any, backend: str) -> Stage:
+    """The robot of `task` for a trained model; `InputError` where they do not fit. Another renderer than the
+    training's is told."""
+    from vjepa_mpc.planning import other_renderer, trained
+    from vjepa_mpc.robots.factory import make_robot
+
+    trained(world, name)
+    world.check_fits(task.spec)
+    size = world.config.robot.cameras[world.config.camera].height  # the pictures it was trained on
+    body: Any = partial(make_robot, task.robot, backend=backend, camera_size=size)
+    with closing(body()) as robot:
+        renderer, note = robot.renderer_identity, other_renderer(robot, world)
+    if note is not None:
+        typer.echo(f"{name}: {note}", err=True)
+    return Stage(body, renderer)
+
+
+def planning(
+    world: WorldModel,
+    stage: Stage,
+    label: str,
+    options: PlannerOptions,
+    chunk: int,
+    *,
+    legs: int = 1,
+    guards: Guards | None = None,
+    rate: float | None = None,
+) -> Contender:
+    """A planner on a world model, `legs` displacements a model step, guarded, or at a fixed rate."""
+    from vjepa_mpc.encoder import weights_hash
+    from vjepa_mpc.evaluation import FixedRatePolicy, PlannedPolicy
+
+    control = control_settings(
+        world, horizon=options.horizon, running=options.running, legs=legs, deadline_s=options.deadline
+    )
+    control = replace(control, chunk=chunk)
+    optimiser: Any = make_planner(
+        options.planner, leg_bounds(world, legs), samples=options.samples, iterations=options.iterations,
+        elites=options.elites, settings=options.settings,
+    )  # fmt: skip
+    policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
+    played: dict[str, Any] = {
+        "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),
+        "renderer": stage.renderer,
+    }  # fmt: skip
+    if rate is not None:
+        policy = partial(FixedRatePolicy, world, optimiser, control, 1 / rate, label, guards)
+        played["rate"] = rate
+    return Contender(stage.robot, policy, played)
+
+
+def floors_of(task: Any, backend: str, *, greedy: bool = False, plain: bool = True) -> dict[str, Contender]:
+    """Random, no-op and the scripted ceiling (`plain`), and the slow greedy-pixel floor, by name."""
+    from vjepa_mpc.evaluation import GreedyPixelPolicy, NoOpPolicy, RandomPolicy, ScriptedPolicy
+    from vjepa_mpc.robots.factory import make_robot
+
+    makers: dict[str, Callable[[], Any]] = {}
+    if plain:
+        makers = {"random": partial(RandomPolicy, task.spec), "no-op": partial(NoOpPolicy, task.spec)}
+        makers["scripted (ceiling)"] = partial(ScriptedPolicy, task)
+    if greedy:
+        makers["greedy-pixel"] = partial(GreedyPixelPolicy, task.spec)
+    robot: Any = partial(make_robot, task.robot, backend=backend)
+    return {name: Contender(robot, make, {}) for name, make in makers.items()}
+
+
+def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers: int) -> int:
+    """Candidates imagined at a time by each of `workers` that share this machine's memory. Measured once, where the
+    command runs: workers that measured would each find another number."""
+    from vjepa_mpc.controller import fitting_chunk
+    from vjepa_mpc.memory import CHUNK
+
+    fit = (fitting_chunk(one, horizon or one.longest_horizon, None, sharers=workers) for one in worlds.values())
+    return min(fit, default=CHUNK)
+
+
+def _control(settings: Any) -> dict[str, Any]:
+    """The controller's settings; what only legs have, only with legs."""
+    told = asdict(settings)
+    return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}
