@@ -71,6 +71,19 @@ def limit_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def crowded(threads: int) -> str | None:
+    """A note when several threads will have to share busy cores, else None. The default stays what it is: results
+    depend on the number of threads in the last bit, and should not depend on what else runs."""
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        return None
+    cores = os.cpu_count() or 1
+    if threads == 1 or load < cores:
+        return None
+    return f"this machine is busy (load {load:.1f} on {cores} cores): --threads 1 may be faster than {threads} threads."
+
+
 def usable_cores() -> int:
     """Cores that this process may use: the machine's, its affinity mask and its control group's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

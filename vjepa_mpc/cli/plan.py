@@ -190,6 +190,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
 
         from vjepa_mpc.cli.building import (
             choose_device,
+            crowded,
             limit_threads,
             load_model,
             model_folder,
@@ -201,7 +202,11 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
 
         goals = [load_goal(path) for path in job.goals]
         check_writable(job.out)
-        job.options["threads"] = limit_threads(job.options["threads"])
+        asked = job.options["threads"]
+        job.options["threads"] = limit_threads(asked)
+        busy = crowded(job.options["threads"]) if asked is None else None
+        if busy is not None:
+            job.screen.note(busy)
         device = choose_device(job.device)
         job.options["device"] = str(device)
         folder = model_folder(job.model)
