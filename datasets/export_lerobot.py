@@ -47,8 +47,9 @@ def export_lerobot(store: ZarrStore, out: Path, codec: str = "h264", progress: P
 
     LeRobot has one action a row: the last row's is 0 and means nothing. Its time stamps are row / rate:
     those of the store are kept as `observation.time`. The store's description (units, bounds, ...) is added as a file
-    of its own in `meta/`, which LeRobot does not look at. `InputError`: no episodes, an unknown codec, or pictures too
-    small for it.
+    of its own in `meta/`, since the format has no place for it.
+
+    `InputError`: no episodes, an unknown codec, or pictures too small for it.
     """
     if not len(store):
         raise InputError(f"{store.path} holds no episodes; there is nothing to export.")

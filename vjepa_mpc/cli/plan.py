@@ -205,8 +205,6 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         asked = job.options["threads"]
         job.options["threads"] = limit_threads(asked)
         busy = crowded(job.options["threads"]) if asked is None else None
-        if busy is not None:
-            job.screen.note(busy)
         device = choose_device(job.device)
         job.options["device"] = str(device)
         folder = model_folder(job.model)
@@ -224,6 +222,8 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         if job.guards.any:
             job.options["guards"] = job.guards.record()
         controllers = [GoalController(world, optimiser, goal.image, settings, generator, guards) for goal in goals]
+    if busy is not None:
+        job.screen.note(busy)
     warnings = []
     for path, controller in zip(job.goals, controllers, strict=True):
         warnings.append(doubt(f"The goal {path}", controller.likeness, calibration))
