@@ -10,6 +10,7 @@ import numpy as np
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import atomic_path
+from vjepa_mpc.datasets.formats.robomimic import OWN
 from vjepa_mpc.datasets.store import ZarrStore
 
 Progress = Callable[[int, int], None]
@@ -32,7 +33,7 @@ def export_hdf5(store: ZarrStore, out: Path, progress: Progress | None = None) -
         data.attrs["env_args"] = json.dumps(
             {"env_name": spec.robot, "type": 0, "env_kwargs": {"control_freq": 1 / spec.control_period_s}}
         )
-        data.attrs["vjepa_mpc_spec"] = json.dumps(spec.to_json())
+        data.attrs[OWN] = json.dumps(spec.to_json())
         for index in range(len(store)):
             episode = store.read(index)
             demo = data.create_group(f"demo_{index}")

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import atomic_folder, write_json
 from vjepa_mpc.datasets.episode import StoreSpec
+from vjepa_mpc.datasets.formats.lerobot import OWN
 from vjepa_mpc.datasets.statistics import colours
 from vjepa_mpc.datasets.store import ZarrStore
 
@@ -45,8 +46,10 @@ def export_lerobot(store: ZarrStore, out: Path, codec: str = "h264", progress: P
     """Write `out`, a folder that is whole or absent. Videos are compressed with loss; the numbers are exact.
 
     LeRobot has one action a row: the last row's is 0 and means nothing. Its time stamps are row / rate:
-    those of the store are kept as `observation.time`. `InputError`: no episodes, an unknown codec, or pictures too
-    small for it.
+    those of the store are kept as `observation.time`. The store's description (units, bounds, ...) is added as a file
+    of its own in `meta/`, since the format has no place for it.
+
+    `InputError`: no episodes, an unknown codec, or pictures too small for it.
     """
     if not len(store):
         raise InputError(f"{store.path} holds no episodes; there is nothing to export.")
@@ -197,6 +200,7 @@ def _write_meta(store: ZarrStore, folder: Path, codec: str, written: _Written) -
     }
     pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(note)}), folder / "meta/tasks.parquet")
     write_json(folder / "meta/info.json", _info(store, codec, written))
+    write_json(folder / OWN, store.spec.to_json())
     write_json(folder / "meta/stats.json", _stats(store))
 
 

@@ -22,8 +22,8 @@ from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import commit
 from vjepa_mpc.datasets.conversion import Converted, Converter, fitted
 from vjepa_mpc.datasets.episode import StoreSpec
-from vjepa_mpc.datasets.logs import Log, LogOptions, fingerprint
-from vjepa_mpc.datasets.mapping import declare
+from vjepa_mpc.datasets.logs import Exported, Log, LogOptions, fingerprint
+from vjepa_mpc.datasets.mapping import LogMapping, as_exported, declare
 from vjepa_mpc.datasets.opening import open_log
 from vjepa_mpc.datasets.store import ZarrStore, ZarrWriter
 from vjepa_mpc.datasets.survey import Survey, describe_store, log_period, store_period, survey
@@ -108,19 +108,13 @@ def prepare(settings: ImportSettings, progress: Progress | None = None) -> Impor
     `InputError`: nothing can be read, the mapping does not fit, or the log is slower than the rate asked for.
     """
     log = open_log(settings.source, settings.format, settings.options)
-    cameras = _cameras(log, settings.cameras)
-    state = settings.state or log.suggestion
-    if not state:
-        raise InputError(
-            f"Say what the state is with --state; the log has {', '.join(sorted(log.vectors)) or 'no vectors'}."
-        )
-    mapping = declare(log.vectors, state, settings.action, cameras)
+    mapping = _mapping(log, settings)
     names = tuple(log.episodes()[: settings.episodes])
     own, note = log_period(log, names)
     period = store_period(own, settings.rate_hz)
     sizes = {
         name: fitted(log.cameras[source].height, log.cameras[source].width, settings.size)
-        for name, source in cameras.items()
+        for name, source in mapping.cameras.items()
     }
     converter = Converter(log, mapping, sizes, own, period)
     found = survey(converter, names, progress)
@@ -136,6 +130,21 @@ def prepare(settings: ImportSettings, progress: Progress | None = None) -> Impor
     return ImportPlan(
         settings, converter, found, spec, names, samples, _estimate(samples, found, spec), (note,) if note else ()
     )
+
+
+def _mapping(log: Log, settings: ImportSettings) -> LogMapping:
+    """What was asked for; with nothing said of state and action an export of ours is what it was, and any other log
+    what its format suggests."""
+    origin = log.origin() if isinstance(log, Exported) and not settings.state and settings.action is None else None
+    if origin is not None:
+        named = {name: source for name, source in origin.cameras.items() if source in log.cameras}
+        return as_exported(origin, log.vectors, _cameras(log, settings.cameras) if settings.cameras else named)
+    state = settings.state or log.suggestion
+    if not state:
+        raise InputError(
+            f"Say what the state is with --state; the log has {', '.join(sorted(log.vectors)) or 'no vectors'}."
+        )
+    return declare(log.vectors, state, settings.action, _cameras(log, settings.cameras))
 
 
 def run(plan: ImportPlan, stream: Stream, progress: Progress | None = None) -> ImportReport:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ FORMAT = "vjepa-mpc trajectories"
 ENDS = Path("meta/episode_ends.npy")
 EPISODES = Path("meta/episodes.jsonl")
 LOCK = Path("meta/writer.lock")
+_PATIENCE_S = 1.0
 
 
 def read_published(store: Path) -> Int64[np.ndarray, "n 3"]:
@@ -93,20 +95,31 @@ def remove_leftovers(store: Path, arrays: Iterable[Path], chunks: int) -> None:
 
 def acquire_lock(store: Path) -> IO[str]:
     """Become the one writer of `store`, or `InputError` naming who is. The kernel frees the lock of a dead
-    process, so a killed writer never blocks the next one."""
+    process, so a killed writer never blocks the next one.
+
+    Nothing of the store is looked at, let alone removed, before the lock is had. A holder that is not known is
+    waited for briefly: it is a writer that has yet to write its name, or a reader who asks who writes.
+    """
     try:
         stream = (store / LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         raise InputError(f"Cannot write to {store}: {error.strerror}; choose another path.") from error
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        stream.close()
-        if error.errno not in (11, 13):  # EAGAIN, EACCES: held by another; anything else is no lock at all
-            raise InputError(f"Cannot lock {store}: {error.strerror}; use a local disk.") from error
-        raise InputError(
-            f"{store} is being written by {_name(_holder(store))}; wait for it to end, or stop it."
-        ) from error
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (11, 13):  # EAGAIN, EACCES: held by another; anything else is no lock at all
+                stream.close()
+                raise InputError(f"Cannot lock {store}: {error.strerror}; use a local disk.") from error
+            holder = _holder(store)
+            if holder or time.monotonic() > deadline:
+                stream.close()
+                raise InputError(
+                    f"{store} is being written by {_name(holder)}; wait for it to end, or stop it."
+                ) from error
+        time.sleep(0.02)
     stream.truncate(0)
     stream.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
     stream.flush()

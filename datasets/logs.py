@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.episode import StoreSpec
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,34 @@ class Log(Protocol):
     def files(self) -> Sequence[Path]:
         """The files the log consists of."""
         ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The store that a log was exported from: its description, and where its states, actions and cameras (the store's
+    names to the log's) are in the log."""
+
+    spec: StoreSpec
+    state: str
+    action: str
+    cameras: Mapping[str, str]
+
+
+@runtime_checkable
+class Exported(Log, Protocol):
+    """A log that may be one of our own exports, and then needs no mapping."""
+
+    def origin(self) -> Origin | None:
+        """The store it was exported from; None for any other log. `InputError` when the description is damaged."""
+        ...
+
+
+def own_spec(value: object, place: str) -> StoreSpec:
+    """A store's description that an export holds at `place`; `InputError` with the way out when it is damaged."""
+    try:
+        return StoreSpec.from_json(value if isinstance(value, Mapping) else {})
+    except InputError as error:
+        raise InputError(f"{place} is damaged; take it away, or say with --state what the log holds.") from error
 
 
 def fingerprint(log: Log, root: Path) -> str:

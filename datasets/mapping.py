@@ -29,7 +29,8 @@ from vjepa_mpc.core.poses import (
     quaternion_to_matrix,
     rotation_vector_to_matrix,
 )
-from vjepa_mpc.datasets.logs import VectorInfo
+from vjepa_mpc.datasets.episode import StoreSpec
+from vjepa_mpc.datasets.logs import Origin, VectorInfo
 
 # Kinds of single numbers: the unit they have in the store, the factor to it, and whether they wrap.
 SCALARS = {
@@ -133,6 +134,7 @@ class LogMapping:
     action_axes: tuple[Axis, ...]
     state_model: str
     widths: tuple[int, ...]  # numbers of each part of the state
+    exported: StoreSpec | None = None  # the store that the log was exported from: its numbers are taken as they are
 
     def fields(self) -> list[str]:
         """The vectors of the log that are needed."""
@@ -143,8 +145,9 @@ class LogMapping:
         """States in the store's units, from the log's rows."""
         if not _is_pose(self.state):
             values = np.concatenate([part.take(vectors) for part in self.state], axis=1)
-            wraps = [axis.wraps for axis in self.state_axes]
-            values[:, wraps] = wrapped(values[:, wraps])
+            if self.exported is None:
+                wraps = [axis.wraps for axis in self.state_axes]
+                values[:, wraps] = wrapped(values[:, wraps])
             return values
         position, rotation, gripper = _pose_parts(self.state)
         xyz = position.take(vectors) * POSITIONS[position.kind]
@@ -154,7 +157,7 @@ class LogMapping:
 
     def deltas(self, states: Float64[np.ndarray, "n s"]) -> Float64[np.ndarray, "n_minus_1 s"]:
         """The displacements that lead from each state to the next; angles that wrap the short way round."""
-        if _is_pose(self.state):
+        if _is_pose(self.state) or self.state_model == "pose":
             poses = torch.from_numpy(states)
             return np.asarray(pose_difference(poses[:-1], poses[1:]).numpy())
         steps = np.diff(states, axis=0)
@@ -167,7 +170,8 @@ class LogMapping:
     ) -> Float64[np.ndarray, "m a"]:
         """The actions between the chosen `rows` of an episode, whose states at all rows are `states`.
 
-        Displacements add up over the rows between two chosen ones; a target is the one last in force before
+        Displacements add up over the rows between two chosen ones (a pose's, which do not, are then taken between the
+        states); a target is the one last in force before
         the next row, minus the state; both are logged in the units the state is logged in. Recorded numbers are
         those in force at the row.
         """
@@ -176,6 +180,10 @@ class LogMapping:
         values = self.action.take(vectors)
         scale, offset = self._units()
         if self.action.kind == "displacement":
+            if (np.diff(rows) == 1).all():
+                return values[rows[:-1]] * scale
+            if self.state_model == "pose":
+                return self.deltas(states[rows])
             total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values * scale, axis=0)])
             return total[rows[1:]] - total[rows[:-1]]
         if self.action.kind == "target":
@@ -195,6 +203,13 @@ class LogMapping:
 
     def describe(self) -> dict[str, object]:
         """The mapping in words, for the dry run and the store's provenance."""
+        if self.exported is not None:
+            return {
+                "state": [f"{part.field} as exported" for part in self.state],
+                "action": f"{self.action.field if self.action else ''} as exported",
+                "cameras": dict(self.cameras),
+                "state_model": self.state_model,
+            }
         return {
             "state": [str(part) for part in self.state],
             "action": "displacements between states" if self.action is None else str(self.action),
@@ -241,6 +256,26 @@ def declare(
             "the displacements between measured states, or map it as recorded."
         )
     return LogMapping(parts, given, dict(cameras), axes, moves, model, widths)
+
+
+def as_exported(origin: Origin, vectors: Mapping[str, VectorInfo], cameras: Mapping[str, str]) -> LogMapping:
+    """The mapping of an export back to what was exported; `InputError` when the log is no longer what it was."""
+    spec = origin.spec
+    kind = "recorded" if spec.state_model == "recorded" else "displacement"
+    parts = Part(origin.state), Part(origin.action, kind=kind)
+    for part, names in zip(parts, (spec.state_names, spec.action_names), strict=True):
+        width, given = part.width(vectors), vectors[part.field].names
+        if width != len(names) or (given and given != names):
+            raise InputError(
+                f"{part.field} has {width} numbers ({', '.join(given) or 'without names'}) and the exported store had "
+                f"{len(names)} ({', '.join(names)}); the log was changed since: say with --state what it holds."
+            )
+    state = map(Axis, spec.state_names, spec.state_units, spec.state_periodic)
+    action = map(Axis, spec.action_names, spec.action_units)
+    widths = (len(spec.state_names),)
+    return LogMapping(
+        parts[:1], parts[1], dict(cameras), tuple(state), tuple(action), spec.state_model, widths, exported=spec
+    )
 
 
 def wrapped(angles: Float64[np.ndarray, "*n"]) -> Float64[np.ndarray, "*n"]:

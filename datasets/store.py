@@ -252,6 +252,8 @@ class ZarrWriter(ZarrStore):
 
     def extend(self, episodes: Sequence[Episode]) -> None:
         """Add several episodes at once: all are published together, with one flush to disk."""
+        if self._lock.closed:  # another process may be writing by now
+            raise InputError(f"This writer of {self.path} is closed; open another with ZarrStore.append_to.")
         if not episodes:
             return
         for episode in episodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -110,8 +110,11 @@ def describe_store(
     found: Survey, converter: Converter, robot: str, chunk_frames: int, provenance: Mapping[str, object]
 ) -> StoreSpec:
     """The description of the store an import makes. Bounds are what the log was seen to reach: states as they
-    are, actions the same both ways; angles that wrap have [-pi, pi], a pose its natural ones."""
+    are, actions the same both ways; angles that wrap have [-pi, pi], a pose its natural ones. Of an export of ours
+    all is as it was, but for bounds that the log goes beyond."""
     mapping = converter.mapping
+    if mapping.exported is not None:
+        return _as_it_was(mapping.exported, found, converter, robot, chunk_frames, provenance)
     low, high = _spanned(found.state_low, found.state_high)
     for i, axis in enumerate(mapping.state_axes):
         if axis.wraps:
@@ -139,6 +142,36 @@ def describe_store(
         provenance=provenance,
         chunk_frames=chunk_frames,
     )
+
+
+def _as_it_was(
+    spec: StoreSpec,
+    found: Survey,
+    converter: Converter,
+    robot: str,
+    chunk_frames: int,
+    provenance: Mapping[str, object],
+) -> StoreSpec:
+    """The exported store's description, of what was imported again: other cameras or sizes, another rate. A log's rate
+    is rounded: the exact period is the store's."""
+    same = abs(converter.period_s / spec.control_period_s - 1) < 1e-3
+    return replace(
+        spec,
+        robot=robot,
+        cameras=dict(converter.sizes),
+        state_low=_least(spec.state_low, found.state_low),
+        state_high=tuple(map(max, spec.state_high, found.state_high.tolist())),
+        action_low=_least(spec.action_low, found.action_low),
+        action_high=tuple(map(max, spec.action_high, found.action_high.tolist())),
+        control_period_s=spec.control_period_s if same else converter.period_s,
+        provenance=provenance,
+        chunk_frames=chunk_frames,
+        shard_frames=0,
+    )
+
+
+def _least(bounds: tuple[float, ...], seen: Float64[np.ndarray, "w"]) -> tuple[float, ...]:
+    return tuple(map(min, bounds, seen.tolist()))
 
 
 def _spanned(

@@ -99,3 +99,12 @@ def test_nothing_is_written_into_the_installed_package(store: Path, capsys: pyte
     code, out, err = leave(capsys, "calibrate", store)
     assert code == 2 and out == "" and "--out guardrails.json" in err and str(SHIPPED_MODEL) not in err
     assert sorted(SHIPPED_MODEL.iterdir()) == before
+
+
+def test_threads_that_would_crowd_are_told_of_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(building.os, "getloadavg", lambda: (5.8, 0.0, 0.0))
+    assert "busy (load 5.8 on 2 cores): --threads 1 may be faster than 2" in str(building.crowded(2))
+    assert building.crowded(1) is None
+    monkeypatch.setattr(building.os, "getloadavg", lambda: (1.2, 9.0, 9.0))
+    assert building.crowded(2) is None

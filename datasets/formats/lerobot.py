@@ -16,8 +16,10 @@ from vjepa_mpc.core.files import read_json
 from vjepa_mpc.datasets.formats.lerobot_index import EpisodePlace, parquet_fault, read_index
 from vjepa_mpc.datasets.formats.pictures import decode_picture
 from vjepa_mpc.datasets.formats.video import frames_by_time
-from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Rows, VectorInfo, inside
+from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, VectorInfo, inside, own_spec
 
+OWN = "meta/vjepa_mpc.json"
+"""What an export adds to the format's own files: the store's description, which LeRobot has no place for."""
 _MAX_BYTES = 2 << 30  # read at once, pictures in parquet among them: a larger claim is damage or a bomb
 _BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 # Mappings that datasets known by their names call for, the first whose fields are all there.
@@ -66,6 +68,13 @@ class LeRobotLog:
     @classmethod
     def open(cls, path: Path, options: LogOptions) -> LeRobotLog:
         return cls(path, options)
+
+    def origin(self) -> Origin | None:
+        if not (self._root / OWN).is_file():
+            return None
+        spec = own_spec(read_json(inside(self._root, OWN, self._options)), str(self._root / OWN))
+        cameras = {name: f"observation.images.{name}" for name in spec.cameras}
+        return Origin(spec, "observation.state", "action", cameras)
 
     def episodes(self) -> Sequence[str]:
         return [str(number) for number in sorted(self._places)]

@@ -20,8 +20,10 @@ from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.formats.hdf5 import member, opened
-from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Rows, VectorInfo
+from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, VectorInfo, own_spec
 
+OWN = "vjepa_mpc_spec"
+"""The attribute of `data` in which an export keeps the store's description."""
 _SUFFIXES = (".hdf5", ".h5")
 _MAX_BYTES = 1 << 30  # of the vectors of one demonstration: a larger claim is damage
 _LEFT_OUT = ("next_obs/", "rewards", "dones")
@@ -46,6 +48,7 @@ class RobomimicLog:
             settings = arguments.get("env_kwargs")
             settings = settings if isinstance(settings, dict) else {}
             self.vectors, self.cameras = _contents(path, data, self._demos)
+            self._description = data.attrs.get(OWN)
         rate = settings.get("control_freq")
         self.rate_hz = options.rate_hz or (float(rate) if isinstance(rate, int | float) and rate > 0 else None)
         robots = settings.get("robots") or arguments.get("env_name") or ""
@@ -59,6 +62,12 @@ class RobomimicLog:
     @classmethod
     def open(cls, path: Path, options: LogOptions) -> RobomimicLog:
         return cls(path, options)
+
+    def origin(self) -> Origin | None:
+        if self._description is None:
+            return None
+        spec = own_spec(_environment(self._description), f"{self._path}'s {OWN}")
+        return Origin(spec, "obs/state", "actions", {name: f"obs/{name}_image" for name in spec.cameras})
 
     def episodes(self) -> Sequence[str]:
         return self._demos

@@ -208,6 +208,87 @@ def test_lerobot_comes_back_up_to_the_codec(tmp_path: Path, codec: str, size: tu
         assert difference.mean() < 4 and theirs.metadata["task"] == f"task {seed % 2}"
 
 
+def poses(seed: int) -> Episode:
+    """States of V-JEPA 2-AC's form beyond where Euler angles are unique, with actions of their own."""
+    rng = np.random.default_rng(seed)
+    states = rng.uniform(-3, 3, (6, 7)).astype(np.float32)
+    actions = rng.uniform(-0.1, 0.1, (5, 7)).astype(np.float32)
+    pictures = rng.integers(1, 256, (6, 32, 32, 3), dtype=np.uint8)
+    return Episode({"top_rgb": pictures}, states, actions, np.arange(6) / 7.0, {"task": "lift"})
+
+
+def pose_spec() -> StoreSpec:
+    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    return StoreSpec(
+        robot="arm", cameras={"top_rgb": (32, 32)}, state_names=names, state_units=("m",) * 3 + ("rad",) * 3 + ("1",),
+        state_low=(-4.0,) * 7, state_high=(4.0,) * 7, state_periodic=(False,) * 3 + (True, False, True, False),
+        action_names=tuple(f"{name}_delta" for name in names), action_units=("m",) * 3 + ("rad",) * 3 + ("1",),
+        action_low=(-0.1,) * 7, action_high=(0.1,) * 7, control_period_s=1 / 7, state_model="pose", renderer="none",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("state_model", ["joints", "pose", "recorded"])
+@pytest.mark.parametrize("form", ["lerobot", "a.hdf5"])
+def test_an_export_comes_back_with_nothing_said(tmp_path: Path, form: str, state_model: str) -> None:
+    spec, make = replace(toy_spec(state_model=state_model), state_high=(20.0, 20.0)), toy_pictures
+    if state_model == "pose":
+        spec, make = pose_spec(), poses
+    with ZarrStore.create(tmp_path / "a.zarr", spec) as writer:
+        writer.extend([make(seed) for seed in range(2)])
+    run("export", str(tmp_path / "a.zarr"), str(tmp_path / form))
+    told = json.loads(run("import", str(tmp_path / form), str(tmp_path / "b.zarr"), "--json"))
+    assert told["episodes"] == 2 and not told["skipped"]
+    back = ZarrStore.open(tmp_path / "b.zarr")
+    assert replace(back.spec, provenance={}, chunk_frames=spec.chunk_frames) == replace(spec, provenance={})
+    for seed in range(2):
+        ours, theirs = make(seed), back.read(seed)
+        np.testing.assert_array_equal(ours.states, theirs.states)
+        np.testing.assert_array_equal(ours.actions, theirs.actions)
+        assert theirs.metadata["task"] == "lift" and set(theirs.images) == set(ours.images)
+
+
+def toy_pictures(seed: int) -> Episode:
+    """`toy_episode` with pictures that a video encoder takes, and a joint that has gone round more than once."""
+    episode = toy_episode(seed, 6)
+    states = episode.states + np.float32([7.0, 0.0])
+    return replace(episode, states=states, metadata={"task": "lift"})
+
+
+def test_an_export_at_another_rate_keeps_units_and_names(tmp_path: Path) -> None:
+    with ZarrStore.create(tmp_path / "a.zarr", toy_spec()) as writer:
+        writer.append(toy_pictures(0))
+    run("export", str(tmp_path / "a.zarr"), str(tmp_path / "out"))
+    slower = ("--rate", "5", "--camera", "mine=observation.images.top")
+    run("import", str(tmp_path / "out"), str(tmp_path / "b.zarr"), *slower)
+    back, ours = ZarrStore.open(tmp_path / "b.zarr"), toy_pictures(0)
+    assert back.spec.state_units == ("rad", "rad") and back.spec.action_names == ("d1", "d2")
+    assert back.spec.control_period_s == pytest.approx(0.2) and list(back.spec.cameras) == ["mine"]
+    assert back.spec.state_high[0] == pytest.approx(float(ours.states[::2, 0].max())), "beyond the store's own bound"
+    np.testing.assert_allclose(back.read(0).actions, ours.actions[:4].reshape(2, 2, 2).sum(1), atol=1e-6)
+    with ZarrStore.create(tmp_path / "c.zarr", pose_spec()) as writer:
+        writer.append(poses(0))
+    run("export", str(tmp_path / "c.zarr"), str(tmp_path / "poses"))
+    run("import", str(tmp_path / "poses"), str(tmp_path / "d.zarr"), "--rate", "3.5")
+    slow = ZarrStore.open(tmp_path / "d.zarr")
+    between = slow.read(0).states
+    np.testing.assert_allclose(slow.read(0).actions[:, :3], np.diff(between[:, :3], axis=0), atol=1e-5)
+
+
+def test_an_export_that_was_changed_is_not_taken_for_what_it_was(tmp_path: Path) -> None:
+    store = written(tmp_path / "a.zarr", range(1))
+    run("export", str(store.path), str(tmp_path / "out"))
+    described = tmp_path / "out/meta/vjepa_mpc.json"
+    value = json.loads(described.read_text())
+    described.write_text(json.dumps({**value, "state_names": ["q2", "q1"]}))
+    with pytest.raises(InputError, match=r"the exported store had 2 \(q2, q1\); the log was changed .* with --state"):
+        prepare(ImportSettings(tmp_path / "out", tmp_path / "b.zarr"))
+    described.write_text("{}")
+    with pytest.raises(InputError, match=r"vjepa_mpc.json is damaged; take it away, or say with --state"):
+        prepare(ImportSettings(tmp_path / "out", tmp_path / "b.zarr"))
+    said = prepare(ImportSettings(tmp_path / "out", tmp_path / "b.zarr", state=("observation.state:m",)))
+    assert said.spec.state_units == ("m", "m")
+
+
 def test_exports_refuse_what_they_cannot_write(tmp_path: Path) -> None:
     store = written(tmp_path / "a.zarr", range(1))
     with pytest.raises(InputError, match="AV1 needs pictures of 64 pixels"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from toy_trajectories import assert_same, toy_episode, toy_spec
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets import layout
+from vjepa_mpc.datasets.repairing import repair
 from vjepa_mpc.datasets.store import ZarrStore
 
 SCRIPT = Path(__file__).with_name("append_until_killed.py")
@@ -110,6 +115,58 @@ def test_a_second_writer_is_refused_with_the_first_ones_pid_and_a_dead_one_does_
 def test_two_writers_in_one_process_are_refused(tmp_path: Path) -> None:
     with ZarrStore.create(tmp_path / "a.zarr", toy_spec()), pytest.raises(InputError, match=str(os.getpid())):
         ZarrStore.append_to(tmp_path / "a.zarr")
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_who_is_refused_touches_nothing_of_a_live_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the worst moment: the rows of an episode are written, and not published yet."""
+    path, real, asked = tmp_path / "a.zarr", layout.publish, 0
+    with ZarrStore.create(path, toy_spec()) as writer:
+        writer.append(toy_episode(0, length=6))
+
+        def published(store: Path, table: Any) -> None:
+            nonlocal asked
+            before = contents(path)
+            assert any(name.startswith("states/c.2") for name in before), "there are unpublished chunks"
+            who = rf"process {os.getpid()} on host {socket.gethostname()};"
+            for attempt in (ZarrStore.append_to, repair):
+                with pytest.raises(InputError, match=who):
+                    attempt(path)
+            assert contents(path) == before
+            asked += 1
+            real(store, table)
+
+        monkeypatch.setattr(layout, "publish", published)
+        writer.append(toy_episode(1, length=7))
+    assert asked == 1
+    assert_whole_of(ZarrStore.open(path), [6, 7])
+
+
+def test_a_reader_who_asks_who_writes_keeps_no_writer_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    ZarrStore.create(path, toy_spec()).close()
+    with (path / layout.LOCK).open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)  # as `writer_of` does, for a moment
+        timer = threading.Timer(0.2, lambda: fcntl.flock(stream, fcntl.LOCK_UN))
+        timer.start()
+        ZarrStore.append_to(path).close()
+        timer.join()
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        with pytest.raises(InputError, match="being written by another process"):
+            ZarrStore.append_to(path)
+
+
+def test_a_closed_writer_writes_no_more(tmp_path: Path) -> None:
+    writer = ZarrStore.create(tmp_path / "a.zarr", toy_spec())
+    writer.close()
+    with ZarrStore.append_to(tmp_path / "a.zarr") as other:
+        other.append(toy_episode(0))
+        with pytest.raises(InputError, match="is closed; open another"):
+            writer.append(toy_episode(1))
+    assert len(ZarrStore.open(tmp_path / "a.zarr")) == 1
 
 
 @pytest.mark.parametrize("failing", range(0, 12, 3))

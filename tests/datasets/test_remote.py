@@ -147,22 +147,3 @@ def test_a_remote_log_is_imported(tmp_path: Path) -> None:
         fetch_log("memory://bucket/low.hdf5", most=1000)
     with pytest.raises(InputError, match="does not exist"):
         fetch_log("memory://bucket/none")
-
-
-def test_an_s3_server(local: ZarrStore, tmp_path: Path) -> None:
-    """A real one, by moto, when it is installed (the extra `s3`)."""
-    server = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    thread = server.ThreadedMotoServer(port=0, verbose=False)
-    thread.start()
-    try:
-        host, port = thread.get_host_and_port()
-        given = {"key": "a", "secret": "b", "endpoint_url": f"http://{host}:{port}"}
-        fsspec.filesystem("s3", **given).mkdir("bucket")
-        upload(local.path, "s3://bucket/logs.zarr", **given)
-        store = open_remote("s3://bucket/logs.zarr", tmp_path / "cache", **given)
-        check(store, local)
-        with pytest.raises(InputError, match="no trajectory store"):
-            open_remote("s3://bucket/none.zarr", tmp_path / "none", **given)
-    finally:
-        thread.stop()

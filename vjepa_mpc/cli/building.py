@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -69,6 +70,19 @@ def limit_threads(threads: int | None) -> int:
 
     torch.set_num_threads(threads or max(1, min(torch.get_num_threads(), usable_cores())))
     return torch.get_num_threads()
+
+
+def crowded(threads: int) -> str | None:
+    """A note when several threads will have to share busy cores, else None. The default stays what it is: results
+    depend on the number of threads in the last bit, and should not depend on what else runs."""
+    try:
+        load = os.getloadavg()[0]
+    except OSError:
+        return None
+    cores = os.cpu_count() or 1
+    if threads == 1 or load < cores:
+        return None
+    return f"this machine is busy (load {load:.1f} on {cores} cores): --threads 1 may be faster than {threads} threads."
 
 
 def usable_cores() -> int:
@@ -141,9 +155,9 @@ def _from_hub(source: str) -> Path:
 
 def _near(source: str) -> str:
     """" (did you mean 'runs/model'?)" of a misspelt name: among shipped models and the folders that lie beside it."""
-    parent = Path(source).expanduser().parent
-    beside = [entry for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
-    models = [str(entry) for entry in beside if any((entry / place).is_file() for place in _CONFIGS)]
+    parent, models = Path(source).expanduser().parent, []
+    with suppress(OSError):  # no such folder, or not ours to look into
+        models = [str(entry) for entry in parent.iterdir() if any((entry / place).is_file() for place in _CONFIGS)]
     found = get_close_matches(source, [*shipped_models(), *models], n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""
 

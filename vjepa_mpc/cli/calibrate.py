@@ -31,7 +31,7 @@ def calibrate(
 
     from rich.console import Console
 
-    from vjepa_mpc.cli.building import choose_device, is_shipped, load_model, model_folder
+    from vjepa_mpc.cli.building import choose_device, is_shipped, limit_threads, load_model, model_folder
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.thresholds import thresholds_of
     from vjepa_mpc.thresholds import FILE, save_thresholds
@@ -42,6 +42,7 @@ def calibrate(
             f"The shipped model lies in the installed package, which is left as it is; write elsewhere with --out "
             f"{FILE}, and give that to `plan --thresholds {FILE}`."
         )
+    limit_threads(None)
     world = load_model(model, choose_device(device))
     store = ZarrStore.open(logs)
     with Console(stderr=True).status("Measuring"):

@@ -190,6 +190,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
 
         from vjepa_mpc.cli.building import (
             choose_device,
+            crowded,
             limit_threads,
             load_model,
             model_folder,
@@ -201,7 +202,9 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
 
         goals = [load_goal(path) for path in job.goals]
         check_writable(job.out)
-        job.options["threads"] = limit_threads(job.options["threads"])
+        asked = job.options["threads"]
+        job.options["threads"] = limit_threads(asked)
+        busy = crowded(job.options["threads"]) if asked is None else None
         device = choose_device(job.device)
         job.options["device"] = str(device)
         folder = model_folder(job.model)
@@ -219,6 +222,8 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         if job.guards.any:
             job.options["guards"] = job.guards.record()
         controllers = [GoalController(world, optimiser, goal.image, settings, generator, guards) for goal in goals]
+    if busy is not None:
+        job.screen.note(busy)
     warnings = []
     for path, controller in zip(job.goals, controllers, strict=True):
         warnings.append(doubt(f"The goal {path}", controller.likeness, calibration))

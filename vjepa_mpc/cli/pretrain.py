@@ -67,7 +67,7 @@ def pretrain(
 
     Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT, OUT/health.png.
     """
-    from vjepa_mpc.cli.building import choose_device
+    from vjepa_mpc.cli.building import choose_device, limit_threads
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.objective import EncoderSize
@@ -95,6 +95,7 @@ def pretrain(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
+    limit_threads(None)
     with training_progress("pretraining") as (progress, caching):
         result = pretrain_encoder(
             Source(store, camera, cache), out, settings, training, choose_device(device),

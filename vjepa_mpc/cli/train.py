@@ -96,8 +96,9 @@ def train(
     if need:
         _say_need(start, settings, training, recompute, json_output)
         return
-    from vjepa_mpc.cli.building import choose_device
+    from vjepa_mpc.cli.building import choose_device, limit_threads
 
+    limit_threads(None)
     with training_progress("training") as (progress, caching):
         result = train_world_model(
             Source(store, camera, cache), out, start, settings, training, choose_device(device),

@@ -118,7 +118,7 @@ def provenance() -> dict[str, Any]:
     return {
         "vjepa_mpc": __version__,
         "commit": commit() or None,
-        **({} if commit() else {"commit_unknown": f"this is version {__version__} without a git checkout"}),
+        **({} if commit() else {"commit_unknown": f"version {__version__}: no git checkout, or git does not answer"}),
         "packages": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),

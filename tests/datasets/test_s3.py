@@ -1,0 +1,157 @@
+"""Stores and logs on S3, read through s3fs from a server that the test starts (moto's, over HTTP on this machine)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from test_data_command import run
+from toy_logs import LENGTHS, write_robomimic
+from toy_trajectories import assert_same, toy_episode, toy_spec
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.remote import RemoteStore, fetch_log, open_remote
+from vjepa_mpc.datasets.store import ZarrStore
+
+WHY = "belongs to the test extra: pip install -c constraints.txt '.[test]'"
+pytest.importorskip("moto", reason=f"moto {WHY}")
+pytest.importorskip("s3fs", reason=f"s3fs {WHY}")
+pytest.importorskip("flask_cors", reason=f"flask-cors {WHY}")
+
+SETTINGS = {
+    "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_MAX_ATTEMPTS": "1", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """A process of its own, as a real server is: it says its port once it answers."""
+    code = (
+        "import sys; from moto.server import ThreadedMotoServer as Server;"
+        "server = Server(ip_address='127.0.0.1', port=0, verbose=False); server.start();"
+        "print(server.get_host_and_port()[1], flush=True); sys.stdin.read(); server.stop()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True,
+    )  # fmt: skip
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(child.stdout.readline())}"
+    finally:
+        child.stdin.close()  # its word to stop
+        child.wait(timeout=30)
+
+
+@pytest.fixture
+def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket, found as a user's own configuration says: by the environment, as s3fs reads it."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    for name, value in {**SETTINGS, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    name = tmp_path.name.replace("_", "-").lower()[:60].strip("-")
+    fsspec.filesystem("s3").mkdir(name)
+    yield f"s3://{name}"
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> ZarrStore:
+    with ZarrStore.create(tmp_path / "a.zarr", toy_spec(chunk_frames=8)) as writer:
+        writer.extend([toy_episode(seed, 10) for seed in range(3)])
+    return ZarrStore.open(tmp_path / "a.zarr")
+
+
+def upload(path: Path, url: str) -> None:
+    # As another process would: what the reader's own file system knows of the place is not told.
+    files, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
+    there = [file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    files.pipe({f"{root}/{file.relative_to(path)}" if path.is_dir() else root: file.read_bytes() for file in there})
+
+
+def cached(store: ZarrStore) -> int:
+    return sum(file.stat().st_size for file in store.path.rglob("c.*"))
+
+
+def test_a_store_is_read_and_no_more_of_it_fetched_than_is_read(local: ZarrStore, bucket: str) -> None:
+    upload(local.path, f"{bucket}/logs.zarr")
+    store = ZarrStore.open(f"{bucket}/logs.zarr")
+    assert isinstance(store, RemoteStore) and cached(store) == 0
+    np.testing.assert_array_equal(store.read_frames(1, "top", 2, 4), toy_episode(1, 10).images["top"][2:4])
+    assert 0 < cached(store) < 2000
+    assert store.content_hash() == local.content_hash()
+    for index in range(3):
+        assert_same(store.read(index), local.read(index))
+        store.verify(index)
+    with ZarrStore.append_to(local.path) as writer:
+        writer.append(toy_episode(9, 7))
+    upload(local.path, f"{bucket}/logs.zarr")
+    store.refresh()
+    assert len(store) == 4
+    assert_same(store.read(3), toy_episode(9, 7))
+
+
+def test_the_cache_stays_below_its_bound(local: ZarrStore, bucket: str, tmp_path: Path) -> None:
+    upload(local.path, f"{bucket}/logs.zarr")
+    store = open_remote(f"{bucket}/logs.zarr", tmp_path / "cache", most=4000)
+    for _ in range(2):
+        for index in range(3):
+            assert_same(store.read(index), local.read(index))
+            assert cached(store) <= 4000
+
+
+def test_the_commands_take_s3_addresses(
+    local: ZarrStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    upload(local.path, f"{bucket}/logs.zarr")
+    assert json.loads(run("info", f"{bucket}/logs.zarr", "--json"))["episodes"] == 3
+    upload(write_robomimic(tmp_path / "low.hdf5"), f"{bucket}/low.hdf5")
+    run("import", f"{bucket}/low.hdf5", "b.zarr", "--state", "obs/state")
+    assert ZarrStore.open("b.zarr").lengths().tolist() == list(LENGTHS)
+    assert not [path for path in tmp_path.iterdir() if ":" in path.name]
+
+
+def test_a_log_that_grew_is_fetched_again_and_only_what_is_new(bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "one").write_bytes(b"1" * 10)
+    upload(tmp_path / "log", f"{bucket}/log")
+    place = fetch_log(f"{bucket}/log")
+    first = (place / "one").stat().st_mtime_ns
+    (tmp_path / "log" / "two").write_bytes(b"2" * 20)
+    upload(tmp_path / "log", f"{bucket}/log")
+    assert fetch_log(f"{bucket}/log") == place
+    assert (place / "two").read_bytes() == b"2" * 20 and (place / "one").stat().st_mtime_ns == first
+
+
+def test_what_cannot_be_read_is_a_sentence(
+    local: ZarrStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(local.path, f"{bucket}/logs.zarr")
+    files: Any = fsspec.filesystem("s3")
+    files.rm(f"{bucket}/logs.zarr/states/c.2.0")
+    with pytest.raises(InputError, match=r"chunk states/c\.2\.0 is missing"):
+        ZarrStore.open(f"{bucket}/logs.zarr").read(1)
+    for url in (f"{bucket}/none.zarr", "s3://no-such-bucket/logs.zarr"):
+        with pytest.raises(InputError, match="no trajectory store that can be read"):
+            ZarrStore.open(url)
+    with pytest.raises(InputError, match="does not exist"):
+        fetch_log(f"{bucket}/none")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers
+    files.clear_instance_cache()
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"cannot be read .*check address, network and credentials"):
+        ZarrStore.open(f"{bucket}/other.zarr")
+    assert time.monotonic() - started < 60
