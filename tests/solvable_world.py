@@ -37,7 +37,10 @@ def picture(state: np.ndarray) -> np.ndarray:
 class SpelledModel(WorldModel):
     """Its latents are the joint angles, and its futures are exact."""
 
-    def encode(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    def standardise(self, pooled: torch.Tensor) -> torch.Tensor:
+        return pooled
+
+    def pooled(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
         pixels = torch.as_tensor(np.asarray(images)).double()[:, 0, :2]
         return (4 * math.pi * ((256 * pixels[..., 0] + pixels[..., 1]) / 65535 - 0.5)).float()[:, None]
 

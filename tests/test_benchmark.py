@@ -79,7 +79,7 @@ def record(some: list[Cell], folder: Path) -> dict[str, Any]:
         "command": ["vjepa-mpc", "bench"],
     }  # fmt: skip
     return {
-        "suite": "small", "complete": True, "price": "dear", "step_ms": {}, "workers": 1, "threads": 1,
+        "suite": "small", "complete": True, "price": "dear", "step_ms": {}, "workers": 1, "failures": [], "threads": 1,
         "rows": rows(some, folder), "hardware": hardware(), "provenance": origin,
     }  # fmt: skip
 
@@ -199,7 +199,8 @@ def test_the_price_counts_what_is_missing(played: Path, tmp_path: Path) -> None:
     some = price(cells(), tmp_path)
     assert (some.episodes, some.left) == (12, 10)
     assert set(some.step_ms) == {f"reacher: {one.policy}" for one in cells()}
-    assert some.seconds == pytest.approx(sum(n * each for n, each in zip((1, 3, 3, 3), some.each, strict=True)))
+    played = sum(n * each for n, each in zip((1, 3, 3, 3), some.each, strict=True))
+    assert played <= some.seconds < played + 5  # worlds are built, too
     assert some.each[0] > some.each[2]  # planning costs more than doing nothing
 
 

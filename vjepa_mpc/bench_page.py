@@ -50,7 +50,7 @@ def _head(run: Run) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in origin["packages"].items())
     rows = {
         "suite": record["suite"],
-        "complete": "yes" if record["complete"] else "no: what was finished when it was stopped",
+        "complete": _complete(record),
         "price": record["price"],
         "workers": f"{record['workers']} with {record['threads']} torch thread(s) each",
         "machine": f"{machine['processor']}, {machine['cores']} cores, GPU: {machine['gpu'] or 'none'}",
@@ -60,6 +60,13 @@ def _head(run: Run) -> str:
     }
     cells = "".join(f"<tr><td>{escape(key)}</td><td>{escape(str(text))}</td></tr>" for key, text in rows.items())
     return f"<h1>Benchmark: {escape(record['suite'])}</h1><table class='facts'>{cells}</table>"
+
+
+def _complete(record: Mapping[str, Any]) -> str:
+    if record["complete"]:
+        return "yes"
+    lost = [f"{one['task']}: {one['policy']}, pair {one['pair']} ({one['reason']})" for one in record["failures"]]
+    return f"no: {len(lost)} failed: {'; '.join(lost)}" if lost else "no: what was finished when it was stopped"
 
 
 def _task(run: Run, rows: Sequence[Mapping[str, Any]]) -> str:

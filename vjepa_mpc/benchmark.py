@@ -19,7 +19,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from vjepa_mpc.evaluation import ArenaSetup, EpisodeResult, Film, Series, evaluate_all, read_log, run_pair, summarise
+from vjepa_mpc.evaluation import (
+    ArenaSetup,
+    EpisodeResult,
+    FailedEpisode,
+    Film,
+    Series,
+    evaluate_all,
+    read_log,
+    run_pair,
+    summarise,
+)
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.flops import Flops
 from vjepa_mpc.robots.dynamics import FACTORS
@@ -99,9 +109,15 @@ def levels_of(factor: str, level: float) -> dict[str, float]:
 Told = Callable[[int, EpisodeResult], object]
 
 
-def play(cells: Sequence[Cell], executor: Executor, folder: Path, told: Told | None = None) -> None:
-    """Play what is missing of the cells into `folder`; `told(number of the cell, result)` as episodes come."""
+def play(
+    cells: Sequence[Cell], executor: Executor, folder: Path, told: Told | None = None, *, tries: int = 2
+) -> list[FailedEpisode]:
+    """Play what is missing of the cells into `folder`; `told(number of the cell, result)` as episodes come.
+
+    An episode that fails, or whose worker dies, is tried `tries` times; those that gave no result are returned.
+    """
     (folder / EPISODES).mkdir(parents=True, exist_ok=True)
+    failed: list[FailedEpisode] = []
 
     def on_result(number: int, result: EpisodeResult, film: Film | None) -> None:
         if film is not None:
@@ -109,7 +125,20 @@ def play(cells: Sequence[Cell], executor: Executor, folder: Path, told: Told | N
         if told is not None:
             told(number, result)
 
-    evaluate_all([cell.series(folder) for cell in cells], executor, on_result=on_result)
+    evaluate_all([cell.series(folder) for cell in cells], executor, on_result=on_result, tries=tries, failed=failed)
+    return failed
+
+
+def failures(cells: Sequence[Cell], failed: Sequence[FailedEpisode]) -> list[dict[str, Any]]:
+    """Failed episodes by name, for the record."""
+    return [
+        {
+            "task": cells[one.series].task, "policy": cells[one.series].policy, "factor": cells[one.series].factor,
+            "level": cells[one.series].level, "seed": cells[one.series].setup.seed, "pair": one.index,
+            "reason": one.reason, "tries": one.tries,
+        }
+        for one in failed
+    ]  # fmt: skip
 
 
 def _keep_film(cell: Cell, result: EpisodeResult, film: Film, folder: Path) -> None:
@@ -147,9 +176,10 @@ class Price:
     step_ms: Mapping[str, float]
 
 
-def price(cells: Sequence[Cell], folder: Path) -> Price:
-    """Measure a few steps of every policy on every task, here, in the plain world, and add up what is missing."""
-    measured: dict[tuple[str, str], tuple[float, float]] = {}
+def price(cells: Sequence[Cell], folder: Path, workers: int = 1) -> Price:
+    """Measure a few steps of every policy on every task, here, in the plain world, and add up what is missing; every
+    one of the `workers` builds each cell's world once."""
+    measured: dict[tuple[str, str], tuple[float, float, float]] = {}
     each, total, left_episodes, seconds = [], 0, 0, 0.0
     for cell in cells:
         pairs = len(cell.manifest.pairs[: cell.pairs])
@@ -158,16 +188,19 @@ def price(cells: Sequence[Cell], folder: Path) -> Price:
         name = (cell.task, cell.policy)
         if left and name not in measured:
             measured[name] = _cost(cell)
-        begin_s, step_s = measured.get(name, (0.0, 0.0))
+        build_s, begin_s, step_s = measured.get(name, (0.0, 0.0, 0.0))
         each.append(begin_s + step_s * cell.setup.task.step_budget)
-        seconds += left * each[-1]
-    steps = {f"{task}: {policy}": round(1e3 * step, 2) for (task, policy), (_, step) in measured.items()}
+        seconds += left * each[-1] + bool(left) * workers * build_s
+    steps = {f"{task}: {policy}": round(1e3 * step, 2) for (task, policy), (_, _, step) in measured.items()}
     return Price(total, left_episodes, tuple(each), seconds, steps)
 
 
-def _cost(cell: Cell) -> tuple[float, float]:
-    """Seconds of an episode's beginning, and of each of its steps; the first step, which warms up, is not counted."""
+def _cost(cell: Cell) -> tuple[float, float, float]:
+    """Seconds to build the arena, of an episode's beginning, and of each of its steps; the first step, which warms up,
+    is not counted."""
+    started = time.perf_counter()
     arena = cell.setup()
+    build = time.perf_counter() - started
     try:
         item = (0, cell.manifest.pairs[0])
         run_pair(arena, item, steps=1)
@@ -177,7 +210,7 @@ def _cost(cell: Cell) -> tuple[float, float]:
             run_pair(arena, item, steps=steps)
             times.append(time.perf_counter() - started)
         step = max((times[1] - times[0]) / 2, 1e-4)
-        return max(times[0] - step, 0.0), step
+        return build, max(times[0] - step, 0.0), step
     finally:
         arena.close()
 

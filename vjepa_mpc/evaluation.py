@@ -360,16 +360,22 @@ class _ArenasSetup:
 
 
 class _Arenas:
-    """A worker's state: the arena of the series it is at. Series come one after the other, so one is kept."""
+    """A worker's state: the arena of the series it is at. Series come one after the other, so one is kept; the next may
+    have its robot, for a pair places and paints it anew (factors of variation, too, where the next has some)."""
 
     def __init__(self, setups: Sequence[ArenaSetup]) -> None:
         self.setups = setups
         self._at: tuple[int, Arena] | None = None
 
     def arena(self, number: int) -> Arena:
-        if self._at is None or self._at[0] != number:
-            self.close()
-            self._at = (number, self.setups[number]())
+        if self._at is not None and self._at[0] != number:
+            before, now = self.setups[self._at[0]], self.setups[number]
+            if before.robot is now.robot and bool(before.levels) == bool(now.levels):
+                self._at = number, Arena(self._at[1].robot, now.task, now.policy(), now.seed, now.levels)
+            else:
+                self.close()
+        if self._at is None:
+            self._at = number, self.setups[number]()
         return self._at[1]
 
     def close(self) -> None:
@@ -381,7 +387,11 @@ class _Arenas:
 def _play(arenas: _Arenas, item: tuple[int, int, Pair, bool]) -> tuple[int, EpisodeResult, Film | None]:
     number, index, pair, filmed = item
     film: list[Any] | None = [] if filmed else None
-    result = run_pair(arenas.arena(number), (index, pair), film=film)
+    try:
+        result = run_pair(arenas.arena(number), (index, pair), film=film)
+    except Exception:
+        arenas.close()  # whatever state it was left in, the next episode does not begin with it
+        raise
     return number, result, None if film is None else _shortened(film)
 
 
@@ -391,15 +401,29 @@ def _shortened(film: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Film:
     return np.stack([film[index][::every, ::every] for index in (0, *chosen)])
 
 
+@dataclass(frozen=True)
+class FailedEpisode:
+    """Pair `index` of series number `series` that gave no result in so many `tries`, and why the last did not."""
+
+    series: int
+    index: int
+    reason: str
+    tries: int
+
+
 def evaluate_all(
     series: Sequence[Series],
     executor: Executor,
     *,
     on_result: Callable[[int, EpisodeResult, Film | None], object] | None = None,
+    tries: int | None = None,
+    failed: list[FailedEpisode] | None = None,
 ) -> list[list[EpisodeResult]]:
     """Play several series, one after the other, on the same workers; the results of each.
 
     `on_result` is called with the series' number, each episode that is played now and, where asked for, its pictures.
+    The first episode that fails ends it all; with `tries` it is tried so often, then added to `failed`, and the others
+    are played. What is missing of a series is not in its results.
     """
     done = [read_log(one.log) for one in series]
     left = [
@@ -419,8 +443,18 @@ def evaluate_all(
 
     if left:
         with executor.open(_ArenasSetup(tuple(one.setup for one in series))) as pool:
-            pool.map(_play, left, on_result=keep)
-    return [[done[number][index] for index, _ in one.items()] for number, one in enumerate(series)]
+            if tries is None:
+                pool.map(_play, left, on_result=keep)
+            else:
+                for outcome in pool.outcomes(_play, left, tries):
+                    if outcome.result is not None:
+                        keep(outcome.result)
+                    elif failed is not None:
+                        reason = f"{type(outcome.error).__name__}: {outcome.error}"
+                        failed.append(FailedEpisode(*left[outcome.index][:2], reason, outcome.tries))
+    return [
+        [done[number][index] for index, _ in one.items() if index in done[number]] for number, one in enumerate(series)
+    ]
 
 
 def evaluate(

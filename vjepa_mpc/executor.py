@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing import connection
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import cloudpickle
 
@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 
 # A worker that dies is started again, and its item retried, this often in a pool's life.
 MAX_RESTARTS = 3
+# Where failed items are given up one by one: so many deaths in a row, without a result, end the work.
+DEATHS_IN_A_ROW = 20
 # Items handed out or finished but not yet yielded, per worker: what bounds the memory of a stream.
 _AHEAD = 4
 # Worker processes on one machine: at most so many a core, but never refuse fewer than these.
@@ -43,6 +45,24 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 class WorkerDiedError(RuntimeError):
     """Workers kept dying (killed, often for lack of memory) without raising an exception."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """What became of item number `index` after so many `tries`: its result, or (`error`) why there is none."""
+
+    index: int
+    result: Result | None
+    error: Exception | None
+    tries: int
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker died with an item in hand; another has taken its place, or (`gone`) none could."""
+
+    reason: str
+    gone: bool = False
 
 
 @runtime_checkable
@@ -63,6 +83,17 @@ class Pool(Protocol):
         on_result: Callable[[Result], object] | None = None,
     ) -> list[Result]:
         """The list of what `stream` yields; `on_result` is called here with each result, in order."""
+        ...
+
+    def outcomes(
+        self, fn: Callable[[Any, Item], Result], items: Iterable[Item], tries: int = 1
+    ) -> Iterator[Outcome[Result]]:
+        """Yield what becomes of every item as it is known, in whatever order: one that fails, by an exception or with
+        its worker, is tried `tries` times in all, and never ends the others.
+
+        `InputError` ends everything: it is the caller's mistake, not the item's. So does a machine on which worker
+        after worker dies.
+        """
         ...
 
 
@@ -263,11 +294,30 @@ class _HerePool(_MapByStream):
 
     def stream(self, fn: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         for item in items:
-            if self._setup is not None:
-                self._state = self._setup()
-                self._setup = None
-            self._pin()  # setup may have been what imported torch
-            yield fn(self._state, item)
+            yield self._call(fn, item)
+
+    def _call(self, fn: Callable[[Any, Item], Result], item: Item) -> Result:
+        if self._setup is not None:
+            self._state = self._setup()
+            self._setup = None
+        self._pin()  # setup may have been what imported torch
+        return fn(self._state, item)
+
+    def outcomes(
+        self, fn: Callable[[Any, Item], Result], items: Iterable[Item], tries: int = 1
+    ) -> Iterator[Outcome[Result]]:
+        """See `Pool.outcomes`; what kills this process kills all."""
+        for index, item in enumerate(items):
+            for tried in range(1, tries + 1):
+                try:
+                    outcome = Outcome(index, self._call(fn, item), None, tried)
+                except InputError:
+                    raise
+                except Exception as error:
+                    outcome = Outcome(index, None, error, tried)
+                else:
+                    break
+            yield outcome
 
     def close(self) -> None:
         if self._threads_before is not None:
@@ -283,8 +333,9 @@ class Workers(Protocol):
 
     def send(self, worker: int, work: bytes, item: bytes) -> None: ...
 
-    def receive(self) -> tuple[int, bytes]:
-        """Wait for any answer: which worker, and what `Worker.call` returned. A dead worker is replaced."""
+    def receive(self) -> tuple[int, bytes | Death]:
+        """Wait for any answer: which worker, and what `Worker.call` returned. A dead worker is replaced, and its item
+        is not sent again."""
         ...
 
     def stop(self, at_once: bool) -> None: ...
@@ -301,45 +352,124 @@ def _stopping(workers: Workers) -> Iterator[None]:
 
 
 class _WorkersPool(_MapByStream):
-    """Hands items to workers as they become free and gives results back in order."""
+    """Hands items to workers as they become free; `stream` gives results back in order."""
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._busy: dict[int, int] = {}
+        self._free = list(range(workers.count))
+        self._busy: dict[int, tuple[int, bytes]] = {}  # worker: number and content of its item
         self._streaming = False
 
-    def stream(self, fn: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
         if self._streaming:
             raise RuntimeError("This pool is in the middle of a stream; finish it or open a second pool.")
         self._streaming = True
         try:
             while self._busy:  # what a stream that was broken off has left behind
-                del self._busy[self._workers.receive()[0]]
-            yield from self._run(cloudpickle.dumps(fn), enumerate(items))
+                self._receive()
+            yield
         finally:
             self._streaming = False
 
-    def _run(self, work: bytes, todo: Iterator[tuple[int, Any]]) -> Iterator[Any]:
-        free = list(range(self._workers.count))
+    def _send(self, work: bytes, index: int, item: bytes) -> None:
+        worker = self._free.pop()
+        self._workers.send(worker, work, item)
+        self._busy[worker] = index, item
+
+    def _receive(self) -> tuple[int, bytes, bytes | Death]:
+        """Number and content of an item, and its answer; who gave it is free again."""
+        worker, answer = self._workers.receive()
+        if not (isinstance(answer, Death) and answer.gone):
+            self._free.append(worker)
+        index, item = self._busy.pop(worker)
+        if not (self._free or self._busy):
+            raise WorkerDiedError(f"No worker is left ({answer.reason if isinstance(answer, Death) else ''}).")
+        return index, item, answer
+
+    def stream(self, fn: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        with self._one_at_a_time():
+            yield from self._in_order(cloudpickle.dumps(fn), enumerate(items))
+
+    def _in_order(self, work: bytes, todo: Iterator[tuple[int, Any]]) -> Iterator[Any]:
         done: dict[int, bytes] = {}
-        wanted = 0
+        wanted = deaths = 0
+        again: list[tuple[int, bytes]] = []
         while True:
-            while free and len(done) + len(self._busy) < _AHEAD * self._workers.count:
-                index, item = next(todo, (-1, None))
+            while self._free and len(done) + len(self._busy) < _AHEAD * self._workers.count:
+                index, packed = again.pop() if again else _next_packed(todo)
                 if index < 0:
                     break
-                worker = free.pop()
-                self._workers.send(worker, work, cloudpickle.dumps(item))
-                self._busy[worker] = index
+                self._send(work, index, packed)
             if wanted in done:
                 yield _unpack(done.pop(wanted))
                 wanted += 1
             elif self._busy:
-                worker, answer = self._workers.receive()
-                done[self._busy.pop(worker)] = answer
-                free.append(worker)
+                index, packed, answer = self._receive()
+                if isinstance(answer, Death):
+                    deaths += 1
+                    _give_up(deaths, MAX_RESTARTS, answer)
+                    again.append((index, packed))
+                else:
+                    done[index] = answer
             else:
                 return
+
+    def outcomes(
+        self, fn: Callable[[Any, Item], Result], items: Iterable[Item], tries: int = 1
+    ) -> Iterator[Outcome[Result]]:
+        """See `Pool.outcomes`."""
+        with self._one_at_a_time():
+            yield from self._as_known(cloudpickle.dumps(fn), enumerate(items), tries)
+
+    def _as_known(self, work: bytes, todo: Iterator[tuple[int, Any]], tries: int) -> Iterator[Outcome[Any]]:
+        tried: dict[int, int] = {}
+        again: list[tuple[int, bytes]] = []
+        deaths = 0
+        while True:
+            while self._free:
+                index, packed = again.pop() if again else _next_packed(todo)
+                if index < 0:
+                    break
+                tried[index] = tried.get(index, 0) + 1
+                self._send(work, index, packed)
+            if not self._busy:
+                return
+            index, packed, answer = self._receive()
+            outcome = _outcome(index, answer, tried[index])
+            if isinstance(answer, Death):
+                deaths += 1
+                _give_up(deaths, DEATHS_IN_A_ROW, answer)
+            elif outcome.error is None:
+                deaths = 0
+            if outcome.error is not None and tried[index] < tries:
+                again.append((index, packed))
+                continue
+            yield outcome
+
+
+def _next_packed(todo: Iterator[tuple[int, Any]]) -> tuple[int, bytes]:
+    """The next item's number and content; -1 where there is none."""
+    index, item = next(todo, (-1, None))
+    return index, b"" if index < 0 else cloudpickle.dumps(item)
+
+
+def _give_up(deaths: int, most: int, last: Death) -> None:
+    if deaths > most:
+        raise WorkerDiedError(
+            f"Workers died {deaths} times ({last.reason}), often for lack of memory; use fewer workers."
+        )
+
+
+def _outcome(index: int, answer: bytes | Death, tries: int) -> Outcome[Any]:
+    if isinstance(answer, Death):
+        return Outcome(index, None, WorkerDiedError(f"Its worker died ({answer.reason})."), tries)
+    try:
+        return Outcome(index, _unpack(answer), None, tries)
+    except InputError:
+        raise
+    except Exception as error:
+        return Outcome(index, None, error, tries)
 
 
 class _Processes:
@@ -348,9 +478,8 @@ class _Processes:
     def __init__(self, count: int, setup: bytes, threads: int) -> None:
         self.count = count
         self._setup, self._threads = setup, threads
-        self._deaths = 0
         self._running = [self._start() for _ in range(count)]
-        self._sent: list[tuple[bytes, bytes] | None] = [None] * count
+        self._working: set[int] = set()
 
     def _start(self) -> tuple[Any, connection.Connection]:
         context = multiprocessing.get_context("spawn")
@@ -366,37 +495,26 @@ class _Processes:
         return process, ours
 
     def send(self, worker: int, work: bytes, item: bytes) -> None:
-        self._sent[worker] = (work, item)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `receive` notices and resends
+        self._working.add(worker)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: `receive` notices
             self._running[worker][1].send((work, item))
 
-    def receive(self) -> tuple[int, bytes]:
-        while True:
-            waiting = {self._running[w][1]: w for w in range(self.count) if self._sent[w] is not None}
-            for ready in connection.wait(list(waiting)):
-                worker = waiting[ready]  # type: ignore[index]
-                try:
-                    answer = ready.recv_bytes()  # type: ignore[union-attr]
-                except (EOFError, ConnectionResetError):
-                    self._replace(worker)
-                    continue
-                self._sent[worker] = None
-                return worker, answer
+    def receive(self) -> tuple[int, bytes | Death]:
+        waiting = {self._running[worker][1]: worker for worker in self._working}
+        ready: Any = connection.wait(list(waiting))[0]
+        worker = waiting[ready]
+        self._working.discard(worker)
+        try:
+            return worker, ready.recv_bytes()
+        except (EOFError, ConnectionResetError):
+            return worker, self._replace(worker)
 
-    def _replace(self, worker: int) -> None:
-        self._deaths += 1
+    def _replace(self, worker: int) -> Death:
         process, pipe = self._running[worker]
         pipe.close()
         process.join()
-        if self._deaths > MAX_RESTARTS:
-            raise WorkerDiedError(
-                f"Worker processes died {self._deaths} times (the last with exit code {process.exitcode}), "
-                "often for lack of memory; use fewer workers."
-            )
         self._running[worker] = self._start()
-        sent = self._sent[worker]
-        assert sent is not None
-        self.send(worker, *sent)
+        return Death(f"exit code {process.exitcode}")
 
     def stop(self, at_once: bool) -> None:
         for process, pipe in self._running:

@@ -12,9 +12,10 @@ from typing import Any
 import ray
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.executor import MAX_RESTARTS, Worker, WorkerDiedError
+from vjepa_mpc.executor import Death, Worker
 
 ANSWER_TIMEOUT_S = 8.0
+_LOOK_S = 5.0  # so often a wait for an answer looks whether the cluster still has room
 # RFC 9113, 3.4: a client opens with this line and a SETTINGS frame (here empty), a server with its own frame.
 _HTTP2_SETTINGS = 4
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0])
@@ -114,14 +115,17 @@ class _Actor:
 
 
 class Actors:
-    """`vjepa_mpc.executor.Workers` on Ray. Ray restarts an actor that died and retries its item."""
+    """`vjepa_mpc.executor.Workers` on Ray. An actor that died is replaced, on another machine if its own is lost; where
+    the cluster has become too small for all of them, those that find no place are let go."""
 
     def __init__(self, count: int, setup: bytes, threads: int, num_cpus: float, num_gpus: float) -> None:
         self.count = count
-        actor: Any = ray.remote(_Actor).options(
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS
-        )
-        self._actors: list[Any] = [actor.remote(threads) for _ in range(count)]
+        self._needs = {"CPU": num_cpus, "GPU": num_gpus}
+        actor: Any = ray.remote(_Actor).options(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0)
+        self._start = lambda: actor.remote(threads)
+        self._actors: list[Any] = [self._start() for _ in range(count)]
+        self._proved: set[int] = set()  # workers whose actor has answered: they have a place
+        self._gone: set[int] = set()
         self._setup = [ray.put(setup)]  # in a list Ray hands over the reference; by itself, a copy every call
         self._work: tuple[bytes, Any] | None = None
         self._answers: dict[Any, int] = {}
@@ -131,20 +135,47 @@ class Actors:
             self._work = (work, ray.put(work))
         self._answers[self._actors[worker].call.remote(self._setup, self._work[1], item)] = worker
 
-    def receive(self) -> tuple[int, bytes]:
-        (ready, *_), _ = ray.wait(list(self._answers), num_returns=1)
-        worker = self._answers.pop(ready)
-        try:
-            return worker, ray.get(ready)
-        except ray.exceptions.RayError as error:
-            raise WorkerDiedError(
-                f"A Ray worker could not be kept alive ({_first_line(error)}), often for lack of memory; "
-                "use fewer workers."
-            ) from error
+    def receive(self) -> tuple[int, bytes | Death]:
+        while True:
+            ready, _ = ray.wait(list(self._answers), num_returns=1, timeout=_LOOK_S)
+            if not ready:
+                homeless = self._homeless()
+                if homeless is None:
+                    continue
+                return homeless, Death("the cluster has no room for it any more", gone=True)
+            worker = self._answers.pop(ready[0])
+            try:
+                answer: bytes = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                return worker, self._replace(worker, error)
+            self._proved.add(worker)
+            return worker, answer
+
+    def _replace(self, worker: int, error: Exception) -> Death:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self._actors[worker])
+        self._proved.discard(worker)
+        self._actors[worker] = self._start()
+        return Death(_first_line(error))
+
+    def _homeless(self) -> int | None:
+        """A worker that waits for a place which the cluster, with machines lost, does not have; it is given up."""
+        have, alive = ray.cluster_resources(), self.count - len(self._gone)
+        short = any(alive * each > have.get(kind, 0) + 1e-6 for kind, each in self._needs.items())
+        waiting = [answer for answer, worker in self._answers.items() if worker not in self._proved]
+        if not short or not waiting:
+            return None
+        worker = self._answers.pop(waiting[0])
+        self._gone.add(worker)
+        ray.kill(self._actors[worker])
+        return worker
 
     def stop(self, at_once: bool) -> None:
         if not at_once:
             with contextlib.suppress(ray.exceptions.RayError):
-                ray.get([actor.close.remote() for actor in self._actors], timeout=5)
-        for actor in self._actors:
+                ray.get([actor.close.remote() for actor in self._here()], timeout=5)
+        for actor in self._here():
             ray.kill(actor)
+
+    def _here(self) -> list[Any]:
+        return [actor for worker, actor in enumerate(self._actors) if worker not in self._gone]

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
     from vjepa_mpc.bench_files import Run
     from vjepa_mpc.benchmark import Cell, Price
-    from vjepa_mpc.evaluation import EpisodeResult
+    from vjepa_mpc.evaluation import EpisodeResult, FailedEpisode
     from vjepa_mpc.executor import Executor
 else:
     Context = typer.Context.__base__  # what typer hands over is of no narrower class
 
+FAILED_EPISODES = 3  # the exit code when episodes gave no result
 _COLUMNS = ("policy", "n", "held", "hit", "end", "ms (95 %)", "late")
 _ROBUSTNESS, _SPREADING, _PLANNING = "Robustness", "Where it runs", "Planner"
 
@@ -60,6 +61,9 @@ def bench(
     ray_address: str | None = typer.Option(
         None, help="The Ray cluster at this address, or auto.", rich_help_panel=_SPREADING
     ),
+    retries: int = typer.Option(
+        1, min=0, max=100, help="Times an episode that fails is tried again.", rich_help_panel=_SPREADING
+    ),
     chunk: int | None = typer.Option(
         None, min=1, help="Candidates imagined at a time; pinned like the threads.", rich_help_panel=_SPREADING
     ),
@@ -72,10 +76,11 @@ def bench(
     """The closed-loop benchmark: success, distance, latency and robustness of world models, with floors and ceilings.
 
     Writes results.json, results.csv, episodes.csv and report.html. The same command goes on where it was stopped.
+    Leaves with 3 when episodes failed: they are named, and all others are there.
     """
     if context.invoked_subcommand is not None:
         return
-    from vjepa_mpc.benchmark import SUITES, price
+    from vjepa_mpc.benchmark import SUITES, failures, price
     from vjepa_mpc.cli.bench_cells import Asked, by_task, cells_of, chosen_tasks, chosen_variations
     from vjepa_mpc.cli.building import check_planner, choose_device
     from vjepa_mpc.cli.contenders import PlannerOptions
@@ -96,19 +101,26 @@ def bench(
     options = PlannerOptions("cem", horizon, samples, iterations, elites, tuple(settings))
     cells = cells_of(asked, options, choose_device(device), chunk or _recorded_chunk(out), share, threads)
     _begin(out, cells)
-    cost = price(cells, out)
+    cost = price(cells, out, workers)
     told = _told(suite, cells, cost, workers, local=ray_address is None)
     typer.echo(told, err=True)
     if only_price:
         return
     record = {"suite": suite, "price": told, "step_ms": cost.step_ms, "workers": workers, "threads": threads}
     try:
-        _play(cells, executor, out, cost)
+        lost = failures(cells, _play(cells, executor, out, cost, retries + 1))
     except KeyboardInterrupt:
-        _finish(out, cells, record, complete=False)
+        _finish(out, cells, record | {"failures": []}, complete=False)
         raise
-    run = _finish(out, cells, record, complete=True)
+    run = _finish(out, cells, record | {"failures": lost}, complete=not lost)
     _print(run, json_output)
+    if lost:
+        for one in lost:
+            world = f", {one['factor']} {one['level']:g}" if one["factor"] else ""
+            place = f"{one['task']}: {one['policy']}{world}, seed {one['seed']}, pair {one['pair']}"
+            typer.echo(f"FAILED {place}, tried {one['tries']} times: {one['reason']}", err=True)
+        typer.echo("They are in no figure above; the same command tries them again.", err=True)
+        raise typer.Exit(FAILED_EPISODES)
 
 
 def _executor(workers: int, threads: int, ray: bool, address: str | None) -> Executor:
@@ -157,7 +169,7 @@ def _told(suite: str, cells: Sequence[Cell], cost: Price, workers: int, local: b
     )
 
 
-def _play(cells: Sequence[Cell], executor: Executor, out: Path, cost: Price) -> None:
+def _play(cells: Sequence[Cell], executor: Executor, out: Path, cost: Price, tries: int) -> list[FailedEpisode]:
     """Play, and show how far it is; time left is judged by what episodes of each kind cost."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -177,7 +189,7 @@ def _play(cells: Sequence[Cell], executor: Executor, out: Path, cost: Price) -> 
             where = f", {cell.factor} {cell.level:g}" if cell.factor else ""
             bar.update(shown, advance=cost.each[number], done=done, description=f"{cell.task}: {cell.policy}{where}")
 
-        play(cells, executor, out, told)
+        return play(cells, executor, out, told, tries=tries)
 
 
 def _finish(out: Path, cells: Sequence[Cell], record: dict[str, Any], *, complete: bool) -> Run:
