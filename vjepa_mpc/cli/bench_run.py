@@ -82,7 +82,7 @@ def bench(
         return
     from vjepa_mpc.benchmark import SUITES, failures, price
     from vjepa_mpc.cli.bench_cells import Asked, by_task, cells_of, chosen_tasks, chosen_variations
-    from vjepa_mpc.cli.building import check_planner, choose_device
+    from vjepa_mpc.cli.building import check_planner, choose_device, limit_threads
     from vjepa_mpc.cli.contenders import PlannerOptions
     from vjepa_mpc.plan_files import check_writable
 
@@ -91,6 +91,7 @@ def bench(
     for name in planners:
         check_planner(name)
     executor = _executor(workers, threads, ray, ray_address)
+    limit_threads(threads)  # the price is measured as the workers will play
     asked = Asked(
         chosen_tasks(tasks, models), by_task(models, "--models"), by_task(manifest, "--manifest", alone=True),
         tuple(planners or ["cem"]), seeds, pairs or SUITES[suite].pairs, greedy, guarded,
