@@ -5,10 +5,9 @@ A run folder holds settings, curves, log and checkpoint; the result appears in i
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,13 @@ from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
 from vjepa_mpc.datasets.sampling import ClipMixture
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder, weights_hash
+from vjepa_mpc.executor import Executor
 from vjepa_mpc.familiarity import FRAMES
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.log_fit import check_numbers, check_period, with_limits_of
 from vjepa_mpc.predictor import PredictorConfig
+from vjepa_mpc.pretrain.caching import CacheProgress, Source, cache_frames, cache_latents
 from vjepa_mpc.pretrain.calibration import calibrate
 from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
 from vjepa_mpc.pretrain.health import CollapseError
@@ -48,18 +49,6 @@ PREPARATION = "vjepa_mpc.json"
 UNTRAINED = "untrained"
 PIXELS = "pixels"
 OTHERWISE = "or train a new model with --encoder"
-
-CacheProgress = Callable[[str, int, int], None]
-"""Called as progress(what, rows done, rows in all) while a cache is made."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where trajectories come from: a store, one of its cameras, and where its caches lie (None: beside it)."""
-
-    store: Path
-    camera: str | None = None
-    cache: Path | None = None
 
 
 def robot_of(store: ZarrStore) -> RobotSpec:
@@ -191,7 +180,7 @@ def _pretraining_data(
     for source, _ in sources:
         store = ZarrStore.open(source.store)
         camera = only_camera(store, source.camera)
-        frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
+        frames = cache_frames(source, store, camera, caching)
         episodes = split_episodes(len(store))[0]
         parts.append(ClipDataset(store, settings.frames, settings.stride, camera, episodes=episodes, frames=frames))
     if len(parts) == 1:
@@ -318,6 +307,7 @@ def train_world_model(
     recompute: bool = False,
     other_period: bool = False,
     keep_limits: bool = False,
+    executor: Executor | None = None,
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
@@ -326,7 +316,7 @@ def train_world_model(
 
     `start`: the encoder's name, for a fresh predictor; or a world model to go on from, which is changed. The
     encoder is in memory once, and what is trained is the predictor alone. `recompute`: with activation checkpointing.
-    `other_period`, `keep_limits`: see `continued_model`.
+    `other_period`, `keep_limits`: see `continued_model`. `executor`: where frames are encoded (None: here).
     """
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
@@ -350,9 +340,10 @@ def train_world_model(
             "encoder": encoder_hash,
             "data": store.content_hash(),
             **({"init": history["init"]["sha256"]} if history else {}),
+            **({"latents": source.numbers} if source.numbers != "fp16" else {}),
         },
     )
-    latents = _cache_latents(source, store, camera, model, encoder_hash, training.bf16, caching)
+    latents = cache_latents(source, store, camera, model, encoder_hash, training.bf16, executor, caching)
     train_episodes, held_out = split_episodes(len(store))
     if not isinstance(start, WorldModel):  # the statistics of a trained predictor are part of what it was trained on
         _fit_latent_space(model.latent_space, latents, store, train_episodes)
@@ -398,38 +389,10 @@ def held_out_episodes(
     states, _ = store.states_and_actions()
     result = []
     for index in episodes:
-        rows = slice(int(ends[index] - store.lengths()[index]), int(ends[index]))
-        pooled = torch.from_numpy(latents.rows[rows].astype("float32")).to(model.device)
+        rows = np.arange(ends[index] - store.lengths()[index], ends[index])
+        pooled = _pooled(model, latents, rows)
         result.append((model.standardise(pooled).cpu(), torch.from_numpy(states[rows])))
     return result
-
-
-def _cache_latents(
-    source: Source,
-    store: ZarrStore,
-    camera: str,
-    model: WorldModel,
-    encoder_hash: str,
-    bf16: bool,
-    caching: CacheProgress | None,
-) -> LatentCache:
-    frames = FrameCache.build(store, camera, source.cache, _named(caching, "frames"))
-    made = {"grid": model.config.latent.grid, "device": model.device.type, "bf16": bf16}
-    preparation = json.dumps({**model.config.preparation.to_dict(), **made}, sort_keys=True)
-
-    def encode(pictures: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            return model.pooled(pictures)
-
-    return LatentCache.build(
-        frames,
-        encode,
-        encoder_hash=encoder_hash,
-        preparation_hash=hashlib.sha256(preparation.encode()).hexdigest(),
-        folder=source.cache,
-        batch=256,
-        progress=_named(caching, "latents"),
-    )
 
 
 STATISTICS_FRAMES = 20_000  # at most about so many give the latents' mean and deviation
@@ -468,9 +431,3 @@ def _likeness(
         scores.append(model.familiarity(_pooled(model, latents, some)).cpu())
         contrast.append(model.config.preparation.deviation(frames.take(some)))
     return torch.cat(scores), torch.cat(contrast)
-
-
-def _named(caching: CacheProgress | None, what: str) -> Callable[[int, int], None] | None:
-    if caching is None:
-        return None
-    return lambda done, total: caching(what, done, total)

@@ -18,17 +18,17 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from vjepa_mpc.data_peers import Reader, peer_reader
 from vjepa_mpc.datasets.cache import FrameCache
 from vjepa_mpc.datasets.clips import ClipDataset
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.sampling import ShuffledBatches
 from vjepa_mpc.datasets.store import ZarrStore
 
-Reader = Callable[[Int64[np.ndarray, "b"]], UInt8[np.ndarray, "b t h w 3"]]  # first rows to clips
-
 LENGTH = 4  # frames a clip
 _BATCH = 16
 _CACHED, _STORE, _MEMMAP, _ZARR, _AV1 = "cached clips", "the store", "np.memmap", "plain zarr", "MP4, AV1 (LeRobot's)"
+_LEROBOT = "peer: lerobot"
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,11 @@ def _write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], codec: str, o
         container.mux(stream.encode(None))
 
 
-def bench(folder: Path, sizes: Sequence[int], episodes: int, frames: int, seconds: float) -> list[Speed]:
-    """Speeds of every way at every size; the exact ways are compared with each other on the way."""
+def bench(
+    folder: Path, sizes: Sequence[int], episodes: int, frames: int, seconds: float, peers: Sequence[str] = ()
+) -> list[Speed]:
+    """Speeds of every way, and of the `peers` (`data_peers.py`), at every size; the exact ways are compared with each
+    other on the way."""
     speeds = []
     for size in sizes:
         place = folder / str(size)
@@ -188,6 +191,7 @@ def bench(folder: Path, sizes: Sequence[int], episodes: int, frames: int, second
         store = make_store(place / "store.zarr", size, episodes, frames)
         starts = np.concatenate([np.arange(e * frames, (e + 1) * frames - LENGTH + 1) for e in range(episodes)])
         ways = readers(place, store)
+        ways |= {f"peer: {name}": peer_reader(name, store, place, LENGTH) for name in peers}
         some = np.random.default_rng(1).choice(starts, 8)
         for name in (_CACHED, _STORE, "h5py, contiguous", _ZARR):
             assert np.array_equal(ways[name][0](some), ways[_MEMMAP][0](some)), f"{name} reads other frames"
@@ -201,7 +205,8 @@ def bars(speeds: Sequence[Speed]) -> list[Bar]:
     found = []
     for size in dict.fromkeys(speed.size for speed in speeds):
         least = 2.0 if size <= 96 else 1.0
-        pairs = ((_CACHED, _MEMMAP, 0.6), (_STORE, _ZARR, least), (_CACHED, _AV1, 2.0))
+        pairs = [(_CACHED, _MEMMAP, 0.6), (_STORE, _ZARR, least), (_CACHED, _AV1, 2.0)]
+        pairs += [(_CACHED, _LEROBOT, 2.0)] if (_LEROBOT, size) in rate else []
         found += [
             Bar(f"{ours} / {reference}, {size} px", rate[ours, size] / rate[reference, size], bar)
             for ours, reference, bar in pairs

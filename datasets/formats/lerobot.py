@@ -46,8 +46,9 @@ class LeRobotLog:
         if not isinstance(info.get("fps"), int | float) or not 0 < info["fps"] < 100_000:
             raise InputError(f"{path / 'meta/info.json'} has fps {info.get('fps')!r}; it must be a positive number.")
         features: dict[str, dict[str, Any]] = info["features"]
-        self._video = [name for name, value in features.items() if value.get("dtype") == "video"]
-        images = [name for name, value in features.items() if value.get("dtype") == "image"]
+        pictures = {name: value for name, value in features.items() if not _is_depth(value)}
+        self._video = [name for name, value in pictures.items() if value.get("dtype") == "video"]
+        images = [name for name, value in pictures.items() if value.get("dtype") == "image"]
         self.cameras = {name: _camera(path, name, features[name]) for name in [*self._video, *images]}
         self.vectors = {
             name: vector
@@ -192,6 +193,14 @@ def _numbers(column: Any, name: str, width: int) -> np.ndarray:
     if numbers.size != len(array) * width:
         raise InputError(f"{name} has {numbers.size} numbers in {len(array)} rows of {width}")
     return numbers.reshape(len(array), width)
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    """Whether a camera records distances: by its own word, or with a single channel of the three of a colour."""
+    about = [feature.get("info"), feature.get("video_info"), feature]
+    said = any(part.get(f"{head}is_depth_map") for part in about if isinstance(part, dict) for head in ("", "video."))
+    shape = feature.get("shape") or []
+    return said or (len(shape) == 3 and 3 not in (shape[0], shape[-1]) and 1 in (shape[0], shape[-1]))
 
 
 def _vector(feature: Mapping[str, Any]) -> VectorInfo | None:

@@ -60,20 +60,26 @@ def read_index(
     per_episode = "episode_index" in str(info["data_path"])
     reasons: list[str] = []
     places: dict[int, EpisodePlace] = {}
+    nowhere: dict[str, str] = {}
     if per_episode:
         for row in _lines(root, options):
             number = int(row["episode_index"])
             places[number] = _place_v2(info, cameras, number, row)
     else:
         for row in _tables(root, cameras, options, reasons):
+            empty = [name for name, value in row.items() if value is None and name != "tasks"]
+            if empty:  # what a recording that encodes its videos later has not come to
+                reason = f"meta/ does not say its {empty[0]}: the recording was not finished"
+                nowhere[str(row["episode_index"])] = reason
+                continue
             places[int(row["episode_index"])] = _place_v3(info, cameras, row)
     announced = info.get("total_episodes")
     announced = announced if isinstance(announced, int) and 0 <= announced < 100_000_000 else len(places)
-    why = "; ".join(reasons) or "meta/ does not say where it lies"
+    why = "; ".join(reasons) or next(iter(nowhere.values()), "meta/ does not say where it lies")
     missing = {str(number): why for number in range(announced) if number not in places} if announced else {}
     if not places:
         raise InputError(f"{root} has no episode that can be read ({why}).")
-    return places, missing
+    return places, {**missing, **nowhere}
 
 
 def _place_v2(info: Mapping[str, Any], cameras: list[str], number: int, row: Mapping[str, Any]) -> EpisodePlace:
@@ -135,14 +141,16 @@ def _tables(root: Path, cameras: list[str], options: LogOptions, reasons: list[s
     for file in files:
         name = str(file.relative_to(root))
         try:
-            table = pq.read_table(inside(root, name, options), columns=columns)
-            rows = table.to_pylist()
-            absent = set(columns) - set(table.column_names)
+            path = inside(root, name, options)
+            # Asked first: a name with dots that is not there is searched for inside of other columns.
+            there = [column for column in columns if column in pq.read_schema(path).names]
+            rows = pq.read_table(path, columns=there).to_pylist()
         except (OSError, pa.ArrowException) as error:
             reasons.append(f"{name} {parquet_fault(error)}")
             continue
-        if absent - {"tasks"}:
-            reasons.append(f"{name} lacks the columns {', '.join(sorted(absent))}")
+        absent = [column for column in columns if column not in there and column != "tasks"]
+        if absent:
+            reasons.append(f"{name} lacks the columns {', '.join(absent)}: the recording was not finished")
             continue
         yield from rows
 

@@ -21,6 +21,8 @@ def decode_picture(source: Path | io.BytesIO, name: str) -> UInt8[np.ndarray, "_
         with Image.open(source) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise InputError(f"{name} claims {picture.width} x {picture.height} pixels")
+            if picture.mode[0] in "IF":  # 16 or 32 bits: turned into bytes, nearly all of it would be white
+                raise InputError(f"{name} holds depths or other numbers ({picture.mode}), not colours")
             return np.asarray(picture.convert("RGB"))
     except FileNotFoundError as error:
         raise InputError(f"{name} is missing") from error

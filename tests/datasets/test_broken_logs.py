@@ -58,6 +58,12 @@ def replace_picture(path: Path) -> None:
     Image.fromarray(picture(1, 3, (32, 32))).save(path)
 
 
+def depths(path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.full((64, 96), 4000, np.uint16)).save(path)
+
+
 def bomb(path: Path) -> None:
     from PIL import Image
 
@@ -96,6 +102,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str, Breaking, str]] = {
     "pictures: one cut": (write_pictures, "run9/top/3.png", cut, "3.png is no picture"),
     "pictures: another size": (write_pictures, "run9/top/3.png", replace_picture, "32 x 32 in row 3"),
     "pictures: a bomb": (write_pictures, "run9/top/3.png", bomb, "claims 12000 x 12000 pixels"),
+    "pictures: depths": (write_pictures, "run9/top/3.png", depths, "holds depths or other numbers .*, not colours"),
     "pictures: no table": (write_pictures, "run9/states.csv", lambda p: p.unlink(), "no states.csv"),
     "pictures: times back": (write_pictures, "run9/states.csv", lambda p: edit_table(p, "0.3,", "0.1,"), "not incr"),
     "pictures: a hole": (write_pictures, "run9/states.csv", lambda p: edit_table(p, "0.0,1.0,", "0.0,,"), "holds NaN"),
@@ -150,6 +157,28 @@ def test_one_index_file_of_two_is_broken(tmp_path: Path) -> None:
     report = run(prepare(settings(source, tmp_path / "a.zarr")))
     assert report.episodes == 1 and sorted(report.skipped) == ["1", "2"]
     assert all("file-001.parquet has no footer" in reason for reason in report.skipped.values())
+
+
+def test_videos_that_were_never_encoded_are_an_unfinished_recording(tmp_path: Path) -> None:
+    """LeRobot may encode the videos of several episodes at once, later than their rows: what a crash leaves then."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = write_lerobot_v3(tmp_path / "log", "libx264")
+    file = source / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(file)
+    videos = [name for name in rows.column_names if name.startswith("videos/")]
+    some = rows
+    for name in videos:
+        column = pa.array([*rows[name].to_pylist()[:2], None], rows[name].type)
+        some = some.set_column(some.column_names.index(name), name, column)
+    pq.write_table(some, file)
+    report = run(prepare(settings(source, tmp_path / "a.zarr")))
+    assert report.episodes == 2 and list(report.skipped) == ["2"]
+    assert "top/chunk_index: the recording was not finished" in report.skipped["2"]
+    pq.write_table(rows.drop_columns(videos), file)
+    with pytest.raises(InputError, match=r"lacks the columns videos/.*chunk_index, .* not finished"):
+        prepare(settings(source, tmp_path / "b.zarr"))
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from torch import Tensor
 from toy_trajectories import toy_episode, toy_spec
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
-from vjepa_mpc.datasets import cache as cache_module
-from vjepa_mpc.datasets.cache import FrameCache, LatentCache, bounded, caches_in
+from vjepa_mpc.datasets import cache_files
+from vjepa_mpc.datasets.cache import FrameCache, LatentCache
+from vjepa_mpc.datasets.cache_files import bounded, caches_in
+from vjepa_mpc.datasets.encoding import Encode, here, whole
 from vjepa_mpc.datasets.store import ZarrStore
 
 FRAMES = 90
@@ -47,9 +51,18 @@ class Counting:
         return encode(images)
 
 
-def build(frames: FrameCache, function: Callable[[Tensor], Tensor], **settings: object) -> LatentCache:
+class Killed(Counting):
+    """Is killed after `limit` frames."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.seen >= self.limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(images)
+
+
+def build(frames: FrameCache, function: Encode, **settings: object) -> LatentCache:
     options = {"encoder_hash": "e", "preparation_hash": "p", "batch": 4, **settings}
-    return LatentCache.build(frames, function, **options)  # type: ignore[arg-type]
+    return LatentCache.build(frames, here(function), **options)  # type: ignore[arg-type]
 
 
 def test_frames_are_decoded_once_and_reported(tmp_path: Path, frames: FrameCache) -> None:
@@ -85,13 +98,22 @@ def test_latents_are_the_encoders_in_float16(frames: FrameCache) -> None:
     np.testing.assert_array_equal(latents.take(rows), latents.rows[rows])
 
 
-def test_latents_resume_where_they_were_saved(tmp_path: Path, frames: FrameCache) -> None:
-    """Saved every 16 batches of 4: stopped after 80 frames, 64 are kept."""
-    with pytest.raises(KeyboardInterrupt):
-        build(frames, Counting(limit=80))
+@pytest.mark.parametrize("killed", [False, True])
+def test_latents_resume_where_they_were_saved(tmp_path: Path, frames: FrameCache, killed: bool) -> None:
+    """An interruption keeps everything; a process killed after 80 frames was last saved after 16 batches of 4."""
+    if killed:
+        child = multiprocessing.get_context("fork").Process(target=build, args=(frames, Killed(limit=80)))
+        child.start()
+        child.join(60)
+        assert child.exitcode == -9
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            build(frames, Counting(limit=80))
+    (unfinished,) = [cache for cache in caches_in(frames.path.parent) if cache.path.suffix == ".partial"]
+    assert not unfinished.in_use
     rest = Counting()
     resumed = build(frames, rest)
-    assert rest.seen == FRAMES - 64
+    assert rest.seen == FRAMES - (64 if killed else 80)
     straight = build(frames, encode, folder=tmp_path / "straight")
     assert resumed.path.read_bytes() == straight.path.read_bytes()
     again = Counting()
@@ -135,7 +157,7 @@ def test_a_full_disk_is_an_input_error(tmp_path: Path, frames: FrameCache, monke
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(cache_files.os, "posix_fallocate", full)
     with pytest.raises(InputError, match="No space left on device; make room"):
         FrameCache.build(ZarrStore.open(tmp_path / "a.zarr"), "top", tmp_path / "full")
     assert [file.suffix for file in (tmp_path / "full").iterdir()] == [".lock"]
@@ -175,3 +197,69 @@ def test_frames_are_decoded_by_several_threads_to_the_same_rows(tmp_path: Path) 
     with pytest.raises(InputError, match="is missing"):
         FrameCache.build(writer, "top", tmp_path / "d")
     assert not list((tmp_path / "d").glob("*.npy*partial"))
+
+
+def test_bfloat16_latents_reach_further_and_are_another_cache(frames: FrameCache) -> None:
+    def large(images: Tensor) -> Tensor:
+        return encode(images) * 1e6 / 3
+
+    with pytest.raises(NotFiniteError, match="more than fp16 holds"):
+        build(frames, large)
+    latents = build(frames, large, numbers="bf16")
+    expected = large(torch.from_numpy(frames.rows.copy())).bfloat16().float().numpy()
+    rows = np.array([[5, 6], [89, 0]])
+    np.testing.assert_array_equal(latents.take(rows), expected[rows])
+    assert latents.rows.itemsize == 2 and latents.path != build(frames, encode).path
+    with pytest.raises(NotFiniteError, match="more than bf16 holds"):
+        build(frames, lambda images: torch.full((len(images), 1, 1), 3.4e38), numbers="bf16", encoder_hash="other")
+    with pytest.raises(InputError, match="fp8"):
+        build(frames, encode, numbers="fp8")
+
+
+def test_whole_reads_the_bits_of_bfloat16() -> None:
+    values = torch.tensor([0.0, -1.5, 3.25, float("inf"), 1e-40, 6.5e37]).bfloat16()
+    np.testing.assert_array_equal(whole(values.view(torch.int16).numpy().view(np.uint16)), values.float().numpy())
+
+
+def test_a_new_cache_makes_room_for_itself(tmp_path: Path, frames: FrameCache) -> None:
+    first, place = build(frames, encode), frames.path.parent
+    kept, gone, size = frames.path.stat().st_size, first.path, first.path.stat().st_size
+    del first
+    most = kept + size + 10
+    second = build(frames, encode, encoder_hash="second", most=most)
+    assert not gone.exists() and second.path.exists()
+    # Both others are in use now; the unfinished file of the refused one goes, too.
+    with pytest.raises(InputError, match=r"those in use .* may hold .* allow more"):
+        build(frames, encode, encoder_hash="third", most=most)
+    assert {path.name for path in place.glob("*.npy*")} >= {frames.path.name, second.path.name}
+    assert sum(cache.size for cache in caches_in(place)) <= most
+    with pytest.raises(InputError, match="allow more"):
+        FrameCache.build(ZarrStore.open(tmp_path / "a.zarr"), "wrist", most=most)
+
+
+def test_what_a_killed_build_left_is_counted_and_goes_first_when_room_is_needed(frames: FrameCache) -> None:
+    place = frames.path.parent
+    with pytest.raises(KeyboardInterrupt):
+        build(frames, Counting(limit=80))
+    assert len(bounded(place, 0)) == 1
+    assert [path.name for path in place.iterdir()] == [frames.path.name]
+
+
+def test_a_lock_removed_while_it_was_waited_for_is_not_the_lock(tmp_path: Path) -> None:
+    entered, order, path = threading.Event(), [], tmp_path / "a.lock"
+
+    def second() -> None:
+        with cache_files._locked(path):
+            order.append("second")
+
+    with cache_files._locked(path):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        entered.wait(0.3)
+        path.unlink()
+        with path.open("w") as stream:  # a third, with a lock of its own
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            order.append("third")
+            entered.wait(0.1)
+    waiting.join()
+    assert order == ["third", "second"]

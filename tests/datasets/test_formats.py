@@ -247,3 +247,15 @@ def test_a_dataset_of_the_real_lerobot_package() -> None:
         for i, frame in enumerate(log.frames(name, "observation.images.wrist", np.arange(length))):
             colour = (10 * i + 20, 90, 40 * episode + 30)
             np.testing.assert_allclose(frame.reshape(-1, 3).mean(axis=0), colour, atol=6)
+
+
+def test_depth_maps_of_lerobot_are_no_cameras(tmp_path: Path) -> None:
+    source = write_lerobot_v3(tmp_path / "log", "libx264")
+    info = json.loads((source / "meta/info.json").read_text())
+    flagged = {"dtype": "video", "shape": [64, 96, 3], "names": None, "info": {"video.is_depth_map": True}}
+    single = {"dtype": "image", "shape": [1, 64, 96], "names": ["channels", "height", "width"]}
+    info["features"] |= {"observation.images.depth": flagged, "observation.images.wrist_depth": single}
+    (source / "meta/info.json").write_text(json.dumps(info))
+    log = open_log(source, None, LogOptions())
+    assert list(log.cameras) == ["observation.images.top"]
+    assert len(list(log.frames("1", "observation.images.top", np.arange(2)))) == 2

@@ -16,6 +16,9 @@ def data(
     frames: int = typer.Option(100, min=8, help="Frames an episode."),
     seconds: float = typer.Option(3.0, min=0.1, help="Seconds each way is measured."),
     workers: int = typer.Option(2, min=0, help="Also compare an epoch through this many loader processes with none."),
+    peer: list[str] = typer.Option(
+        [], help="Also another project's own loader, where it is installed: lerobot or lance; may be repeated."
+    ),
     folder: Path | None = typer.Option(None, help="Where files are made and removed again; a temporary folder."),
     json_output: bool = typer.Option(False, "--json", help="Print the results as JSON."),
 ) -> None:
@@ -31,7 +34,7 @@ def data(
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        speeds = bench(Path(place), size, episodes, frames, seconds)
+        speeds = bench(Path(place), size, episodes, frames, seconds, peer)
         store = ZarrStore.open(Path(place) / str(size[0]) / "store.zarr")
         same = epoch_digest(store, 0) == epoch_digest(store, workers)
     judged = bars(speeds)

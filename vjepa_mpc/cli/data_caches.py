@@ -18,7 +18,7 @@ def caches(
     """
     import time
 
-    from vjepa_mpc.datasets.cache import bounded, cache_of, caches_in
+    from vjepa_mpc.datasets.cache_files import bounded, cache_of, caches_in
     from vjepa_mpc.datasets.store import ZarrStore
 
     place = cache_of(ZarrStore.open(store), folder)

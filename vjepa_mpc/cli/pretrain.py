@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from vjepa_mpc.pretrain.caching import Source
     from vjepa_mpc.pretrain.objective import ObjectiveSettings
-    from vjepa_mpc.pretrain.run import Source
 
 OPTIONS = {
     "still": "still", "ema": "ema", "sigreg_weight": "sigreg", "sigreg_on": "sigreg-on",
@@ -58,6 +58,9 @@ def pretrain(
     mix: list[str] = typer.Option([], help="Another store and its share of the clips, STORE=SHARE; may be repeated."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
+    cache_most: float | None = typer.Option(
+        None, min=0, help="Gigabytes that all caches there may take; those used longest ago go (see data caches)."
+    ),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
@@ -70,9 +73,10 @@ def pretrain(
     from vjepa_mpc.cli.building import choose_device, limit_threads
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.caching import Source
     from vjepa_mpc.pretrain.objective import EncoderSize
     from vjepa_mpc.pretrain.objectives import find_objective
-    from vjepa_mpc.pretrain.run import ENCODER_FOLDER, Source, picture_size, pretrain_encoder
+    from vjepa_mpc.pretrain.run import ENCODER_FOLDER, picture_size, pretrain_encoder
     from vjepa_mpc.pretrain.trainer import TrainSettings
 
     find_objective(objective)
@@ -96,10 +100,11 @@ def pretrain(
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
     limit_threads(None)
+    most = None if cache_most is None else int(cache_most * 1e9)
     with training_progress("pretraining") as (progress, caching):
         result = pretrain_encoder(
-            Source(store, camera, cache), out, settings, training, choose_device(device),
-            progress=progress, caching=caching, mixed=[_mixed(text, camera, cache) for text in mix],
+            Source(store, camera, cache, most), out, settings, training, choose_device(device),
+            progress=progress, caching=caching, mixed=[_mixed(text, camera, cache, most) for text in mix],
         )  # fmt: skip
     report(result, out, out / ENCODER_FOLDER, f"next: `vjepa-mpc train {store} --encoder {out}`", json_output)
 
@@ -128,11 +133,11 @@ def _settings(
     return kind(**common, **given, **{name: from_text(types[name], name, text) for name, text in texts.items()})
 
 
-def _mixed(text: str, camera: str | None, cache: Path | None) -> tuple[Source, float]:
+def _mixed(text: str, camera: str | None, cache: Path | None, most: int | None) -> tuple[Source, float]:
     """A store and its share of the clips from `STORE=SHARE`. The camera's name counts where the store has it."""
     from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.datasets.store import ZarrStore
-    from vjepa_mpc.pretrain.run import Source
+    from vjepa_mpc.pretrain.caching import Source
 
     place, _, share = text.rpartition("=")
     try:
@@ -140,4 +145,4 @@ def _mixed(text: str, camera: str | None, cache: Path | None) -> tuple[Source, f
     except ValueError as error:
         raise InputError(f"--mix {text!r} is not STORE=SHARE, for example other.zarr=0.3.") from error
     there = camera in ZarrStore.open(place).spec.cameras
-    return Source(Path(place), camera if there else None, cache), value
+    return Source(Path(place), camera if there else None, cache, most), value

@@ -10,6 +10,7 @@ import typer
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
+    from vjepa_mpc.executor import Executor
     from vjepa_mpc.pretrain.predictor import PredictorSettings
     from vjepa_mpc.pretrain.trainer import TrainSettings
 
@@ -62,6 +63,13 @@ def train(
     need: bool = typer.Option(False, "--need", help="Say what memory this training needs, and train nothing."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
+    cache_most: float | None = typer.Option(
+        None, min=0, help="Gigabytes that all caches there may take; those used longest ago go (see data caches)."
+    ),
+    latents: str = typer.Option("fp16", help="How latents are cached: fp16 or bf16."),
+    workers: int = typer.Option(1, min=1, help="Processes that encode the frames, or Ray actors with --ray."),
+    ray: bool = typer.Option(False, "--ray", help="Encode on a Ray started on this machine, a GPU an actor if any."),
+    ray_address: str | None = typer.Option(None, help="Encode on the Ray cluster at this address."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
@@ -69,10 +77,12 @@ def train(
 ) -> None:
     """Train the action-conditioned predictor on a frozen encoder; the result, OUT/model, is ready to plan with.
 
-    Latents are encoded once into a cache. Ctrl-C saves; the same command goes on from there, to the bit.
+    Latents are encoded once into a cache, by several --workers if asked. Ctrl-C saves; the same command goes on from
+    there, to the bit.
     """
     from vjepa_mpc.cli.training import report, training_progress
-    from vjepa_mpc.pretrain.run import MODEL_FOLDER, Source, train_world_model
+    from vjepa_mpc.pretrain.caching import Source
+    from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
     from vjepa_mpc.pretrain.trainer import TrainSettings
 
     if (encoder is None) == (init is None):
@@ -99,12 +109,24 @@ def train(
     from vjepa_mpc.cli.building import choose_device, limit_threads
 
     limit_threads(None)
+    target = choose_device(device)
+    source = Source(store, camera, cache, None if cache_most is None else int(cache_most * 1e9), latents)
     with training_progress("training") as (progress, caching):
         result = train_world_model(
-            Source(store, camera, cache), out, start, settings, training, choose_device(device),
-            recompute=recompute, other_period=other_period, keep_limits=keep_limits, progress=progress, caching=caching,
+            source, out, start, settings, training, target, recompute=recompute, other_period=other_period,
+            keep_limits=keep_limits, executor=_encoders(workers, ray, ray_address, target.type),
+            progress=progress, caching=caching,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
+
+
+def _encoders(workers: int, ray: bool, ray_address: str | None, device: str) -> Executor | None:
+    """Who encodes the frames; None for this process, with all its threads."""
+    from vjepa_mpc.executor import LocalExecutor, RayExecutor
+
+    if ray or ray_address:
+        return RayExecutor(workers, ray_address, num_gpus=int(device == "cuda"))
+    return LocalExecutor(workers) if workers > 1 else None
 
 
 def _start(
