@@ -39,13 +39,14 @@ class Calibration:
 
     `reached_cost`: a view whose latent distance to the goal is below it counts as there. `goal_score`: the
     score (`Likeness`) below which 99 % of held-out frames lie; None: not measured. `contrast`: the least that
-    99.9 % of them have.
+    99.9 % of them have. `grain`: the most that 99.9 % of them have; None: not measured.
     """
 
     reached_cost: float
     goal_score: float | None
     state_radius: float
     contrast: float = 0.0
+    grain: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ class WorldModel(nn.Module):
         score = None
         if self.familiarity is not None:
             score = float(self.familiarity(self.pooled(image[None]) if pooled is None else pooled))
-        return Likeness(score, float(self.config.preparation.deviation(image[None])))
+        preparation = self.config.preparation
+        return Likeness(score, float(preparation.deviation(image[None])), float(preparation.grain(image[None])))
 
     def check_fits(self, spec: RobotSpec) -> None:
         """Refuse a robot that this model was not trained for; the message holds both values."""
