@@ -37,7 +37,7 @@ def wrapped(angle: np.ndarray) -> np.ndarray:
 def test_follows_the_contract(robot: Reacher) -> None:
     assert isinstance(robot, SimulatedRobot)
     assert robot.spec == reacher_spec(64)
-    assert robot.renderer_identity == f"mujoco-{robot.settings()['backend']}"
+    assert robot.renderer_identity == f"mujoco-{robot.settings()['backend']}-2x"
     with Reacher(**robot.settings()) as again:
         assert again.settings() == robot.settings()
     observation = robot.observe()
@@ -196,7 +196,7 @@ def test_appearances_are_reproducible_and_differ(robot: Reacher) -> None:
 
 
 def test_ray_casting_agrees_with_opengl(robot: Reacher) -> None:
-    if robot.renderer_identity == "mujoco-rays":
+    if robot.renderer_identity == "mujoco-rays-2x":
         pytest.skip("no OpenGL back end on this machine")
     with Reacher(camera_size=64, backend="rays") as rays:
         for seed in (None, *range(20, 28)):

@@ -177,7 +177,7 @@ assert "MUJOCO_GL" not in os.environ
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[0] in ("mujoco-egl", "mujoco-osmesa") and done.stdout.split()[1] == "True"
+    assert done.stdout.split()[0] in ("mujoco-egl-2x", "mujoco-osmesa-2x") and done.stdout.split()[1] == "True"
 
 
 def test_without_any_gl_the_reacher_is_drawn_by_rays() -> None:
@@ -193,7 +193,7 @@ robot = Reacher(camera_size=16)
 print(robot.renderer_identity, robot.observe().images["top"].mean() > 0)
 """
     done = run_python(code, MUJOCO_GL="disable")
-    assert done.stdout.split() == ["mujoco-rays", "True"], done.stderr
+    assert done.stdout.split() == ["mujoco-rays-2x", "True"], done.stderr
 
 
 @needs_gl
