@@ -192,7 +192,10 @@ def _mean_of_squares(
     drawn: UInt8[np.ndarray, "drawn_height drawn_width 3"], side: int
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Each pixel the mean of `side` x `side` drawn ones, rounded; slices add faster than a reshaped mean."""
-    total = sum(drawn[i::side, j::side].astype(np.uint16) for i in range(side) for j in range(side))
+    total = np.zeros((drawn.shape[0] // side, drawn.shape[1] // side, 3), np.uint16)
+    for i in range(side):
+        for j in range(side):
+            total += drawn[i::side, j::side]
     return ((total + side * side // 2) // (side * side)).astype(np.uint8)
 
 
