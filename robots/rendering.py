@@ -106,7 +106,10 @@ def dm_control_folder() -> Path:
     """dm_control's folder, for its MJCF files, found without importing dm_control (which takes seconds)."""
     found = importlib.util.find_spec("dm_control")
     if found is None or not found.submodule_search_locations:
-        raise InputError("This robot's description comes with dm_control: pip install 'dm_control>=1.0.50'.")
+        raise InputError(
+            "This robot's description comes with dm_control: pip install 'dm_control>=1.0.50', with Python 3.11 "
+            "or 3.12 (what it needs has no wheel for later ones)."
+        )
     return Path(next(iter(found.submodule_search_locations)))
 
 
