@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 GUARDRAILS = "Guardrails"
+_TABLE_WIDTH = 140
 
 
 def evaluate(
@@ -174,6 +176,7 @@ class _Run:
                 bar.update(task, advance=1, held=held)
 
             results = play(manifest, setup, executor, pairs=pairs, log=log, on_result=on_result)
+            bar.update(task, completed=total, held=sum(result.held for result in results))  # with an earlier run's
         self.rows[name] = summarise(results, setup.task) | played
 
     def close(self) -> None:
@@ -211,7 +214,9 @@ class _Run:
                 f"{row['evaluations_per_step']:.0f}",
                 *[f"{row['violations']['count']} [{100 * row['violations']['upper_95']:.1f} %]"] * forbids,
             )
-        Console().print(table)
+        # A file or a pipe counts as 80 columns where nobody says how many: too few for the figures.
+        told = Console().is_terminal or "COLUMNS" in os.environ
+        Console(width=None if told else _TABLE_WIDTH).print(table)
 
 
 def _recorded_chunk(out: Path | None) -> int | None:
