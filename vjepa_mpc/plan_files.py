@@ -83,6 +83,8 @@ def describe(setting: Setting) -> dict[str, Any]:
             "score_limit": calibration.goal_score,
             "contrast": controller.likeness.contrast,
             "contrast_limit": calibration.contrast,
+            "grain": controller.likeness.grain,
+            "grain_limit": calibration.grain,
             "state": None if setting.goal_state is None else setting.goal_state.tolist(),
         },
         "sub_goals": [
@@ -209,6 +211,12 @@ def save_record(record: dict[str, Any], folder: Path, files: Sequence[str]) -> N
     """Write plan.json, which names the files that belong to it."""
     record["files"] = [RECORD, *files]
     write_json(folder / RECORD, record)
+
+
+def remove_others(folder: Path, record: dict[str, Any]) -> None:
+    """Remove a video and a landscape that `record` does not name: they are of an earlier plan into this folder."""
+    for name in {VIDEO, ENERGY} - set(record["files"]):
+        (folder / name).unlink(missing_ok=True)
 
 
 def save_energy(controller: Controller, decision: Decision, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 
 GUARDRAILS = "Guardrails"
-_TABLE_WIDTH = 140
 
 
 def evaluate(
@@ -201,7 +199,7 @@ class _Run:
         forbids = any(row["violations"]["count"] for row in self.rows.values()) or "guards" in str(self.rows)
         columns = ["policy", "n", "held [95 % Wilson]", "hit", "median end", "step (median)", "evaluations/step"]
         for column in columns + ["entered [95 % below]"] * forbids:
-            table.add_column(column, no_wrap=True)
+            table.add_column(column, overflow="fold")
         for name, row in self.rows.items():
             held, hit = row["held"], row["hit"]
             table.add_row(
@@ -214,9 +212,9 @@ class _Run:
                 f"{row['evaluations_per_step']:.0f}",
                 *[f"{row['violations']['count']} [{100 * row['violations']['upper_95']:.1f} %]"] * forbids,
             )
-        # A file or a pipe counts as 80 columns where nobody says how many: too few for the figures.
-        told = Console().is_terminal or "COLUMNS" in os.environ
-        Console(width=None if told else _TABLE_WIDTH).print(table)
+        screen = Console()
+        # A file or a pipe has no width: nothing is folded there.
+        (screen if screen.is_terminal else Console(width=200)).print(table)
 
 
 def _recorded_chunk(out: Path | None) -> int | None:

@@ -22,6 +22,10 @@ class NotFiniteError(ArithmeticError):
         self.evidence = evidence
 
 
+class WorkerDiedError(RuntimeError):
+    """Worker processes kept dying (killed, often for lack of memory) without raising an exception."""
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """The error for a `kind` (robot, planner, ...) that does not exist: offers the nearest, lists the rest."""
     names = sorted(valid)
