@@ -31,7 +31,8 @@ from vjepa_mpc.pretrain.probes import (
     scores,
     standardised,
 )
-from vjepa_mpc.pretrain.run import CacheProgress, open_encoder, robot_of
+from vjepa_mpc.pretrain.source import CacheProgress
+from vjepa_mpc.pretrain.starting import open_encoder, robot_of
 
 PLAIN = "plain"
 ENCODED = 128  # clips at a time

@@ -22,17 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
-from vjepa_mpc.pretrain.run import Source, pretrain_encoder, train_world_model
-from vjepa_mpc.pretrain.trainer import (
-    CHECKPOINT,
-    OPTIMIZERS,
-    TIMING_STEPS,
-    Trainer,
-    TrainResult,
-    TrainSettings,
-    learning_rate,
-    make_optimisers,
-)
+from vjepa_mpc.pretrain.optimising import OPTIMIZERS, TrainSettings, learning_rate, make_optimisers
+from vjepa_mpc.pretrain.run import pretrain_encoder, train_world_model
+from vjepa_mpc.pretrain.source import Source
+from vjepa_mpc.pretrain.trainer import CHECKPOINT, TIMING_STEPS, Trainer, TrainResult
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +126,8 @@ RUNNER = """
     import torch
     torch.set_num_threads(1)
     from moving_dot import ENCODER, training
-    from vjepa_mpc.pretrain.run import Source, pretrain_encoder
+    from vjepa_mpc.pretrain.run import pretrain_encoder
+    from vjepa_mpc.pretrain.source import Source
 
     def progress(step, total, figures):
         if step == 3:

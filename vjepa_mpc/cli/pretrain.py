@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.workers import WORKERS_HELP, launches, train_in_workers, training_worker
+
 if TYPE_CHECKING:
     from vjepa_mpc.pretrain.objective import ObjectiveSettings
-    from vjepa_mpc.pretrain.run import Source
+    from vjepa_mpc.pretrain.source import Source
 
 OPTIONS = {
     "still": "still", "ema": "ema", "sigreg_weight": "sigreg", "sigreg_on": "sigreg-on",
@@ -19,6 +21,7 @@ OPTIONS = {
 
 
 def pretrain(
+    context: typer.Context,
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
     objective: str = typer.Option("vjepa", help="vjepa, ijepa, lejepa or vicreg (see docs/pretraining.md)."),
     out: Path = typer.Option(Path("runs/encoder"), help="Run folder; an interrupted run in it is resumed."),
@@ -59,6 +62,7 @@ def pretrain(
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the decoded-frame cache (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    workers: int | None = typer.Option(None, help=WORKERS_HELP),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
@@ -67,13 +71,17 @@ def pretrain(
 
     Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT, OUT/health.png.
     """
+    if workers is not None and launches(workers):
+        return train_in_workers(workers, context.obj)
     from vjepa_mpc.cli.building import choose_device, limit_threads
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.objective import EncoderSize
     from vjepa_mpc.pretrain.objectives import find_objective
-    from vjepa_mpc.pretrain.run import ENCODER_FOLDER, Source, picture_size, pretrain_encoder
-    from vjepa_mpc.pretrain.trainer import TrainSettings
+    from vjepa_mpc.pretrain.optimising import TrainSettings
+    from vjepa_mpc.pretrain.run import pretrain_encoder
+    from vjepa_mpc.pretrain.source import Source, picture_size
+    from vjepa_mpc.pretrain.starting import ENCODER_FOLDER
 
     find_objective(objective)
     if steps is None and minutes is None:
@@ -96,9 +104,9 @@ def pretrain(
         checkpoint_every=checkpoint_every,
     )  # fmt: skip
     limit_threads(None)
-    with training_progress("pretraining") as (progress, caching):
+    with training_worker(choose_device(device)) as own, training_progress("pretraining") as (progress, caching):
         result = pretrain_encoder(
-            Source(store, camera, cache), out, settings, training, choose_device(device),
+            Source(store, camera, cache), out, settings, training, own,
             progress=progress, caching=caching, mixed=[_mixed(text, camera, cache) for text in mix],
         )  # fmt: skip
     report(result, out, out / ENCODER_FOLDER, f"next: `vjepa-mpc train {store} --encoder {out}`", json_output)
@@ -132,7 +140,7 @@ def _mixed(text: str, camera: str | None, cache: Path | None) -> tuple[Source, f
     """A store and its share of the clips from `STORE=SHARE`. The camera's name counts where the store has it."""
     from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.datasets.store import ZarrStore
-    from vjepa_mpc.pretrain.run import Source
+    from vjepa_mpc.pretrain.source import Source
 
     place, _, share = text.rpartition("=")
     try:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.workers import WORKERS_HELP, launches, train_in_workers, training_worker
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
+    from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.predictor import PredictorSettings
-    from vjepa_mpc.pretrain.trainer import TrainSettings
 
 
 def train(
+    context: typer.Context,
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
     encoder: str | None = typer.Option(
         None, help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
@@ -63,6 +65,7 @@ def train(
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    workers: int | None = typer.Option(None, help=WORKERS_HELP),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
@@ -71,9 +74,12 @@ def train(
 
     Latents are encoded once into a cache. Ctrl-C saves; the same command goes on from there, to the bit.
     """
+    if workers is not None and launches(workers):
+        return train_in_workers(workers, context.obj)
     from vjepa_mpc.cli.training import report, training_progress
-    from vjepa_mpc.pretrain.run import MODEL_FOLDER, Source, train_world_model
-    from vjepa_mpc.pretrain.trainer import TrainSettings
+    from vjepa_mpc.pretrain.optimising import TrainSettings
+    from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
+    from vjepa_mpc.pretrain.source import Source
 
     if (encoder is None) == (init is None):
         raise InputError("Give either --encoder, for a new predictor, or --init, a world model to go on from.")
@@ -99,9 +105,9 @@ def train(
     from vjepa_mpc.cli.building import choose_device, limit_threads
 
     limit_threads(None)
-    with training_progress("training") as (progress, caching):
+    with training_worker(choose_device(device)) as own, training_progress("training") as (progress, caching):
         result = train_world_model(
-            Source(store, camera, cache), out, start, settings, training, choose_device(device),
+            Source(store, camera, cache), out, start, settings, training, own,
             recompute=recompute, other_period=other_period, keep_limits=keep_limits, progress=progress, caching=caching,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
@@ -127,7 +133,7 @@ def _start(
     if shape:
         raise InputError(f"--{next(iter(shape))} is part of the model that --init goes on from; leave it out.")
     from vjepa_mpc.cli.building import choose_device, model_folder
-    from vjepa_mpc.pretrain.run import continued_settings
+    from vjepa_mpc.pretrain.starting import continued_settings
     from vjepa_mpc.world_model import WorldModel, read_config
 
     folder = model_folder(init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from vjepa_mpc.cli.workers import is_worker
 
 if TYPE_CHECKING:
     from vjepa_mpc.pretrain.trainer import TrainResult
@@ -41,7 +44,7 @@ def training_progress(
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not speaks())
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -85,12 +88,18 @@ def training_progress(
             bar.remove_task(tasks[name])
 
 
+def speaks() -> bool:
+    """Whether this process is the one that tells of the training: alone, or the first of its workers."""
+    return not is_worker() or os.environ["RANK"] == "0"
+
+
 def report(result: TrainResult, run: Path, product: Path, next_step: str, as_json: bool) -> None:
     """Say what was made, or how to go on; exit code 130 after an interruption."""
-    if as_json:
+    if as_json and speaks():
         typer.echo(json.dumps({**asdict(result), "run": str(run), "result": str(product)}, indent=2))
-    elif result.finished:
+    elif result.finished and speaks():
         typer.echo(f"{product}: done after {result.step} steps ({result.seconds / 60:.1f} minutes); {next_step}.")
     if not result.finished:
-        typer.echo(f"Interrupted at step {result.step}: saved; run the same command to go on.", err=True)
+        if speaks():
+            typer.echo(f"Interrupted at step {result.step}: saved; run the same command to go on.", err=True)
         raise typer.Exit(130)

@@ -22,6 +22,10 @@ class NotFiniteError(ArithmeticError):
         self.evidence = evidence
 
 
+class WorkerLostError(RuntimeError):
+    """Another process of the same training is gone: not this one's mistake, and it cannot go on alone."""
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """The error for a `kind` (robot, planner, ...) that does not exist: offers the nearest, lists the rest."""
     names = sorted(valid)
