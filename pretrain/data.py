@@ -34,6 +34,8 @@ class Batches(ABC):
 class ClipBatches(Batches):
     """Stacked clips of a dataset (frames or latents), drawn with replacement."""
 
+    clips: ClipDataset
+
     def __init__(self, clips: ClipDataset, batch: int, seed: int) -> None:
         self.clips, self.size, self.seed = clips, batch, seed
 
@@ -43,6 +45,8 @@ class ClipBatches(Batches):
 
 class MixtureBatches(Batches):
     """Stacked clips of several datasets, drawn with replacement by the mixture's weights."""
+
+    clips: ClipMixture
 
     def __init__(self, clips: ClipMixture, batch: int, seed: int) -> None:
         self.clips, self.size, self.seed = clips, batch, seed

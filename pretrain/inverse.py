@@ -39,7 +39,8 @@ class ActionPairs(NamedTuple):
 def action_pairs(clip: Clip, rng: np.random.Generator, *, neighbours: bool) -> ActionPairs:
     """Two frames drawn from each clip, the earlier first; with `neighbours` one right after the other, for actions
     that cannot be added up."""
-    return _pairs_at(clip, _drawn(*clip.frames.shape[:2], rng, neighbours))
+    count, length = clip.frames.shape[:2]
+    return _pairs_at(clip, _drawn(count, length, rng, neighbours))
 
 
 def _drawn(count: int, length: int, rng: np.random.Generator, neighbours: bool) -> Int64[np.ndarray, "b 2"]:

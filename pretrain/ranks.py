@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def average(value: Shaped[Tensor, "*n"]) -> Shaped[Tensor, "*n"]:
     """The mean over ranks; its gradient is the mean over ranks of the gradients."""
     if count() == 1:
         return value
-    averaged: Tensor = _Average.apply(value)  # type: ignore[no-untyped-call]
+    averaged: Tensor = _Average.apply(value)
     return averaged
 
 
@@ -124,7 +125,7 @@ def follow_first(module: nn.Module) -> None:
     if count() == 1:
         return
     for tensor in module.state_dict().values():
-        _together(lambda tensor=tensor: dist.broadcast(tensor, 0))
+        _together(partial(dist.broadcast, tensor, 0))
 
 
 @contextmanager
@@ -143,7 +144,7 @@ class _Average(torch.autograd.Function):
         return _averaged(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _averaged(gradient)
 
 

@@ -28,13 +28,13 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._rows.close()
-        self._curves.close()  # type: ignore[no-untyped-call]
+        self._curves.close()
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         self._rows.write(json.dumps(dict(figures)) + "\n")
         self._rows.flush()
         for key, value in figures.items():
-            self._curves.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+            self._curves.add_scalar(key, value, step)
 
 
 def forget_rows_after(log: Path, step: int) -> None:

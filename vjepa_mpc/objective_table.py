@@ -33,7 +33,7 @@ def figures(row: Mapping[str, Any]) -> dict[str, Any]:
     encoder, predictor, probes = (found.get(stage, {}) for stage in ("encoder", "predictor", "probes"))
     foreseen = found.get("validation", {}).get("groups", {}).get("all", {})
     played = found.get("success", {}).get("results", {})
-    own = next((one for name, one in played.items() if name not in row["floors"]), {})
+    own: dict[str, Any] = next((one for name, one in played.items() if name not in row["floors"]), {})
     told = {name: one["held"]["rate"] for name, one in played.items() if name in row["floors"]}
     return {
         "task": row["task"], "encoder": row["row"], "failed": row["failed"],
