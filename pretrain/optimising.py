@@ -20,6 +20,7 @@ class TrainSettings:
     The learning rate rises linearly over `warmup` steps, stays, and falls linearly to zero over the last
     `cooldown` share of the run (V-JEPA 2-AC's warm-up, constant, decay). `weight_decay` spares 1-D tensors.
     `optimizer`: "adamw" (V-JEPA's), or "muon" for the matrices inside repeated blocks and AdamW for the rest.
+    `clip`: the largest norm of the gradient. `keep`: so many checkpoints are kept, the latest among them.
     """
 
     steps: int | None = None
@@ -36,6 +37,7 @@ class TrainSettings:
     bf16: bool = True
     checkpoint_every: int = 500
     log_every: int = 20
+    keep: int = 1
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -50,8 +52,12 @@ class TrainSettings:
             raise InputError(f"The learning rate must be positive, got {self.lr}.")
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        if self.checkpoint_every < 1 or self.log_every < 1:
-            raise InputError("Checkpoints and log rows come every so many steps: give at least 1.")
+        if min(self.checkpoint_every, self.log_every, self.keep) < 1:
+            raise InputError("Checkpoints and log rows come every so many steps, and one is kept: give at least 1.")
+        if not 0 < self.clip < math.inf:
+            raise InputError(f"Gradients are clipped at a positive norm, got {self.clip}; a large one leaves them be.")
+        if not 0 <= self.cooldown <= 1:
+            raise InputError(f"The rate falls over a share of the steps, 0 to 1, got {self.cooldown}.")
 
 
 def learning_rate(step: int, total: int | None, settings: TrainSettings) -> float:

@@ -62,14 +62,17 @@ def pretrain_encoder(
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
     mixed: Sequence[tuple[Source, float]] = (),
+    wandb: str | None = None,
 ) -> TrainResult:
     """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder).
 
     Several ranks (`ranks.joined`) each call it alike, with one `out` that they share; so for `train_world_model`.
     The objective is the one that `settings` are of. A collapse (`CollapseError`) or a number that is no longer finite
     (`NotFiniteError`) ends the run with a plot of its curves, `out/health.png`.
+    `wandb`: a project of Weights & Biases to send the curves to.
     `mixed`: other stores, each with its share (0 to 1) of the clips; the rest are the first one's.
     """
+    ranks.share(training.batch)  # refused before anything takes time
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
     asked = {"objective": plain(settings), "training": asdict(training), "camera": camera}
@@ -78,7 +81,7 @@ def pretrain_encoder(
     preparation = ImagePreparation(size=settings.size.picture, contrast=settings.contrast)
     data = _pretraining_data([(source, 1.0), *mixed], settings, training, caching)
     learner = find_objective(name_of(settings)).learner(settings, data, preparation, device, training.seed)
-    trainer = Trainer(learner, training, out, device)
+    trainer = Trainer(learner, training, out, device, wandb)
     try:
         result = trainer.run(progress, stop_at=stop_at)
     except (CollapseError, NotFiniteError) as error:
@@ -141,6 +144,7 @@ def train_world_model(
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
+    wandb: str | None = None,
 ) -> TrainResult:
     """Train a predictor on the frozen encoder's latents of the store; the world model lands in `out/model`.
 
@@ -148,6 +152,7 @@ def train_world_model(
     encoder is in memory once, and what is trained is the predictor alone. `recompute`: with activation checkpointing.
     `other_period`, `keep_limits`: see `continued_model`.
     """
+    ranks.share(training.batch)  # refused before anything takes time
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
     if isinstance(start, WorldModel):
@@ -189,7 +194,7 @@ def train_world_model(
     )  # fmt: skip
     model.predictor.recompute = recompute
     learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
-    result = Trainer(learner, training, out, device).run(progress, stop_at=stop_at)
+    result = Trainer(learner, training, out, device, wandb).run(progress, stop_at=stop_at)
     if weights_hash(model.encoder) != encoder_hash:
         raise AssertionError("the frozen encoder's weights changed during training")
     if result.finished and ranks.first():

@@ -14,6 +14,9 @@ from vjepa_mpc.pretrain import ranks
 UNNAMED = {"name": "vjepa", "context_weight": 0.0, "inverse_weight": 0.0, "sigreg_on": "tokens"}
 """What a run did whose settings are older than the objectives' names, and may be older than the other three."""
 
+ONE_KEPT = {"keep": 1}
+"""Checkpoints that every training kept before there was a choice."""
+
 OF_ONE_FAMILY = {"conditioning": "tokens", "rotary": "tiled"}
 """What every predictor was before there were others."""
 
@@ -36,14 +39,16 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
             )
         return
     if ranks.first():
-        write_json(path, {**record, "provenance": provenance()})
+        write_json(path, {**record, "directory": str(Path.cwd()), "provenance": provenance()})
 
 
 def _fill_in(settings: Any) -> None:
     """Fill in what runs of earlier versions did not write down."""
     if not isinstance(settings, dict):
         return
-    objective, predictor = settings.get("objective"), settings.get("predictor")
+    objective, predictor, training = (settings.get(part) for part in ("objective", "predictor", "training"))
+    if isinstance(training, dict):
+        settings["training"] = {**ONE_KEPT, **training}
     if isinstance(objective, dict) and "name" not in objective:
         settings["objective"] = {**UNNAMED, **objective}
     if isinstance(predictor, dict):

@@ -8,6 +8,7 @@ are functions of (seed, i), so a run that is stopped anywhere and resumed equals
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,13 +62,19 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run ended: `finished` is False when it was interrupted (its checkpoint holds `step`)."""
+    """Where a run ended: `finished` is False when it was interrupted (its checkpoint holds `step`).
+
+    `clips_a_second` of all ranks, and the share of the time in which this one waited for data, both since this process
+    began (its first step, which is slower, aside); 0 where there was no more than that.
+    """
 
     step: int
     total: int
     finished: bool
     seconds: float
     figures: Mapping[str, float]
+    clips_a_second: float = 0.0
+    data_wait: float = 0.0
 
 
 Progress = Callable[[int, int | None, Mapping[str, float]], None]
@@ -103,8 +110,10 @@ class Trainer:
     """Runs a learner to its last step, in a folder that holds everything needed to go on."""
 
     def __init__(
-        self, learner: Learner, settings: TrainSettings, folder: Path, device: torch.device
+        self, learner: Learner, settings: TrainSettings, folder: Path, device: torch.device, wandb: str | None = None
     ) -> None:
+        """`wandb`: a project of Weights & Biases that the logged rows are sent to as well."""
+        self.wandb = wandb
         self.learner, self.settings, self.folder, self.device = learner, settings, folder, device
         self.optimisers = make_optimisers(learner.modules, settings)
         self.step = 0
@@ -124,18 +133,22 @@ class Trainer:
     def run(self, progress: Progress | None = None, *, stop_at: int | None = None) -> TrainResult:
         """Train until the last step, a stop request, or step `stop_at` (a rehearsal of being interrupted)."""
         started = time.perf_counter() - self.seconds
-        clock = _StepClock(self.step)
+        clock, pace = _StepClock(self.step), _Pace(self.settings.batch)
         with ExitStack() as open_until_the_end:
             asked = open_until_the_end.enter_context(stop_requests())
             ahead = open_until_the_end.enter_context(ThreadPoolExecutor(1))
-            log = open_until_the_end.enter_context(RunLog(self.folder, self.step)) if ranks.first() else None
+            log = RunLog(self.folder, self.step, self.wandb) if ranks.first() else None
+            if log is not None:
+                open_until_the_end.enter_context(log)
             upcoming = ahead.submit(self.learner.batch, self.step)
             while self.total is None or self.step < self.total:
-                batch = upcoming.result()
+                with pace.waiting():
+                    batch = upcoming.result()
                 upcoming = ahead.submit(self.learner.batch, self.step + 1)
                 self._optimise(batch, log)
                 self.seconds = time.perf_counter() - started
                 clock.tick(self.step)
+                pace.tick()
                 total = self.total
                 if total is None and self.settings.minutes is not None:
                     total = clock.total_steps(60 * self.settings.minutes)
@@ -144,14 +157,16 @@ class Trainer:
                     self.total = total
                     self.save()  # whatever happens now, the run keeps its length
                 if progress is not None and ranks.first():
-                    progress(self.step, self.total, self.figures)
+                    progress(self.step, self.total, {**self.figures, **pace.figures()})
                 if stop or self.step == stop_at:
                     break
                 if self.step % self.settings.checkpoint_every == 0:
                     self.save()
         self.save()
         finished = self.total is not None and self.step >= self.total
-        return TrainResult(self.step, self.total or self.step, finished, self.seconds, dict(self.figures))
+        return TrainResult(
+            self.step, self.total or self.step, finished, self.seconds, dict(self.figures), **pace.figures()
+        )
 
     def _optimise(self, batch: Any, log: RunLog | None) -> None:
         settings = self.settings
@@ -191,8 +206,9 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write the checkpoint, atomically: weights, optimiser, step, and the step count once fixed.
-        `NotFiniteError` instead when the loss is no longer finite: a good checkpoint is never replaced by that."""
+        """Write the checkpoint, atomically: weights, optimiser, step, and the step count once fixed. Older ones that
+        are kept are called `checkpoint-STEP.pt`. `NotFiniteError` instead when the loss is no longer finite: a good
+        checkpoint is never replaced by that."""
         self._check_finite()
         if not ranks.first():
             return
@@ -207,6 +223,19 @@ class Trainer:
                 },
                 temporary,
             )
+
+        self._keep()
+
+    def _keep(self) -> None:
+        """The latest checkpoint under its step's name too (which takes no room of its own), the oldest ones gone."""
+        if self.settings.keep == 1:
+            return
+        named = self.folder / f"checkpoint-{self.step}.pt"
+        named.unlink(missing_ok=True)
+        os.link(self.folder / CHECKPOINT, named)
+        kept = sorted(self.folder.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
+        for old in kept[: -self.settings.keep]:
+            old.unlink()
 
     def _load(self) -> None:
         path = self.folder / CHECKPOINT
@@ -226,6 +255,30 @@ def _numbers(row: Mapping[str, Figure]) -> dict[str, float]:
     numbers = [float(value() if callable(value) else value) for value in row.values()]
     averaged = ranks.average(torch.tensor(numbers, dtype=torch.float64)).tolist()
     return dict(zip(row, averaged, strict=True))
+
+
+class _Pace:
+    """How fast the steps of this process are, the first one aside, and how long they waited for data."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.steps, self.waited, self.started = batch, -1, 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def tick(self) -> None:
+        self.steps += 1
+        if self.steps == 0:
+            self.waited, self.started = 0.0, time.perf_counter()
+
+    def figures(self) -> dict[str, float]:
+        if self.steps < 1:
+            return {}
+        seconds = time.perf_counter() - self.started
+        return {"clips_a_second": self.steps * self.batch / seconds, "data_wait": self.waited / seconds}
 
 
 class _StepClock:

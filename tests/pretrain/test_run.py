@@ -312,9 +312,9 @@ def test_settings_are_written_once_with_where_they_come_from(tmp_path: Path) -> 
 
 
 def test_predictor_runs_from_before_there_were_families_go_on(tmp_path: Path) -> None:
-    begin(tmp_path, "train", {"predictor": {"grid": 4}, "training": {}})
+    begin(tmp_path, "train", {"predictor": {"grid": 4}})
     (tmp_path / "log.jsonl").touch()
     now = {"grid": 4, "conditioning": "tokens", "rotary": "tiled"}
-    begin(tmp_path, "train", {"predictor": now, "training": {}})
+    begin(tmp_path, "train", {"predictor": now})
     with pytest.raises(InputError, match=r"predictor\.conditioning: tokens there, adaptive_norm asked for"):
-        begin(tmp_path, "train", {"predictor": {**now, "conditioning": "adaptive_norm"}, "training": {}})
+        begin(tmp_path, "train", {"predictor": {**now, "conditioning": "adaptive_norm"}})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.starting_points import PRESET_HELP, RESUME_HELP, Context, preset, resume
 from vjepa_mpc.cli.workers import WORKERS_HELP, launches, train_in_workers, training_worker
 from vjepa_mpc.core.errors import InputError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    context: typer.Context,
+    context: Context,
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
     encoder: str | None = typer.Option(
         None, help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
@@ -28,11 +29,15 @@ def train(
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 30 when neither is given."),
     batch: int = typer.Option(256, help="Clips a step."),
+    preset_name: str | None = typer.Option(None, "--preset", help=PRESET_HELP, is_eager=True, callback=preset),
+    resumed: Path | None = typer.Option(None, "--resume", help=RESUME_HELP, is_eager=True, callback=resume),
     optimizer: str | None = typer.Option(
         None, help="muon (for the matrices of hidden layers; default) or adamw (default with --init)."
     ),
     lr: float | None = typer.Option(None, help="Peak learning rate (default: 3e-3; 7.5e-5 with --init)."),
     warmup: int = typer.Option(50, help="Steps of linear warm-up."),
+    cooldown: float = typer.Option(0.3, help="Share of the steps, the last ones, over which the rate falls to 0."),
+    clip: float = typer.Option(1.0, help="Largest norm of the gradient."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and clips."),
     grid: int | None = typer.Option(None, help="Latents are pooled to grid x grid (default: 4)."),
     width: int | None = typer.Option(None, help="Predictor width (default: 128)."),
@@ -68,6 +73,8 @@ def train(
     workers: int | None = typer.Option(None, help=WORKERS_HELP),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
+    keep: int = typer.Option(1, help="Checkpoints to keep; older ones are OUT/checkpoint-STEP.pt."),
+    wandb: str | None = typer.Option(None, help="Also send the curves to this project of Weights & Biases."),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Train the action-conditioned predictor on a frozen encoder; the result, OUT/model, is ready to plan with.
@@ -76,7 +83,7 @@ def train(
     """
     if workers is not None and launches(workers):
         return train_in_workers(workers, context.obj)
-    from vjepa_mpc.cli.training import report, training_progress
+    from vjepa_mpc.cli.training import report, tell_settings, training_progress
     from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
     from vjepa_mpc.pretrain.source import Source
@@ -97,8 +104,9 @@ def train(
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer or ("muon" if init is None else "adamw"),
         lr=lr if lr is not None else (3e-3 if init is None else 7.5e-5), warmup=warmup, seed=seed, bf16=bf16,
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
     )  # fmt: skip
+    tell_settings(settings, training)
     if need:
         _say_need(start, settings, training, recompute, json_output)
         return
@@ -109,6 +117,7 @@ def train(
         result = train_world_model(
             Source(store, camera, cache), out, start, settings, training, own,
             recompute=recompute, other_period=other_period, keep_limits=keep_limits, progress=progress, caching=caching,
+            wandb=wandb,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
 

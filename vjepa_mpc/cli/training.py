@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -88,6 +88,22 @@ def training_progress(
             bar.remove_task(tasks[name])
 
 
+def tell_settings(*settings: Any) -> None:
+    """All settings on stderr, as they were resolved."""
+    if not speaks():
+        return
+    for one in settings:
+        told = ", ".join(f"{name} {value}" for name, value in _flat(asdict(one)).items())
+        typer.echo(f"{type(one).__name__}: {told}", err=True)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat
+
+
 def speaks() -> bool:
     """Whether this process is the one that tells of the training: alone, or the first of its workers."""
     return not is_worker() or os.environ["RANK"] == "0"
@@ -99,6 +115,9 @@ def report(result: TrainResult, run: Path, product: Path, next_step: str, as_jso
         typer.echo(json.dumps({**asdict(result), "run": str(run), "result": str(product)}, indent=2))
     elif result.finished and speaks():
         typer.echo(f"{product}: done after {result.step} steps ({result.seconds / 60:.1f} minutes); {next_step}.")
+        if result.clips_a_second:
+            waited = f"{100 * result.data_wait:.0f} % of the time waiting for data"
+            typer.echo(f"{result.clips_a_second:.0f} clips a second, {waited}.", err=True)
     if not result.finished:
         if speaks():
             typer.echo(f"Interrupted at step {result.step}: saved; run the same command to go on.", err=True)
