@@ -14,7 +14,7 @@ from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.world_model import Calibration, WorldModel
 
 NEAR_FRACTION = 1 / 3  # of the largest single action: states this close count as the same place
-SCORE_QUANTILE, CONTRAST_QUANTILE = 0.99, 0.001
+SCORE_QUANTILE, CONTRAST_QUANTILE, GRAIN_QUANTILE = 0.99, 0.001, 0.999
 MOST_PAIRS = 20_000
 ROUNDING = 1e-5  # in a state's unit: what a difference of equal states comes to in float32, and a margin
 LONGEST = 1_000  # frames of an episode that are paired: their pairs grow with the square
@@ -25,13 +25,14 @@ def calibrate(
     episodes: Sequence[tuple[Float[Tensor, "t p d"], Float[Tensor, "t s"]]],
     scores: Float[Tensor, "n"],
     contrast: Float[Tensor, "m"],
+    grain: Float[Tensor, "m"],
 ) -> Calibration:
-    """Measure thresholds on held-out episodes, each given as (latents, states), and on the scores and the contrast
-    of held-out pictures (`Likeness`).
+    """Measure thresholds on held-out episodes, each given as (latents, states), and on the scores, the contrast and
+    the grain of held-out pictures (`Likeness`).
 
     `reached_cost`: median latent distance between frames of one episode whose states differ by no more than a
-    third of the largest action in any component, and by more than half of that in one. `goal_score`, `contrast`:
-    quantiles. `InputError` when no two frames are that close.
+    third of the largest action in any component, and by more than half of that in one. `goal_score`, `contrast`,
+    `grain`: quantiles. `InputError` when no two frames are that close.
     """
     near = near_distances(model, episodes)
     if not near:
@@ -44,6 +45,7 @@ def calibrate(
         goal_score=float(scores.quantile(SCORE_QUANTILE)),
         state_radius=float(NEAR_FRACTION * torch.tensor(model.config.robot.action_high).max()),
         contrast=float(contrast.quantile(CONTRAST_QUANTILE)),
+        grain=float(grain.quantile(GRAIN_QUANTILE)),
     )
 
 

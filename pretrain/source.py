@@ -112,11 +112,12 @@ def pooled(model: WorldModel, latents: LatentCache, rows: Int64[np.ndarray, "n"]
 
 def likeness(
     model: WorldModel, latents: LatentCache, frames: FrameCache, rows: Int64[np.ndarray, "n"]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score and contrast (`Likeness`) of each picture in `rows`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Score, contrast and grain (`Likeness`) of each picture in `rows`."""
     assert model.familiarity is not None
-    scores, contrast = [], []
+    scores, contrast, grain = [], [], []
     for some in np.array_split(rows, -(-len(rows) // 256)):
         scores.append(model.familiarity(pooled(model, latents, some)).cpu())
         contrast.append(model.config.preparation.deviation(frames.take(some)))
-    return torch.cat(scores), torch.cat(contrast)
+        grain.append(model.config.preparation.grain(frames.take(some)))
+    return torch.cat(scores), torch.cat(contrast), torch.cat(grain)

@@ -157,7 +157,7 @@ class SimulatedRobot(Robot, Protocol):
 
     @property
     def renderer_identity(self) -> str:
-        """Which renderer draws the pictures, e.g. "mujoco-egl"."""
+        """Which renderer draws the pictures, e.g. "mujoco-egl-2x"."""
         ...
 
     def place(self, state: Float[np.ndarray, "w"]) -> Observation:

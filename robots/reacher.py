@@ -1,4 +1,4 @@
-"""dm_control's two-joint reacher under position-delta actions, and the task of reaching with it."""
+"""DeepMind Control Suite's two-joint reacher under position-delta actions, and the task of reaching with it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.robots.appearance import add_distractors
 from vjepa_mpc.robots.base import Camera, RobotSpec
-from vjepa_mpc.robots.rendering import dm_control_folder, import_mujoco
+from vjepa_mpc.robots.rendering import import_mujoco
+from vjepa_mpc.robots.stage import dress
 from vjepa_mpc.robots.task import Script, Task
 from vjepa_mpc.robots.world import MujocoWorld
 
@@ -26,6 +26,8 @@ _STIFFNESS = (6.0, 2.5)  # N m / rad, shoulder and wrist
 _DAMPING = (0.2, 0.05)  # N m s / rad: both joints near critical, so that they settle within a period
 _VIEW_HALF_WIDTH_M = 0.27  # the arm reaches 0.24 m, the fingertip's radius is 0.01 m
 _CAMERA_HEIGHT_M = 0.75
+_FLOOR_HALF_WIDTH_M = 0.3
+_JOINT_DAMPING = 0.01  # N m s / rad, dm_control's own
 
 
 def reacher_spec(camera_size: int = 64, delta_limit: float = 0.3) -> RobotSpec:
@@ -200,18 +202,54 @@ def fingertips(states: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 2"]:
 
 
 def build_model() -> Any:
-    """The `mujoco.MjModel` of dm_control's reacher with position servos and one close camera from above."""
+    """The `mujoco.MjModel`: dm_control's reacher (suite/reacher.xml) in numbers, with position servos and one close
+    camera from above, without its target, its contacts and its sky."""
     mujoco = import_mujoco()
-    spec = mujoco.MjSpec.from_file(str(dm_control_folder() / "suite" / "reacher.xml"))
+    spec = mujoco.MjSpec()
     spec.option.timestep = _TIMESTEP_S
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    for actuator, stiffness, damping in zip(spec.actuators, _STIFFNESS, _DAMPING, strict=True):
-        actuator.set_to_position(kp=stiffness, kv=damping)
-        actuator.gear = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-        actuator.ctrllimited = mujoco.mjtLimited.mjLIMITED_FALSE
-    spec.delete(spec.geom("target"))
-    spec.delete(spec.texture("skybox"))  # never in view, and 11 MB to upload
+    spec.option.disableflags = mujoco.mjtDisableBit.mjDSBL_CONTACT
+    spec.compiler.degree = False
+    dress(spec, floor_half_width_m=_FLOOR_HALF_WIDTH_M)
+    _add_border(mujoco, spec)
+    _add_arm(mujoco, spec)
+    for name, stiffness, damping in zip(("shoulder", "wrist"), _STIFFNESS, _DAMPING, strict=True):
+        servo = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        servo.set_to_position(kp=stiffness, kv=damping)
     field_of_view = 2.0 * math.degrees(math.atan(_VIEW_HALF_WIDTH_M / _CAMERA_HEIGHT_M))
     spec.worldbody.add_camera(name=CAMERA, pos=[0.0, 0.0, _CAMERA_HEIGHT_M], fovy=field_of_view)
-    add_distractors(mujoco, spec)
     return spec.compile()
+
+
+def _add_border(mujoco: Any, spec: Any) -> None:
+    """Four upright planes at the floor's edges, facing the middle; the close camera does not see them."""
+    for name, (x, y) in {"wall_x": (-1, 0), "wall_y": (0, -1), "wall_neg_x": (1, 0), "wall_neg_y": (0, 1)}.items():
+        facing = np.empty(4)
+        mujoco.mju_quatZ2Vec(facing, np.array([-x, -y, 0.0]))
+        spec.worldbody.add_geom(
+            name=name, type=mujoco.mjtGeom.mjGEOM_PLANE, material="decoration", quat=facing,
+            pos=[x * _FLOOR_HALF_WIDTH_M, y * _FLOOR_HALF_WIDTH_M, 0.02],
+            size=[0.02, 0.3, 0.02] if x else [0.3, 0.02, 0.02],
+        )  # fmt: skip
+
+
+def _add_arm(mujoco: Any, spec: Any) -> None:
+    """Two links of 0.12 m (the outer one's capsule is 0.1 m long) and a ball for a fingertip, turning about z."""
+    spec.worldbody.add_geom(
+        name="root", type=mujoco.mjtGeom.mjGEOM_CYLINDER, fromto=[0, 0, 0, 0, 0, 0.02], size=[0.011, 0, 0],
+        material="decoration",
+    )  # fmt: skip
+    arm = spec.worldbody.add_body(name="arm", pos=[0.0, 0.0, 0.01])
+    hand = arm.add_body(name="hand", pos=[0.12, 0.0, 0.0])
+    finger = hand.add_body(name="finger", pos=[0.12, 0.0, 0.0])
+    for body, name, length in ((arm, "arm", 0.12), (hand, "hand", 0.1)):
+        body.add_geom(
+            name=name, type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0, length, 0, 0], size=[0.01, 0, 0],
+            material="self",
+        )  # fmt: skip
+    finger.add_geom(name="finger", type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.01, 0, 0], material="effector")
+    hinge = {"type": mujoco.mjtJoint.mjJNT_HINGE, "axis": [0, 0, 1], "damping": _JOINT_DAMPING}
+    arm.add_joint(name="shoulder", **hinge)
+    hand.add_joint(
+        name="wrist", limited=mujoco.mjtLimited.mjLIMITED_TRUE, range=[-WRIST_LIMIT_RAD, WRIST_LIMIT_RAD], **hinge
+    )

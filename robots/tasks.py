@@ -141,16 +141,16 @@ def load_manifest(path_or_name: str | Path, task: Task | None = None) -> Manifes
     default the one it was made for): outside the world's bounds, or a start inside the success region.
     """
     name = str(path_or_name)
-    if name.endswith(".json") or Path(name).exists():
-        manifest = _parse(name, read_json(name))
-    else:
-        shipped = manifest_names()
-        robot = "reacher" if task is None else task.robot
-        full = name if name in shipped or name.startswith(f"{robot}-") else f"{robot}-{name}"
-        if full not in shipped:
-            raise unknown_name("manifest", full, shipped)
+    shipped = manifest_names()
+    robot = "reacher" if task is None else task.robot
+    full = name if name in shipped or name.startswith(f"{robot}-") else f"{robot}-{name}"
+    if full in shipped:  # first, for a folder called "test" lies about in many places
         content = json.loads(resources.files("vjepa_mpc").joinpath("manifests", f"{full}.json").read_text())
-        manifest = _parse(name, content)
+    elif name.endswith(".json") or Path(name).is_file():
+        content = read_json(name)
+    else:
+        raise unknown_name("manifest", full, shipped)
+    manifest = _parse(name, content)
     if task is None:
         task = find_task(manifest.robot) if manifest.robot in task_names() else ReachTask()
     _check_fit(name, manifest, task)
@@ -169,11 +169,24 @@ def _parse(name: str, content: Any) -> Manifest:
         raise InputError(f"{name} was altered (its sha256 does not match); restore the committed file.")
     try:
         pairs = tuple(
-            Pair(tuple(pair["start"]), tuple(pair["goal"]), pair["appearance"]) for pair in body.pop("pairs")
+            Pair(_numbers(pair["start"]), _numbers(pair["goal"]), _look(pair["appearance"]))
+            for pair in body.pop("pairs")
         )
         return Manifest(pairs=pairs, **body)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{name} is not a whole manifest ({error}); restore the committed file.") from error
+
+
+def _numbers(state: Any) -> tuple[float, ...]:
+    if not isinstance(state, list) or any(isinstance(one, bool) or not isinstance(one, (int, float)) for one in state):
+        raise ValueError(f"a state is a list of numbers, not {state!r}")
+    return tuple(state)
+
+
+def _look(seed: Any) -> int | None:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+        raise ValueError(f"an appearance is null or a seed of at least 0, not {seed!r}")
+    return None if seed is None else int(seed)
 
 
 def _check_fit(name: str, manifest: Manifest, task: Task) -> None:

@@ -62,6 +62,11 @@ def test_encoding_clips_equals_hugging_face(heads: int) -> None:
     torch.testing.assert_close(encode_clips(model, clips()), hugging_face(model, clips()), atol=2e-5, rtol=1e-5)
 
 
+def test_without_bias_of_queries_keys_and_values_too() -> None:
+    model = make(qkv_bias=False)
+    torch.testing.assert_close(encode_clips(model, clips()), hugging_face(model, clips()), atol=2e-5, rtol=1e-5)
+
+
 def test_single_frames_are_doubled_as_hugging_face_doubles_them() -> None:
     model, frames = make(), clips(3, 1)[:, 0]
     torch.testing.assert_close(encode_frames(model, frames), hugging_face(model, frames[:, None]), atol=2e-5, rtol=1e-5)

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.executor import Executor, LocalExecutor, Pool, RayExecutor, WorkerDiedError
+from vjepa_mpc.core.errors import InputError, WorkerDiedError
+from vjepa_mpc.executor import Executor, LocalExecutor, Pool, RayExecutor
 
 # Workers cannot import this module: its functions travel by value, as those of a user's script do.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

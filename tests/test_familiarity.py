@@ -72,13 +72,28 @@ def test_the_deviation_of_a_picture() -> None:
     assert ImagePreparation(64, resample="area").deviation(large).tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
 
 
+def test_the_grain_of_a_picture() -> None:
+    draw = np.random.default_rng(0)
+    noise = draw.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    ramp = np.broadcast_to(np.linspace(0, 255, 64)[:, None, None], (64, 64, 3)).astype(np.uint8)
+    checker = np.where((np.indices((64, 64)).sum(axis=0) % 2)[..., None], 255, 0).repeat(3, axis=2).astype(np.uint8)
+    even = np.full((64, 64, 3), 90, np.uint8)
+    found = ImagePreparation(64).grain(np.stack([noise, ramp, checker, even]))
+    # a ramp: steps of 255/63 down, none across; deviation 255/sqrt(12): by hand 1/63 * sqrt(12 / 4)
+    assert found.tolist() == pytest.approx([1.0, 3**0.5 / 63, 2**0.5, 0.0], abs=0.02)
+    large = draw.integers(0, 256, (512, 512, 3)).astype(np.uint8)  # reduced, it is noise still
+    assert float(ImagePreparation(64).grain(large[None])) > 0.8
+
+
 def test_doubt_begins_at_the_limits() -> None:
-    limit = Calibration(reached_cost=1.0, goal_score=2.0, state_radius=0.1, contrast=0.1)
-    assert doubt("It", Likeness(2.0, 0.1), limit) is None
-    assert "far from anything" in str(doubt("It", Likeness(2.1, 0.1), limit))
-    assert "score 2.1; 99 % of such pictures stay below 2)" in str(doubt("It", Likeness(2.1, 0.1), limit))
-    assert "hardly anything" in str(doubt("It", Likeness(0.0, 0.09), limit))
-    assert doubt("It", Likeness(None, 0.1), limit) is None
+    limit = Calibration(reached_cost=1.0, goal_score=2.0, state_radius=0.1, contrast=0.1, grain=0.7)
+    assert doubt("It", Likeness(2.0, 0.1, 0.7), limit) is None
+    assert "far from anything" in str(doubt("It", Likeness(2.1, 0.1, 0.7), limit))
+    assert "score 2.1; 99 % of such pictures stay below 2)" in str(doubt("It", Likeness(2.1, 0.1, 0.7), limit))
+    assert "hardly anything" in str(doubt("It", Likeness(0.0, 0.09, 0.7), limit))
+    assert "looks like noise (grain 0.71;" in str(doubt("It", Likeness(0.0, 0.1, 0.71), limit))
+    assert doubt("It", Likeness(None, 0.1, 0.0), limit) is None
+    assert doubt("It", Likeness(None, 0.1, 1.0), Calibration(1.0, None, 0.1)) is None  # not measured
 
 
 @pytest.mark.parametrize("name", ["noise", "white", "dim noise", "push-t", "point-maze", "jaco-reach", "jaco-push"])

@@ -191,7 +191,7 @@ def test_other_renderer_than_in_training_is_said(
     model = save_tiny_model(tmp_path / "model", renderer="mujoco-egl")
     out = tmp_path / "out"
     assert run("--goal", goal, "--model", model, "--start", START, "--out", out, *FAST) == 0
-    assert "mujoco-rays, but the model was trained on mujoco-egl" in capsys.readouterr().err
+    assert "mujoco-rays-2x, but the model was trained on mujoco-egl" in capsys.readouterr().err
     assert any("mujoco-egl" in note for note in json.loads((out / "plan.json").read_text())["notes"])
 
 

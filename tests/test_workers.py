@@ -15,7 +15,7 @@ import typer
 
 from vjepa_mpc.cli import workers
 from vjepa_mpc.cli.workers import launches, run_workers
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, WorkerDiedError
 
 ROOT = Path(__file__).resolve().parents[1]
 PREAMBLE = """
@@ -70,7 +70,7 @@ def test_what_all_of_them_say_is_said_once(capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_worker_is_named(victim: int) -> None:
-    with pytest.raises(InputError, match=f"Worker {victim} of 2 was ended by SIGKILL.*run the same command again"):
+    with pytest.raises(WorkerDiedError, match=f"Worker {victim} of 2 was ended by SIGKILL.*run the same command again"):
         run_workers(2, command(f"os.kill(os.getpid(), signal.SIGKILL) if rank == {victim} else lost()"))
 
 
@@ -187,7 +187,7 @@ def test_a_worker_killed_and_ctrl_c_from_the_command_line(tmp_path: Path) -> Non
     wait_for(checkpoint)
     children = subprocess.run(["pgrep", "-P", str(broken.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(children.split()[1]), signal.SIGKILL)
-    assert "Worker 1 of 2 was ended by SIGKILL" in broken.communicate(timeout=120)[1] and broken.returncode == 2
+    assert "Worker 1 of 2 was ended by SIGKILL" in broken.communicate(timeout=120)[1] and broken.returncode == 1
     before = checkpoint.read_bytes()
     interrupted = start("broken")
     deadline = time.monotonic() + 120

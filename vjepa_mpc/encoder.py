@@ -121,7 +121,8 @@ def run_layers(
     for layer in layers:
         block = layer.attention
         parts = (block.query, block.key, block.value)
-        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        weight = torch.cat([part.weight for part in parts])
+        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])  # `qkv_bias` of its config
         qkv = F.linear(layer.norm1(tokens), weight, bias).unflatten(-1, (3 * heads, head_dim))
         if tables is None:
             tables = rotary_tables(ids, grid, head_dim, qkv.dtype)

@@ -26,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import cloudpickle
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, WorkerDiedError
 
 State = TypeVar("State")
 Item = TypeVar("Item")
@@ -41,10 +41,6 @@ _AHEAD = 4
 # Worker processes on one machine: at most so many a core, but never refuse fewer than these.
 _PER_CORE, _LEAST_ALLOWED = 4, 32
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-class WorkerDiedError(RuntimeError):
-    """Workers kept dying (killed, often for lack of memory) without raising an exception."""
 
 
 @dataclass(frozen=True)

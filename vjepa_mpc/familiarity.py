@@ -22,10 +22,12 @@ FRAMES = 8_000  # training frames that are enough for the subspace, the more dif
 @dataclass(frozen=True)
 class Likeness:
     """What is known of one picture's likeness to those of training. `score`: see `Familiarity`; None for a model that
-    has no measure of it. `contrast`: deviation of its pixels about each channel's mean, of 1 from black to white."""
+    has no measure of it. `contrast`: deviation of its pixels about each channel's mean, of 1 from black to white.
+    `grain`: how little neighbouring pixels have to do with each other, 1 for noise (`ImagePreparation`)."""
 
     score: float | None
     contrast: float
+    grain: float
 
 
 class Familiarity(nn.Module):

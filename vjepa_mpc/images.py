@@ -189,6 +189,17 @@ class ImagePreparation:
         pixels = self._pixels(_as_batch(images)).div_(255)
         return (pixels - pixels.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3)).sqrt()
 
+    def grain(
+        self, images: UInt8[np.ndarray, "n height width 3"] | UInt8[Tensor, "n height width 3"]
+    ) -> Float32[Tensor, "n"]:
+        """How little neighbouring pixels have to do with each other, cropped and resized: the root mean square of
+        their differences over that of pixels drawn at random from the picture. About 1 for noise, less for whatever
+        has surfaces; 0 for a picture of one colour."""
+        pixels = self._pixels(_as_batch(images)).div_(255)
+        spread = (pixels - pixels.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3))
+        steps = (pixels.diff(dim=2).square().mean(dim=(1, 2, 3)) + pixels.diff(dim=3).square().mean(dim=(1, 2, 3))) / 2
+        return (steps / (2 * spread).clamp(min=1e-12)).sqrt()
+
     def _pixels(self, batch: UInt8[Tensor, "n height width 3"]) -> Float32[Tensor, "n 3 s s"]:
         """Cropped and resized, still from 0 to 255."""
         top, left, height, width = self.crop(batch.shape[1], batch.shape[2])

@@ -83,6 +83,8 @@ def describe(setting: Setting) -> dict[str, Any]:
             "score_limit": calibration.goal_score,
             "contrast": controller.likeness.contrast,
             "contrast_limit": calibration.contrast,
+            "grain": controller.likeness.grain,
+            "grain_limit": calibration.grain,
             "state": None if setting.goal_state is None else setting.goal_state.tolist(),
         },
         "sub_goals": [

@@ -120,6 +120,12 @@ def doubt(picture: str, likeness: Likeness, calibration: Calibration) -> str | N
             f"trained on have more than {calibration.contrast:.3g}): the plan means little; take the picture in the "
             "light of the training, with the robot in view."
         )
+    if calibration.grain is not None and likeness.grain > calibration.grain:
+        return (
+            f"{picture} looks like noise (grain {likeness.grain:.3g}; 99.9 % of the pictures the model was trained on "
+            f"have less than {calibration.grain:.3g}): the plan means little; take the picture with the robot's own "
+            "camera."
+        )
     score, limit = likeness.score, calibration.goal_score
     if score is None or limit is None or score <= limit:
         return None

@@ -6,7 +6,8 @@ be the same elsewhere. What does not fit the robot at hand is refused with both 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json, write_text
 from vjepa_mpc.core.settings import from_plain, to_plain
 from vjepa_mpc.encoder import FrameEncoder, frame_encoder
@@ -39,13 +40,20 @@ class Calibration:
 
     `reached_cost`: a view whose latent distance to the goal is below it counts as there. `goal_score`: the
     score (`Likeness`) below which 99 % of held-out frames lie; None: not measured. `contrast`: the least that
-    99.9 % of them have.
+    99.9 % of them have. `grain`: the most that 99.9 % of them have; None: not measured.
     """
 
     reached_cost: float
     goal_score: float | None
     state_radius: float
     contrast: float = 0.0
+    grain: float | None = None
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"A calibration's {field_.name} must be a finite number, not {value}.")
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,19 @@ class WorldModelConfig:
     familiar: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        frames = self.predictor.max_frames
+        if self.stride < 1:
+            raise InputError(f"A model step spans at least one control step, not {self.stride} (stride).")
+        if not 1 <= self.history < frames:
+            raise InputError(f"A history of {self.history} frames does not fit a predictor of {frames} (max_frames).")
+        if self.camera not in self.robot.cameras:
+            raise unknown_name(f"camera of {self.robot.name}", self.camera, self.robot.cameras)
+        seen = (self.latent.grid, self.latent.grid, self.latent.dim)
+        wanted = (self.predictor.grid_height, self.predictor.grid_width, self.predictor.latent_dim)
+        if seen != wanted:
+            raise InputError(f"The predictor takes latents of {wanted} (height, width, channels), not {seen}.")
 
 
 class WorldModel(nn.Module):
@@ -153,7 +174,8 @@ class WorldModel(nn.Module):
         score = None
         if self.familiarity is not None:
             score = float(self.familiarity(self.pooled(image[None]) if pooled is None else pooled))
-        return Likeness(score, float(self.config.preparation.deviation(image[None])))
+        preparation = self.config.preparation
+        return Likeness(score, float(preparation.deviation(image[None])), float(preparation.grain(image[None])))
 
     def check_fits(self, spec: RobotSpec) -> None:
         """Refuse a robot that this model was not trained for; the message holds both values."""

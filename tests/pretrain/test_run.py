@@ -265,10 +265,11 @@ def test_calibration_by_hand(trained: Path) -> None:
                 apart = (states[i] - states[j]).abs()
                 if 0.5 * LIMIT / 3 <= float(apart.max()) <= LIMIT / 3:
                     near.append(float(apart.mean()))
-    found = calibrate(model, episodes, torch.arange(101.0), torch.arange(1001.0))
+    found = calibrate(model, episodes, torch.arange(101.0), torch.arange(1001.0), torch.arange(1001.0))
     assert found.reached_cost == pytest.approx(sorted(near)[(len(near) - 1) // 2], abs=2e-3)
     assert found.state_radius == pytest.approx(LIMIT / 3)
     assert found.goal_score == pytest.approx(99.0) and found.contrast == pytest.approx(1.0)
+    assert found.grain == pytest.approx(999.0)
 
 
 def test_a_trained_model_knows_its_pictures_and_what_is_none_of_them(trained: Path, store: Path) -> None:

@@ -30,6 +30,41 @@ def robot(shared: Reacher) -> Reacher:
     return shared
 
 
+def test_its_numbers_are_dm_control_s() -> None:
+    """Motion and pictures, plain and painted, are to the bit those of dm_control's file with our servos and camera."""
+    pytest.importorskip("dm_control")
+    from vjepa_mpc.robots import reacher
+    from vjepa_mpc.robots.appearance import Painter, add_distractors
+    from vjepa_mpc.robots.rendering import MujocoRenderer, dm_control_folder, import_mujoco
+
+    mujoco = import_mujoco()
+    spec = mujoco.MjSpec.from_file(str(dm_control_folder() / "suite" / "reacher.xml"))
+    spec.option.timestep, spec.option.integrator = 0.01, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    for actuator, stiffness, damping in zip(spec.actuators, (6.0, 2.5), (0.2, 0.05), strict=True):
+        actuator.set_to_position(kp=stiffness, kv=damping)
+        actuator.gear, actuator.ctrllimited = [1.0, 0, 0, 0, 0, 0], mujoco.mjtLimited.mjLIMITED_FALSE
+    spec.delete(spec.geom("target"))
+    spec.delete(spec.texture("skybox"))
+    spec.worldbody.add_camera(name=CAMERA, pos=[0, 0, 0.75], fovy=2 * math.degrees(math.atan(0.27 / 0.75)))
+    add_distractors(mujoco, spec)
+    models = [reacher.build_model(), spec.compile()]
+    worlds = [mujoco.MjData(model) for model in models]
+    renderers = [MujocoRenderer(model, 48, 48) for model in models]
+    painters = [Painter(model, CAMERA) for model in models]
+    draw = np.random.default_rng(0)
+    for look in (None, 3, 4):
+        for painter, renderer in zip(painters, renderers, strict=True):
+            renderer.upload_textures(painter.paint_seed(look))
+        for _ in range(5):
+            wanted = draw.uniform(-2.5, 2.5, 2)  # also beyond the wrist's limit
+            for model, data in zip(models, worlds, strict=True):
+                data.ctrl[:] = wanted
+                mujoco.mj_step(model, data, nstep=20)
+            ours, theirs = (one.render(data, CAMERA) for one, data in zip(renderers, worlds, strict=True))
+            assert worlds[0].qpos.tolist() == worlds[1].qpos.tolist()
+            assert (ours == theirs).all() and ours.std() > 5
+
+
 def wrapped(angle: np.ndarray) -> np.ndarray:
     return (angle + math.pi) % (2.0 * math.pi) - math.pi
 
@@ -37,7 +72,7 @@ def wrapped(angle: np.ndarray) -> np.ndarray:
 def test_follows_the_contract(robot: Reacher) -> None:
     assert isinstance(robot, SimulatedRobot)
     assert robot.spec == reacher_spec(64)
-    assert robot.renderer_identity == f"mujoco-{robot.settings()['backend']}"
+    assert robot.renderer_identity == f"mujoco-{robot.settings()['backend']}-2x"
     with Reacher(**robot.settings()) as again:
         assert again.settings() == robot.settings()
     observation = robot.observe()
@@ -196,7 +231,7 @@ def test_appearances_are_reproducible_and_differ(robot: Reacher) -> None:
 
 
 def test_ray_casting_agrees_with_opengl(robot: Reacher) -> None:
-    if robot.renderer_identity == "mujoco-rays":
+    if robot.renderer_identity == "mujoco-rays-2x":
         pytest.skip("no OpenGL back end on this machine")
     with Reacher(camera_size=64, backend="rays") as rays:
         for seed in (None, *range(20, 28)):

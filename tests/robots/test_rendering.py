@@ -13,6 +13,7 @@ import pytest
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots import rendering
+from vjepa_mpc.robots.reacher import Reacher
 from vjepa_mpc.robots.rendering import MujocoRenderer, choose_backend, gl_backends, import_mujoco
 
 RED_SCENE = """
@@ -88,6 +89,26 @@ def test_pictures_are_the_right_way_up_in_both_renderers() -> None:
         with MujocoRenderer(model, 40, 60, backend) as renderer:
             rows, columns = np.nonzero(renderer.render(data, "top")[..., 1] > 60)
         assert rows.max() < 20 and columns.min() > 30, backend  # +x is right, +y is up
+
+
+def test_a_pixel_is_the_mean_of_what_is_drawn() -> None:
+    drawn = np.zeros((4, 6, 3), np.uint8)
+    drawn[:2, :2] = [[[255] * 3, [0] * 3], [[255] * 3, [0] * 3]]
+    drawn[2:, 4:, 1] = [[3, 0], [0, 0]]  # 0.75: rounded, not cut
+    small = rendering._mean_of_squares(drawn, 2)
+    assert small.dtype == np.uint8 and small.shape == (2, 3, 3)
+    assert small[0, 0].tolist() == [128] * 3 and small[1, 2].tolist() == [0, 1, 0] and small.sum() == 385
+
+
+@needs_gl
+def test_a_larger_picture_reduced_is_the_smaller_one() -> None:
+    with Reacher(camera_size=64) as small, Reacher(camera_size=256) as large:
+        state = np.array([0.4, 1.1])
+        seen = small.place(state).images["top"].astype(float)
+        wide = large.place(state).images["top"].astype(float)
+    reduced = wide.reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
+    one_sample = wide[2::4, 2::4]  # a pixel drawn once, as without the mean
+    assert np.abs(seen - reduced).mean() < 0.5 * np.abs(one_sample - reduced).mean()
 
 
 @needs_gl
@@ -177,7 +198,7 @@ assert "MUJOCO_GL" not in os.environ
 """
     done = run_python(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[0] in ("mujoco-egl", "mujoco-osmesa") and done.stdout.split()[1] == "True"
+    assert done.stdout.split()[0] in ("mujoco-egl-2x", "mujoco-osmesa-2x") and done.stdout.split()[1] == "True"
 
 
 def test_without_any_gl_the_reacher_is_drawn_by_rays() -> None:
@@ -193,7 +214,7 @@ robot = Reacher(camera_size=16)
 print(robot.renderer_identity, robot.observe().images["top"].mean() > 0)
 """
     done = run_python(code, MUJOCO_GL="disable")
-    assert done.stdout.split() == ["mujoco-rays", "True"], done.stderr
+    assert done.stdout.split() == ["mujoco-rays-2x", "True"], done.stderr
 
 
 @needs_gl

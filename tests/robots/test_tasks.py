@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_json
+from vjepa_mpc.robots import tasks
 from vjepa_mpc.robots.reacher import Reacher, ReachTask
 from vjepa_mpc.robots.tasks import (
     MANIFEST_SEEDS,
@@ -95,6 +97,29 @@ def test_an_altered_manifest_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="altered"):
         load_manifest(path)
+
+
+def test_a_folder_of_a_manifest_s_name_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_manifest("test").split == "test"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"start": "ab"}, "list of numbers"), ({"goal": [[1.0], 2.0]}, "list of numbers"),
+        ({"appearance": -1}, "seed of at least 0"), ({"appearance": "x"}, "seed of at least 0"),
+    ],
+)  # fmt: skip
+def test_pairs_that_are_no_numbers_are_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
+    content = json.loads(written(tmp_path, make_manifest("mine", 2, seed=9)).read_text())
+    content["pairs"][1] |= changed
+    body = {key: value for key, value in content.items() if key not in ("schema", "sha256")}
+    content["sha256"] = hashlib.sha256(tasks._canonical(body).encode()).hexdigest()
+    (tmp_path / "pairs.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        load_manifest(tmp_path / "pairs.json")
 
 
 @pytest.mark.parametrize(

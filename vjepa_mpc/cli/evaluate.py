@@ -198,7 +198,7 @@ class _Run:
         forbids = any(row["violations"]["count"] for row in self.rows.values()) or "guards" in str(self.rows)
         columns = ["policy", "n", "held [95 % Wilson]", "hit", "median end", "step (median)", "evaluations/step"]
         for column in columns + ["entered [95 % below]"] * forbids:
-            table.add_column(column, no_wrap=True)
+            table.add_column(column, overflow="fold")
         for name, row in self.rows.items():
             held, hit = row["held"], row["hit"]
             table.add_row(
@@ -211,7 +211,9 @@ class _Run:
                 f"{row['evaluations_per_step']:.0f}",
                 *[f"{row['violations']['count']} [{100 * row['violations']['upper_95']:.1f} %]"] * forbids,
             )
-        Console().print(table)
+        screen = Console()
+        # A file or a pipe has no width: nothing is folded there.
+        (screen if screen.is_terminal else Console(width=200)).print(table)
 
 
 def _recorded_chunk(out: Path | None) -> int | None:

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from vjepa_mpc import __version__
-from vjepa_mpc.core.errors import InputError, NotFiniteError, WorkerLostError
+from vjepa_mpc.core.errors import InputError, NotFiniteError, WorkerDiedError, WorkerLostError
 
 PROGRAM = "vjepa-mpc"
 
@@ -98,7 +98,7 @@ def describe(error: BaseException) -> tuple[int, str] | None:
     """The exit code and the sentence for an error the user can act on; None when it is our own defect."""
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
-    if isinstance(error, NotFiniteError):
+    if isinstance(error, (NotFiniteError, WorkerDiedError)):
         return FAILED, str(error)
     if isinstance(error, WorkerLostError):
         return LOST, str(error)

@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING
 
 import typer
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, WorkerDiedError
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def run_workers(workers: int, command: Sequence[str]) -> None:
     """Run `command` in `workers` processes to their end.
 
     Ctrl-C and SIGTERM are passed on: the workers save and leave. Raises `typer.Exit` with the code of the worker that
-    ended otherwise than well first, after showing what it said; `InputError` for one that was killed.
+    ended otherwise than well first, after showing what it said; `WorkerDiedError` for one that was killed.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
         port = _free_port()
@@ -184,7 +184,7 @@ def _judge(team: Sequence[_Worker]) -> None:
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (when memory runs out, the system does that)" if -code == signal.SIGKILL else ""
-        raise InputError(
+        raise WorkerDiedError(
             f"Worker {rank} of {len(team)} was ended by {name}{hint}, and the others stopped; run the same command "
             "again to go on from the last checkpoint."
         )

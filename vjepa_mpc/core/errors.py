@@ -26,6 +26,10 @@ class WorkerLostError(RuntimeError):
     """Another process of the same training is gone: not this one's mistake, and it cannot go on alone."""
 
 
+class WorkerDiedError(RuntimeError):
+    """Worker processes kept dying (killed, often for lack of memory) without raising an exception."""
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """The error for a `kind` (robot, planner, ...) that does not exist: offers the nearest, lists the rest."""
     names = sorted(valid)

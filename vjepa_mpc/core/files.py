@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +23,23 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _system_error(error: Exception) -> OSError | None:
+    """The operating system's refusal behind `error`, if any. torch and safetensors report a full disk by errors
+    of their own: safetensors names the number, torch says only that it could not write as many bytes as it meant to."""
+    if isinstance(error, OSError):
+        return error
+    numbered = re.search(r"\(os error (\d+)\)", str(error))
+    if numbered:
+        return OSError(int(numbered[1]), os.strerror(int(numbered[1])))
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
+
+
+def _refusal(target: Path, error: OSError) -> InputError:
+    return InputError(f"Cannot write {target}: {error.strerror or error}; what was there is kept.")
 
 
 @contextlib.contextmanager
@@ -49,11 +68,10 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600; the result should be as readable as any file
         os.replace(temporary, target)
         fsync_folder(target.parent)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(f"Cannot write {target}: {error.strerror or error}; what was there is kept.") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, Exception) and (known := _system_error(error)) is not None:
+            raise _refusal(target, known) from error
         raise
 
 
@@ -110,9 +128,8 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         os.replace(temporary, target)
         fsync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"Cannot write {target}: {error.strerror or error}; what was there is kept.") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, Exception) and (known := _system_error(error)) is not None:
+            raise _refusal(target, known) from error
         raise
