@@ -147,11 +147,12 @@ def sample_batches(n_clips: int, batch: int, seed: int, start_step: int = 0) -> 
 
 def split_episodes(episodes: int) -> tuple[list[int], list[int]]:
     """Training and validation episodes: every 20th (19, 39, ...) validates, or the last one when there are
-    fewer than 20. An episode keeps its side as the store grows. `InputError` below two episodes."""
+    fewer than 20. From 20 on an episode keeps its side as the store grows. `InputError` below two episodes."""
     if episodes < 2:
         raise InputError(f"Training and validation need at least 2 episodes, got {episodes}; collect more.")
     held = [i for i in range(episodes) if i % 20 == 19] or [episodes - 1]
-    return [i for i in range(episodes) if i not in set(held)], held
+    validates = set(held)
+    return [i for i in range(episodes) if i not in validates], held
 
 
 def _starts(store: ZarrStore, span: int, episodes: Sequence[int] | None) -> Int64[np.ndarray, "n"]:

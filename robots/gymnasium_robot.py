@@ -2,6 +2,7 @@
 
 Named `gymnasium/<id>` wherever a robot is named, e.g. `gymnasium/cube-single-v0`. What an environment does not tell
 (goals, what its numbers mean) is not made up: it can be looked at, moved and recorded; MuJoCo ones can be placed too.
+What an environment draws from NumPy's global generator (OGBench's mazes do) it draws from one of its own here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,18 +30,19 @@ class GymnasiumRobot:
     """One environment; a control step is one of its steps, whatever it takes as actions.
 
     The picture is what it renders ("rgb_array"), brought to `camera_size` (None: as it comes). Proprioception is a
-    flat observation, or `info["proprio"]`, or else nothing. `place` and `true_state` need an environment of
-    Gymnasium's MuJoCo kind (`set_state(qpos, qvel)` and `data`), as OGBench's are: the state is qpos, then qvel.
+    flat observation, or "proprio" in a named one or in `info`, or else nothing. An environment of Gymnasium's MuJoCo
+    kind (`set_state(qpos, qvel)` and `data`), as OGBench's are, is placed in qpos, then qvel. Others begin where their
+    own reset puts them: what `place` takes is then the seed of that reset, and the truth is not to be had.
     An episode that the environment ends is begun anew only by `reset`.
     """
 
     def __init__(self, env_id: str, camera_size: int | None = 64, seed: int = 0, backend: str = "auto") -> None:
         self._env = _make(env_id)
         self._id, self._seed, self._size, self._backend = env_id, seed, camera_size, backend
-        self._closed = False
+        self._closed, self._drawn = False, np.random.RandomState(seed)
         try:
             self._time_s, self._period_s = 0.0, self._period()
-            self._observed, self._info = self._env.reset(seed=seed)
+            self._begin(seed)
             self._spec = self._described()
         except Exception:
             self.close()
@@ -59,9 +62,26 @@ class GymnasiumRobot:
 
     def reset(self, seed: int | None = None) -> Observation:
         """The environment's own reset."""
-        self._observed, self._info = self._env.reset(seed=seed)
-        self._time_s = 0.0
+        self._begin(seed)
         return self.observe()
+
+    def _begin(self, seed: int | None) -> None:
+        if seed is not None:
+            self._drawn = np.random.RandomState(seed % 2**32)
+        with self._own_globals():
+            self._observed, self._info = self._env.reset(seed=seed)
+        self._time_s = 0.0
+
+    @contextlib.contextmanager
+    def _own_globals(self) -> Iterator[None]:
+        """Within, NumPy's global generator is this environment's; the process's own is left as it was."""
+        before = np.random.get_state()
+        np.random.set_state(self._drawn.get_state())
+        try:
+            yield
+        finally:
+            self._drawn.set_state(np.random.get_state())
+            np.random.set_state(before)
 
     def observe(self) -> Observation:
         return Observation({CAMERA: self._picture()}, self._felt().astype(np.float32), self._time_s)
@@ -74,7 +94,8 @@ class GymnasiumRobot:
         wanted = self._spec.check_action(action)
         sent = np.clip(wanted, self._spec.action_low, self._spec.action_high)
         dtype = self._env.action_space.dtype
-        self._observed, _, _, _, self._info = self._env.step(sent.astype(dtype))
+        with self._own_globals():
+            self._observed, _, _, _, self._info = self._env.step(sent.astype(dtype))
         self._time_s += self._period_s
         return sent
 
@@ -82,26 +103,33 @@ class GymnasiumRobot:
         """An environment moves only while it is stepped: nothing to do."""
 
     def place(self, state: Float[np.ndarray, "w"]) -> Observation:
-        """Put a MuJoCo environment into the state qpos, qvel."""
+        """Put a MuJoCo environment into the state qpos, qvel; begin any other anew by the seed that `state` holds."""
+        given = np.asarray(state, dtype=np.float64)
+        if not self._can_be_placed():
+            if given.shape != (1,) or not 0 <= given[0] < 2**31 or given[0] % 1:
+                raise InputError(f"{self._id} cannot be put into a state: begin it anew by one whole number, a seed.")
+            return self.reset(int(given[0]))
         inner, size = self._simulator(), len(self.true_state())
-        checked = np.asarray(state, dtype=np.float64)
-        if checked.shape != (size,) or not np.isfinite(checked).all():
-            raise InputError(f"A state of {self._id} is {size} finite numbers (qpos, then qvel), got {checked.shape}.")
+        if given.shape != (size,) or not np.isfinite(given).all():
+            raise InputError(f"A state of {self._id} is {size} finite numbers (qpos, then qvel), got {given.shape}.")
         positions = len(inner.data.qpos)
-        inner.set_state(checked[:positions], checked[positions:])
+        inner.set_state(given[:positions], given[positions:])
         self._time_s = 0.0
         with contextlib.suppress(AttributeError):  # so that proprioception is of the new state
             self._observed = inner._get_obs()
         return self.observe()
 
     def true_state(self) -> Float[np.ndarray, "w"]:
-        """A MuJoCo environment's qpos, then qvel."""
+        """A MuJoCo environment's qpos, then qvel; `InputError` for any other."""
         data = self._simulator().data
         return np.concatenate([data.qpos, data.qvel]).astype(np.float64)
 
     def sample_state(self, generator: np.random.Generator) -> Float[np.ndarray, "w"]:
-        """Where the environment's own reset puts it, by a seed from `generator`."""
-        self._env.reset(seed=int(generator.integers(2**31)))
+        """Where the environment's own reset puts it, by a seed from `generator`; see `place`."""
+        seed = int(generator.integers(2**31))
+        if not self._can_be_placed():
+            return np.array([float(seed)])
+        self._begin(seed)
         return self.true_state()
 
     def set_appearance(self, seed: int | None, level: float = 1.0) -> None:
@@ -150,17 +178,27 @@ class GymnasiumRobot:
         )
 
     def _period(self) -> float:
+        """The seconds of a step: pictures a second as Gymnasium asks for them; dm_control's and OGBench's arms' own
+        word; `dt`, which elsewhere may be a part of a step (stable-worldmodel's push-T), and so comes last."""
         frames = self._env.metadata.get("render_fps")
-        dt = getattr(self._env.unwrapped, "dt", None)
-        if dt is None and not frames:
-            raise InputError(f"{self._id} does not say how long a step is (neither dt nor render_fps).")
-        return float(dt if dt is not None else 1.0 / frames)
+        if frames:
+            return 1.0 / float(frames)
+        inner = self._env.unwrapped
+        for owner in (inner, getattr(inner, "env", None)):
+            said = getattr(owner, "control_timestep", None)
+            if said is not None:
+                return float(said() if callable(said) else said)
+        if getattr(inner, "dt", None) is None:
+            raise InputError(f"{self._id} does not say how long a step is (neither render_fps nor dt).")
+        return float(inner.dt)
 
     def _felt(self) -> np.ndarray:
-        observed = np.asarray(self._observed) if not isinstance(self._observed, dict) else np.zeros((0, 0))
+        named = isinstance(self._observed, Mapping)
+        observed = np.zeros((0, 0)) if named else np.asarray(self._observed)
         if observed.ndim == 1:
             return observed.astype(np.float64)
-        return np.asarray(self._info.get("proprio", np.zeros(0)), dtype=np.float64).reshape(-1)
+        felt = (self._observed if named else {}).get("proprio", self._info.get("proprio", np.zeros(0)))
+        return np.asarray(felt, dtype=np.float64).reshape(-1)
 
     def _picture(self) -> UInt8[np.ndarray, "height width 3"]:
         picture = np.asarray(self._env.render())
@@ -175,29 +213,42 @@ class GymnasiumRobot:
 
     def _simulator(self) -> Any:
         inner = self._env.unwrapped
-        if not hasattr(inner, "set_state") or not hasattr(inner, "data"):
-            raise InputError(f"{self._id} cannot be put into a state: it lacks set_state(qpos, qvel) and data.")
+        if not self._can_be_placed():
+            raise InputError(f"{self._id} does not tell its state: no set_state(qpos, qvel) and data.")
         return inner
+
+    def _can_be_placed(self) -> bool:
+        inner = self._env.unwrapped
+        if not hasattr(inner, "set_state") or not hasattr(inner, "data"):
+            return False
+        try:
+            inspect.signature(inner.set_state).bind(None, None)  # OGBench's scenes want the buttons' states as well
+        except TypeError:
+            return False
+        return True
 
 
 def _make(env_id: str) -> Any:
     """The environment with this id; packages known to register some are imported where they are installed."""
     import gymnasium
 
-    missing = []
+    missing, broken = [], ""
     for module, package in PACKAGES.items():
         if env_id in gymnasium.registry:
             break
         if importlib.util.find_spec(module) is None:
             missing.append(package)
             continue
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)  # even one that fails half-way may have registered its environments
+        except Exception as error:
+            broken += f"; {package} cannot be imported: {first_line(error)}"
     try:
         return gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True)
     except gymnasium.error.UnregisteredEnv as error:
         ways = "".join(f", or pip install {package}" for package in missing)
         raise InputError(
-            f"No environment {env_id!r} is registered with Gymnasium ({first_line(error)}): check the id{ways}."
+            f"No environment {env_id!r} is registered with Gymnasium ({first_line(error)}{broken}): check the id{ways}."
         ) from error
     except (TypeError, gymnasium.error.Error, ImportError) as error:
         raise InputError(f"Gymnasium cannot make {env_id!r}: {first_line(error)}.") from error

@@ -7,13 +7,9 @@ of them, the angles being those of R_next R^T (`vjepa_mpc.core.poses`); 4 steps 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -21,53 +17,21 @@ from jaxtyping import Float
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import Camera, RobotSpec
 from vjepa_mpc.robots.differential_ik import SiteKinematics, rotation_vector
-from vjepa_mpc.robots.rendering import import_mujoco
-from vjepa_mpc.robots.stage import dress, looking
+from vjepa_mpc.robots.panda_model import CAMERA, JOINTS, build_panda, fetches, panda_folder
 from vjepa_mpc.robots.task import Script, Task
 from vjepa_mpc.robots.world import MujocoWorld
 
-FOLDER_VARIABLE = "MUJOCO_MENAGERIE"
 CONTROL_PERIOD_S = 0.25
-CAMERA = "left"
 STEP_M, TURN_RAD, GRIPPER_STEP = 0.075, 0.2, 0.75
 LOW_M, HIGH_M = (0.35, -0.25, 0.15), (0.65, 0.25, 0.5)
 """The box in which the point between the fingertips moves; x (forwards), y, z in the base's frame."""
 TILT_RAD = 0.5
 """How far the hand's Euler angles may be from pointing down, each."""
 DOWN_RAD = (math.pi, 0.0, 0.0)
-JOINTS = tuple(f"joint{number}" for number in range(1, 8))
 HOME_RAD = (0.0, 0.1, 0.0, -2.2, 0.0, 2.3, 0.785)
 SPEED_RAD_S: Float[np.ndarray, "7"] = np.array([2.175] * 4 + [2.61] * 3)  # Franka's own limits
 FINGER_M = 0.04
 """How far each finger is from the middle when the gripper is open."""
-_TIP_M = (0.0, 0.0, 0.1034)  # the point between the fingertips in the hand's frame, as Franka's own tool frame
-_TIMESTEP_S = 0.005
-_RATE = 60.0
-_ARMATURE = (4.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0)
-_CAMERA_M, _LOOKED_AT_M = (1.35, 0.85, 0.75), (0.35, 0.0, 0.3)
-
-
-def panda_folder() -> Path:
-    """The folder of the arm's MJCF: of MuJoCo Menagerie, named by the environment variable MUJOCO_MENAGERIE or
-    brought by the package robot_descriptions. `InputError` with the way to get it when there is neither."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        for folder in (Path(named) / "franka_emika_panda", Path(named)):
-            if (folder / "panda.xml").is_file():
-                return folder
-        raise InputError(f"{FOLDER_VARIABLE}={named} has no franka_emika_panda/panda.xml; name Menagerie's folder.")
-    if importlib.util.find_spec("robot_descriptions") is not None:
-        try:
-            described = importlib.import_module("robot_descriptions.panda_mj_description")
-            return Path(described.MJCF_PATH).parent
-        except Exception as error:  # it clones from the network, and raises whatever comes of that
-            raise InputError(
-                f"robot_descriptions could not fetch the Panda ({error}); connect once, or set {FOLDER_VARIABLE}."
-            ) from error
-    raise InputError(
-        "The Panda's model is not installed: pip install 'vjepa-mpc[panda]', or set "
-        f"{FOLDER_VARIABLE} to a checkout of MuJoCo Menagerie."
-    )
 
 
 def panda_spec(camera_size: int = 64) -> RobotSpec:
@@ -158,34 +122,6 @@ class Panda(MujocoWorld):
         return self._data.site("tip").xpos.copy()
 
 
-def build_panda(folder: Path) -> Any:
-    """The compiled model of `folder`/panda.xml: servos of our own, no contacts, and all that the painter paints."""
-    mujoco = import_mujoco()
-    spec = mujoco.MjSpec.from_file(str(folder / "panda.xml"))
-    for kind in (spec.actuators, spec.tendons, spec.equalities, spec.keys, spec.sensors):
-        for item in list(kind):
-            spec.delete(item)
-    spec.option.timestep = _TIMESTEP_S
-    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    for geom in list(spec.geoms):
-        geom.contype = geom.conaffinity = 0
-        if geom.classname.name.startswith(("collision", "fingertip")):
-            spec.delete(geom)
-    for body in spec.bodies[1:]:
-        body.gravcomp = 1.0
-    spec.body("hand").add_site(name="tip", pos=_TIP_M, rgba=[0.0] * 4)
-    for name, armature in zip((*JOINTS, "finger_joint1", "finger_joint2"), (*_ARMATURE, 0.5, 0.5), strict=True):
-        spec.joint(name).armature = armature
-        servo = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        servo.set_to_position(kp=armature * _RATE**2, kv=2.0 * armature * _RATE)
-    dress(spec, floor_half_width_m=0.9)
-    for geom in spec.geoms:
-        if geom.classname.name == "visual":
-            geom.material = "effector" if geom.parent.name in ("hand", "left_finger", "right_finger") else "self"
-    spec.worldbody.add_camera(name=CAMERA, pos=_CAMERA_M, quat=looking(_CAMERA_M, _LOOKED_AT_M), fovy=46.0)
-    return spec.compile()
-
-
 def sample(generator: np.random.Generator) -> Float[np.ndarray, "7"]:
     """A place in the box, a hand tilted by up to half of `TILT_RAD` about each axis, any gripper; uniform."""
     angles = generator.uniform(-TILT_RAD / 2, TILT_RAD / 2, 3)
@@ -271,8 +207,8 @@ class PandaReachTask(Task):
 
     @property
     def missing(self) -> str | None:
-        if not os.environ.get(FOLDER_VARIABLE) and importlib.util.find_spec("robot_descriptions") is not None:
-            return None  # it fetches the model when it is first used: not for a list of tasks
+        if fetches():
+            return None  # when it is first used, not for a list of tasks
         try:
             panda_folder()
         except InputError as error:

@@ -165,7 +165,7 @@ def test_evaluating_on_another_renderers_pictures_is_told(
     short = ("--pairs", 1, "--samples", 4, "--elites", 2, "--iterations", 1, "--no-floors", "--json")
     code, out, err = leave("evaluate", "--model", model, "--backend", "rays", *short)
     assert code == 0 and ("trained on mujoco-egl: it may plan worse" in err) == told
-    assert json.loads(out)["results"][str(model)]["renderer"] == "mujoco-rays"
+    assert json.loads(out)["results"][str(model)]["renderer"] == "mujoco-rays-2x"
 
 
 def test_a_truncated_store_is_refused(tmp_path: Path, leave: Leave) -> None:

@@ -144,7 +144,7 @@ def test_python_examples_import_what_exists(page: Path) -> None:
 def test_the_readme_opens_with_the_command_that_plans_and_the_one_that_tests() -> None:
     first, second = blocks(ROOT / "README.md", "sh")[:2]
     assert [arguments[0] for arguments in commands(first)] == ["plan"]
-    assert (ROOT / "examples/goal.png").is_file() and "examples/goal.png" in first
+    assert (ROOT / "examples/goal-folded.png").is_file() and "examples/goal-folded.png" in first
     assert second.strip().endswith("-m pytest") and '".[test]"' in second
 
 

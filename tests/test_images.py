@@ -67,6 +67,12 @@ def test_every_mode_shows_white_grey_and_black(tmp_path: Path, mode: str) -> Non
     np.testing.assert_array_equal(load_image(path), np.repeat(grey[:, :, None], 3, axis=2))
 
 
+def test_bytes_in_32_bit_numbers_are_refused_for_their_white_is_unknown(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "goal.tiff")
+    with pytest.raises(InputError, match="32-bit numbers below 256"):
+        load_image(tmp_path / "goal.tiff")
+
+
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(2, 0)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")

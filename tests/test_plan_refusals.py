@@ -145,8 +145,11 @@ def test_bad_option(
     ("arguments", "words"),
     [
         ([], "needs --state"), (["--state", "nan,0"], "not finite"), (["--state", "0"], "2 values"),
-        (["--state", "0,0", "--start", "0,0"], "--start is for the simulator"),
-        (["--state", "0,0", "--robot", "reacher"], "--robot is for the simulator"),
+        (["--state", "0,0", "--start", "0,0"], "--start is for driving a robot"),
+        (["--state", "0,0", "--robot", "reacher"], "--robot is for driving a robot"),
+        (["--state", "0,0", "--max-steps", "3"], "--max-steps is for driving"),
+        (["--state", "0,0", "--backend", "rays"], "--backend is for driving"),
+        (["--state", "0,0", "--watchdog", "3"], "--watchdog is for driving"),
     ],
 )  # fmt: skip
 def test_bad_observation(

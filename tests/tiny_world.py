@@ -43,7 +43,7 @@ def save_tiny_model(folder: Path, **changes: Any) -> Path:
         ),
         "history": 2,
         "calibration": Calibration(reached_cost=1e3, goal_score=1e3, state_radius=0.1),
-        "renderer": "mujoco-rays",
+        "renderer": "mujoco-rays-2x",
     }  # fmt: skip
     with _seeded(1):
         WorldModel(WorldModelConfig(**{**fields, **changes}), encoder).save_pretrained(folder)

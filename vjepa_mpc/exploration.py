@@ -111,13 +111,15 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     actions = np.empty((steps - 1, len(spec.action_names)), np.float32)
     times = np.empty(steps, np.float64)
     world: list[list[float]] = []
+    unfelt = task is not None and task.world.names != spec.state_names  # the world is more than the robot itself feels
     segments: list[tuple[int, str]] = []
     act, until = _draw_segment(robot, task, generator, 0, segments)
     for step in range(steps):
         for name, frames in images.items():
             frames[step] = observation.images[name]
         states[step], times[step] = observation.proprioception, observation.time_s
-        world.append([round(float(value), 6) for value in robot.true_state()])
+        if unfelt:
+            world.append([round(float(value), 6) for value in robot.true_state()])
         if step == steps - 1:
             break
         if step == until:
@@ -133,7 +135,7 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     }
     if settings.factors:
         metadata["factors"] = dict(settings.factors) if varied else {}
-    if task is not None and task.world.names != spec.state_names:  # what the robot itself cannot feel
+    if unfelt:
         metadata["world_states"] = world
     return Episode(images, states, actions, times - times[0], metadata)
 

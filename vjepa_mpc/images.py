@@ -105,6 +105,8 @@ def _to_rgb(image: Image.Image, path: Path) -> UInt8[np.ndarray, "height width 3
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
+        if upright.mode == "I" and np.asarray(upright).max() < 256:
+            raise InputError(f"{path} holds 32-bit numbers below 256, whose white is unknown; save it as an 8-bit PNG.")
         grey = _deep_grey(np.asarray(upright), path)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if upright.has_transparency_data:

@@ -213,6 +213,12 @@ def save_record(record: dict[str, Any], folder: Path, files: Sequence[str]) -> N
     write_json(folder / RECORD, record)
 
 
+def remove_others(folder: Path, record: dict[str, Any]) -> None:
+    """Remove a video and a landscape that `record` does not name: they are of an earlier plan into this folder."""
+    for name in {VIDEO, ENERGY} - set(record["files"]):
+        (folder / name).unlink(missing_ok=True)
+
+
 def save_energy(controller: Controller, decision: Decision, folder: Path) -> None:
     """Draw the cost of one action held over the plan's horizon, as `decision` saw it, into energy.png.
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from vjepa_mpc.core.files import atomic_path
 from vjepa_mpc.recorders import write_video
-from vjepa_mpc.robots.base import SimulatedRobot
+from vjepa_mpc.robots.base import Robot, SimulatedRobot
 from vjepa_mpc.robots.dynamics import LOOKS
 from vjepa_mpc.robots.task import Task, led_script
 from vjepa_mpc.robots.world import MujocoWorld, vary_world
@@ -77,6 +77,20 @@ def show(
     return sheet, video, episode
 
 
+def show_wandering(robot: Robot, name: str, folder: Path, seed: int = 0, steps: int = 50) -> tuple[Path, Path]:
+    """The same two files for a robot without a task, such as a Gymnasium environment: random actions from its reset."""
+    generator, camera = np.random.default_rng(seed), next(iter(robot.spec.cameras))
+    pictures = [robot.reset(seed).images[camera]]
+    for _ in range(steps):
+        robot.apply(generator.uniform(robot.spec.action_low, robot.spec.action_high))
+        pictures.append(robot.observe().images[camera])
+    chosen = [round(steps * index / (COLUMNS - 1)) for index in range(COLUMNS)]
+    sheet, video = folder / f"{name}.png", folder / f"{name}.mp4"
+    _save_sheet([(f"step {step}", pictures[step]) for step in chosen], sheet)
+    write_video(video, [_enlarged(picture) for picture in pictures], 1.0 / robot.spec.control_period_s)
+    return sheet, video
+
+
 def _save_sheet(cells: list[tuple[str, Picture]], path: Path) -> None:
     from PIL import Image, ImageDraw, ImageFont
 
@@ -93,7 +107,7 @@ def _save_sheet(cells: list[tuple[str, Picture]], path: Path) -> None:
         sheet.save(temporary, format="png")
 
 
-def _enlarged(picture: Picture) -> Picture:
+def _enlarged(picture: Picture) -> UInt8[np.ndarray, "tall wide 3"]:
     """At least 192 pixels high, in hard pixels."""
     factor = max(1, -(-192 // picture.shape[0]))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)

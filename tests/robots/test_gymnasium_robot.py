@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,3 +120,71 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("vjepa_mpc.robots.gymnasium_robot.importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install ogbench, or pip install stable-worldmodel"):
         make_robot("gymnasium/cube-single-v0")
+
+
+class Dice(Bead):
+    """Says its pictures a second, draws from NumPy's global generator, and is no MuJoCo environment."""
+
+    dt = 0.01  # a part of a step
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        gymnasium.Env.reset(self, seed=seed)
+        self.data.qpos = np.random.uniform(-1, 1, 2)
+        return {"proprio": self._get_obs(), "other": 0}, {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.data.qpos = np.clip(self.data.qpos + action * np.random.uniform(), -1, 1)
+        return {"proprio": self._get_obs(), "other": 0}, 0.0, False, False, {}
+
+    def set_state(self, qpos: np.ndarray, qvel: np.ndarray, buttons: np.ndarray) -> None:  # type: ignore[override]
+        raise AssertionError("as OGBench's scenes, not to be called with two")
+
+
+@pytest.fixture
+def dice() -> Iterator[GymnasiumRobot]:
+    gymnasium.register("Dice-v0", entry_point=lambda **settings: Dice(**settings))
+    try:
+        with make_robot("gymnasium/Dice-v0", camera_size=None) as robot:  # type: ignore[attr-defined]
+            yield robot
+    finally:
+        gymnasium.registry.pop("Dice-v0", None)
+
+
+def test_an_environment_that_cannot_be_placed_begins_by_a_seed(dice: GymnasiumRobot) -> None:
+    assert dice.spec.control_period_s == 0.05 and dice.spec.state_names == ("state_0", "state_1")
+    start = dice.sample_state(np.random.default_rng(0))
+    assert start.shape == (1,)
+    assert np.array_equal(dice.place(start).proprioception, dice.place(start).proprioception)
+    with pytest.raises(InputError, match="does not tell its state"):
+        dice.true_state()
+    for wrong in ([0.5], [-1.0], [0.0, 0.0]):
+        with pytest.raises(InputError, match="one whole number"):
+            dice.place(np.array(wrong))
+    settings = EpisodeSettings(robot="gymnasium/Dice-v0", frames=12, appearance="plain")
+    assert simulate_episode(dice, settings, 0).digest() == simulate_episode(dice, settings, 0).digest()
+
+
+def test_the_global_generator_is_left_alone_and_does_not_matter(dice: GymnasiumRobot) -> None:
+    ends = []
+    for _ in range(2):
+        before = np.random.get_state(legacy=False)["state"]["key"]
+        dice.reset(7)
+        dice.apply(np.array([0.1, 0.1]))
+        ends.append(dice.observe().proprioception)
+        assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before)
+        np.random.uniform(size=1000)
+    assert np.array_equal(*ends)
+
+
+def test_a_package_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ogbench.py").write_text("raise RuntimeError('operator nms does not exist')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="ogbench cannot be imported: operator nms does not exist"):
+        make_robot("gymnasium/cube-single-v0")
+
+
+def test_tasks_show_writes_a_sheet_and_a_video_of_it(dice: GymnasiumRobot, tmp_path: Path) -> None:
+    from vjepa_mpc.showcase import show_wandering
+
+    sheet, video = show_wandering(dice, "dice", tmp_path, steps=6)
+    assert sheet.stat().st_size > 0 and video.stat().st_size > 0

@@ -1,4 +1,4 @@
-"""The Panda's interface on a stand-in with its kinematics; and what is said where no model of it is to be had."""
+"""The Panda's interface on a stand-in with its kinematics and, where it is at hand, on its own model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from stand_in_panda import write_stand_in
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.factory import make_robot
 from vjepa_mpc.robots.panda import (
-    FOLDER_VARIABLE,
     HIGH_M,
     SPEED_RAD_S,
     TILT_RAD,
@@ -25,10 +24,10 @@ from vjepa_mpc.robots.panda import (
     difference,
     matrix,
     moved,
-    panda_folder,
     sample,
     tilt,
 )
+from vjepa_mpc.robots.panda_model import FOLDER_VARIABLE, build_panda, cluster_vertices, fetches, panda_folder
 from vjepa_mpc.robots.tasks import load_manifest, play_script
 
 
@@ -112,10 +111,59 @@ def test_without_its_model_one_sentence_says_how_to_get_it(monkeypatch: pytest.M
         panda_folder()
     assert "has no franka_emika_panda" in str(PandaReachTask().missing)
     monkeypatch.delenv(FOLDER_VARIABLE)
-    monkeypatch.setattr("vjepa_mpc.robots.panda.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'vjepa-mpc\[panda\]'"):
+    monkeypatch.setattr("vjepa_mpc.robots.panda_model.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install --no-deps genesis-world"):
         make_robot("panda-reach")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), FOLDER_VARIABLE: str(tmp_path)}
     command = [sys.executable, "-m", "vjepa_mpc.cli.main", "tasks"]
     run = subprocess.run([*command, "show", "panda-reach"], capture_output=True, text=True, env=environment)
     assert run.returncode == 2 and "has no franka_emika_panda" in run.stderr + run.stdout
+
+
+def test_the_copy_of_genesis_world_is_read_and_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    assets = tmp_path / "genesis" / "assets" / "xml"
+    assets.mkdir(parents=True)
+    (tmp_path / "genesis" / "__init__.py").write_text("raise AssertionError('imported')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    write_stand_in(assets)
+    assert panda_folder() == assets / "franka_emika_panda"
+    assert not fetches() and PandaReachTask().missing is None
+    (assets / "franka_emika_panda" / "panda.xml").unlink()  # another package of that name
+    if not fetches():
+        assert "pip install --no-deps genesis-world" in str(PandaReachTask().missing)
+
+
+def test_clustered_vertices_keep_the_shape() -> None:
+    """A finely meshed sphere of 50 mm stays one, with a tenth of the faces; nothing moves by more than a cell."""
+    rows, columns = np.meshgrid(np.linspace(0.0, math.pi, 61), np.linspace(0.0, 2 * math.pi, 121), indexing="ij")
+    points = 0.05 * np.stack([np.sin(rows) * np.cos(columns), np.sin(rows) * np.sin(columns), np.cos(rows)], axis=-1)
+    corner = (np.arange(60)[:, None] * 121 + np.arange(120)).ravel()
+    halves = [[corner, corner + 121, corner + 1], [corner + 1, corner + 121, corner + 122]]
+    faces = np.concatenate([np.stack(half, axis=1) for half in halves])
+    vertices, left = cluster_vertices(points.reshape(-1, 3), faces, 0.008)
+    assert len(left) < len(faces) / 10 and len(vertices) < len(points.reshape(-1, 3)) / 10
+    assert np.abs(np.linalg.norm(vertices, axis=1) - 0.05).max() < 0.002
+    a, b, c = (vertices[left[:, index]] for index in range(3))
+    area = np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2
+    assert area == pytest.approx(4 * math.pi * 0.05**2, rel=0.05)
+    assert (np.sort(left, axis=1)[:, :2] < np.sort(left, axis=1)[:, 1:]).all()
+    assert len({tuple(face) for face in np.sort(left, axis=1).tolist()}) == len(left)
+
+
+def test_on_menageries_own_model() -> None:
+    """Run where the model is at hand without a download: placed to 1e-6, moved as told, frozen goals held, light."""
+    if fetches() or PandaReachTask().missing is not None:
+        pytest.skip("no model of the Panda here: pip install --no-deps genesis-world")
+    model = build_panda(panda_folder())
+    assert model.nmesh > 10 and model.nmeshface < 60_000
+    robot, task, generator = Panda(camera_size=32), PandaReachTask(), np.random.default_rng(2)
+    with robot:
+        state = sample(generator)
+        assert robot.place(state) is not None and robot.true_state() == pytest.approx(state, abs=1e-6)
+        for _ in range(20):
+            before = robot.true_state()
+            applied = robot.apply(generator.uniform(robot.spec.action_low, robot.spec.action_high))
+            assert difference(before, robot.true_state()) == pytest.approx(applied, abs=0.01)
+        for pair in load_manifest("panda-reach-test").pairs[:3]:
+            assert task.held(play_script(robot, task, np.array(pair.start), np.array(pair.goal)))

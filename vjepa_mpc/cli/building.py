@@ -55,6 +55,8 @@ def choose_device(name: str) -> torch.device:
         raise unknown_name("device", name, ("auto", "cpu", "cuda")) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no usable CUDA GPU here; leave --device out, or use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"There is no {name} here, but {torch.cuda.device_count()} CUDA GPU(s), numbered from 0.")
     if device.type not in ("cpu", "cuda"):
         raise unknown_name("device", name, ("auto", "cpu", "cuda"))
     return device

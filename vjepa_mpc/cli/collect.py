@@ -34,9 +34,8 @@ def collect(
     Run again with the same settings to continue an interrupted collection, or with more --episodes to
     extend it. Ctrl-C keeps every finished episode.
     """
-    import os
 
-    from vjepa_mpc.cli.building import parse_levels
+    from vjepa_mpc.cli.building import parse_levels, usable_cores
     from vjepa_mpc.collect import CollectSettings
     from vjepa_mpc.collect import collect as run
     from vjepa_mpc.exploration import EpisodeSettings
@@ -55,7 +54,7 @@ def collect(
         camera_size=size,
         factors=tuple(sorted(parse_levels(vary).items())),
     )
-    settings = CollectSettings(out, episodes, (os.cpu_count() or 1) if workers is None else workers, episode)
+    settings = CollectSettings(out, episodes, usable_cores() if workers is None else workers, episode)
     with _progress(frames) as show:
         report = run(settings, show)
     if json_output:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -122,8 +121,10 @@ def check_torch() -> Iterator[Finding]:
     """Which build of torch, and how many threads it uses."""
     import torch
 
+    from vjepa_mpc.cli.building import usable_cores
+
     build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     threads = torch.get_num_threads()
     yield Finding("torch", "ok", f"{torch.__version__}, built {build}")
     if threads > cores:

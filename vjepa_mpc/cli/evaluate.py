@@ -174,6 +174,7 @@ class _Run:
                 bar.update(task, advance=1, held=held)
 
             results = play(manifest, setup, executor, pairs=pairs, log=log, on_result=on_result)
+            bar.update(task, completed=total, held=sum(result.held for result in results))  # with an earlier run's
         self.rows[name] = summarise(results, setup.task) | played
 
     def close(self) -> None:

@@ -53,6 +53,8 @@ def landscape(
     check_writable(out)
     limit_threads(threads)
     world = WorldModel.from_pretrained(model_folder(model), choose_device(device))
+    if world.config.calibration is None:
+        typer.echo("Warning: this model has no calibration: its training was never finished, or never begun.", err=True)
     if logs is not None:
         for name, value in (("--observation", observation), ("--state", state), ("--goal", goal), ("--action", action)):
             if value is not None:

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 REACHED, NOT_REACHED, INTERRUPTED = 0, 3, 130
 PLANNING, SIMULATION, PICTURES, OUTPUT = "Planning", "Simulation", "One plan from two pictures", "Output"
 GUARDRAILS = "Guardrails"
+MAX_STEPS = 50
 
 
 def plan(
     goal: list[Path] = typer.Option(..., help="Picture of the goal, of any size; several are sub-goals in order."),
     model: str | None = typer.Option(None, help=MODEL_HELP),
-    max_steps: int = typer.Option(50, min=1, help="Give up a goal after so many actions."),
+    max_steps: int | None = typer.Option(
+        None, min=1, help="Give up a goal after so many actions.", show_default=str(MAX_STEPS)
+    ),
     preset: str | None = typer.Option(
         None, help="vjepa2-ac: V-JEPA 2-AC's planner as published (for models of poses).", rich_help_panel=PLANNING
     ),
@@ -110,8 +113,8 @@ def plan(
     job = _Job(
         goal, model, preset, planner, horizon, samples, iterations, elites, settings, seed, device, out, screen,
         memory_budget,
-        {"max_steps": max_steps, "device": device, "backend": backend, "appearance": appearance, "threads": threads,
-         "rate": rate, "deadline": deadline},
+        {"max_steps": max_steps or MAX_STEPS, "device": device, "backend": backend, "appearance": appearance,
+         "threads": threads, "rate": rate, "deadline": deadline},
         started,
         guarding.GuardOptions(
             tuple(keep_out), margin, workspace, pose_box, tuple(avoid), change_limit, acceleration_limit, watchdog,
@@ -120,10 +123,14 @@ def plan(
         legs,
     )  # fmt: skip
     if observation is not None:
-        given = {"--start": start, "--robot": robot, "--appearance": appearance, "--goal-state": goal_state}
+        given = {
+            "--start": start, "--robot": robot, "--appearance": appearance, "--goal-state": goal_state,
+            "--backend": None if backend == "auto" else backend, "--max-steps": max_steps, "--rate": rate,
+            "--watchdog": watchdog, "--surprise": surprise or None,
+        }  # fmt: skip
         for name, value in given.items():
             if value is not None:
-                raise InputError(f"{name} is for the simulator, which --observation does without; leave one out.")
+                raise InputError(f"{name} is for driving a robot, and --observation plans only once; leave one out.")
         if state is None:
             raise InputError('--observation needs --state "q1,q2": the robot\'s state in that picture.')
         code = _from_pictures(job, observation, guarding.numbers("--state", state))
@@ -234,7 +241,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
 
 def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> int:
     """One plan from two pictures."""
-    from vjepa_mpc.plan_files import ENERGY, save_energy, save_record, single_record
+    from vjepa_mpc.plan_files import ENERGY, remove_others, save_energy, save_record, single_record
     from vjepa_mpc.planning import doubt, load_goal, plan_through
 
     now = load_goal(observation)
@@ -248,8 +255,10 @@ def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> in
     setting = _setting(job, ready, None)
     timing = {"load_s": ready.load_s, "total_s": time.perf_counter() - job.started}
     record = single_record(setting, now, state, decisions, timing)
-    save_record(record, job.out, [ENERGY])
+    save_record(record, job.out, [])
     save_energy(ready.controllers[0], decisions[0], job.out)
+    save_record(record, job.out, [ENERGY])
+    remove_others(job.out, record)
     job.screen.single(record, job.out)
     return REACHED
 
@@ -297,18 +306,22 @@ def _period(rate: float | None) -> float | None:
 def _finish(
     job: _Job, ready: _Ready, setting: Setting, outcome: OrderedOutcome, timing: dict[str, float], video: Any
 ) -> int:
-    """Save what there is, say how it ended."""
-    from vjepa_mpc.plan_files import ENERGY, VIDEO, episode_record, save_energy, save_record
+    """Save what there is, say how it ended. plan.json comes first and names what has come after it, so that whatever
+    stops this (Ctrl-C, a full disk) leaves a record that is true."""
+    from vjepa_mpc.plan_files import ENERGY, VIDEO, episode_record, remove_others, save_energy, save_record
     from vjepa_mpc.planning import interrupt_held
 
     record = episode_record(setting, outcome, timing)
     if outcome.records:
         with interrupt_held():
-            save_record(record, job.out, [VIDEO, ENERGY])
+            save_record(record, job.out, [])
             video.close()
+            save_record(record, job.out, [VIDEO])
         first = ready.controllers[0]
         if first.first is not None:
             save_energy(first, first.first, job.out)
+            save_record(record, job.out, [VIDEO, ENERGY])
+        remove_others(job.out, record)
     if outcome.error is not None:
         raise outcome.error
     job.screen.episode(record, outcome.records, job.out)

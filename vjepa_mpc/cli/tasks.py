@@ -11,7 +11,7 @@ from vjepa_mpc.cli.building import VARY_HELP
 
 app = typer.Typer(help="List tasks, show one, measure what a step costs, freeze start/goal pairs.")
 
-NAME = typer.Argument(..., help="A task's name, or module:Class.")
+NAME = typer.Argument(..., help="A task's name, or module:Class (show: also gymnasium/<id>).")
 BACKEND = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL).")
 
 
@@ -74,11 +74,17 @@ def show(
     vary: list[str] = typer.Option([], help=VARY_HELP),
     backend: str = BACKEND,
 ) -> None:
-    """Write a contact sheet and a short video: the task's own script at work, and other looks."""
+    """Write a contact sheet and a short video: the task's own script at work, and other looks.
+
+    Of gymnasium/<id>, which has no script, random actions.
+    """
     from vjepa_mpc.cli.building import parse_levels
     from vjepa_mpc.showcase import show as write
 
     levels = parse_levels(vary)
+    if name.startswith("gymnasium/"):
+        _show_environment(name, out, size, seed, levels)
+        return
     task, robot = _built(name, size, backend)
     try:
         sheet, video, episode = write(robot, task, out, seed, levels)
@@ -86,6 +92,21 @@ def show(
         robot.close()
     end = f"{100 * episode.distances[-1]:.1f} cm from the goal"
     typer.echo(f"{sheet} and {video}: the script {'holds' if episode.held else 'does NOT hold'}, and ends {end}.")
+
+
+def _show_environment(name: str, out: Path, size: int, seed: int, levels: dict[str, float]) -> None:
+    from vjepa_mpc.core.errors import InputError
+    from vjepa_mpc.robots.factory import make_robot
+    from vjepa_mpc.showcase import show_wandering
+
+    if levels:
+        raise InputError(f"{name} has no factors of variation; leave --vary out.")
+    robot = make_robot(name, camera_size=size, seed=seed)
+    try:
+        sheet, video = show_wandering(robot, name.replace("/", "-"), out, seed)
+    finally:
+        robot.close()
+    typer.echo(f"{sheet} and {video}: random actions, as {name} has no task of ours.")
 
 
 @app.command()
