@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -15,25 +13,10 @@ from vjepa_mpc.datasets.cache import FrameCache, LatentCache
 from vjepa_mpc.datasets.encoding import Encode, Encoding, Half, Pictures, Work, here
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.executor import Executor
+from vjepa_mpc.pretrain.source import CacheProgress, Source
 from vjepa_mpc.world_model import WorldModel
 
 BATCH = 256  # pictures encoded at once
-
-CacheProgress = Callable[[str, int, int], None]
-"""Called as progress(what, rows done, rows in all) while a cache is made."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where trajectories come from: a store, one of its cameras, and where its caches lie (None: beside it), which
-    together take at most `most` bytes (None: any). `numbers`: latents are kept in fp16 or bf16."""
-
-    store: Path
-    camera: str | None = None
-    cache: Path | None = None
-    most: int | None = None
-    numbers: str = "fp16"
-
 
 def cache_frames(source: Source, store: ZarrStore, camera: str, caching: CacheProgress | None = None) -> FrameCache:
     """The decoded frames of a camera."""

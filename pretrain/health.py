@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.pretrain import ranks
 
 COLLAPSED_SPREAD = 0.02
 """Mean standard deviation over a batch, per position and channel, of layer-normed latents (whose overall
@@ -32,9 +33,10 @@ class CollapseError(InputError):
 
 def effective_rank(matrix: Float[Tensor, "n d"]) -> float:
     """exp of the entropy of the singular values' shares (Roy & Vetterli 2007, definition 1): 1 for a line, d when all
-    directions count alike, 0 for a matrix of zeros."""
+    directions count alike, 0 for a matrix of zeros. The rows are those of all ranks."""
     rows = matrix.detach().double()
-    gram = rows.T @ rows if rows.shape[0] >= rows.shape[1] else rows @ rows.T
+    tall = rows.shape[0] >= rows.shape[1] or ranks.count() > 1
+    gram = ranks.average(rows.T @ rows) if tall else rows @ rows.T
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     # squared, singular values lose half of their digits: what is below is rounding
     values = torch.where(values > 1e-7 * values.max(), values, torch.zeros_like(values))
@@ -49,15 +51,16 @@ def health(features: Callable[[], Float[Tensor, "b n d"]]) -> dict[str, Callable
 
     `spread`: standard deviation over the batch, mean over positions and channels; `spread_least` and `spread_most`: of
     the positions where its mean over channels is least and most; `places`: deviation over the positions of a picture,
-    mean over pictures and channels; `rank`: effective rank of the content.
+    mean over pictures and channels; `rank`: effective rank of the content. The batch is that of all ranks; what is a
+    mean over pictures is this rank's, and the trainer averages it.
     """
     given = cache(lambda: features().detach().float())
 
     def by_position() -> Float[Tensor, "n"]:
-        return given().std(dim=0).mean(dim=-1)
+        return _deviation(given()).mean(dim=-1)
 
     return {
-        "spread": lambda: float(given().std(dim=0).mean()),
+        "spread": lambda: float(_deviation(given()).mean()),
         "spread_least": lambda: float(by_position().min()),
         "spread_most": lambda: float(by_position().max()),
         "places": lambda: float(given().std(dim=1, correction=0).mean()),
@@ -65,9 +68,13 @@ def health(features: Callable[[], Float[Tensor, "b n d"]]) -> dict[str, Callable
     }
 
 
+def _deviation(features: Float[Tensor, "b n d"]) -> Float[Tensor, "n d"]:
+    return features.std(dim=0) if ranks.count() == 1 else ranks.variance(features).sqrt()
+
+
 def _content(features: Float[Tensor, "b n d"]) -> Float[Tensor, "m d"]:
     """Tokens without their position's mean; in double precision, or equal ones would leave their rounding."""
-    return (features - features.mean(dim=0)).flatten(0, 1)
+    return (features - ranks.average(features.mean(dim=0))).flatten(0, 1)
 
 
 def check_health(figures: Mapping[str, float], remedy: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.encoder import encode_clips, encode_frames
+from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.inverse import ActionPairs
 from vjepa_mpc.pretrain.mask_predictor import MaskedModules, at, follow, normed
 from vjepa_mpc.pretrain.masks import block_size, blocks, positions_of
@@ -115,7 +116,10 @@ class IJepaLearner(EncoderLearner):
         rng = np.random.default_rng((self.seed, step, 1))
         clip, pairs = self.clips(step)
         pictures = self.pictures(clip.frames)
-        return IJepaBatch(pictures, multi_block(self.settings, len(pictures), rng), pairs)
+        drawn = multi_block(self.settings, len(pictures) * ranks.count(), rng)
+        part = ranks.share(len(drawn.context))
+        own = MultiBlock(drawn.context[part], tuple(target[part] for target in drawn.targets))
+        return IJepaBatch(pictures, own, pairs)
 
     def loss(self, batch: IJepaBatch, step: int) -> tuple[Tensor, dict[str, Any]]:
         modules, settings = self.modules, self.settings

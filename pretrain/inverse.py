@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.clips import Clip
 from vjepa_mpc.latents import LatentConfig, LatentSpace
-from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
+from vjepa_mpc.pretrain import ranks
+from vjepa_mpc.pretrain.data import Batches
 
 GRID = 4
 """Positions a side that latents are pooled to, as `train` pools them by default."""
@@ -39,11 +40,18 @@ def action_pairs(clip: Clip, rng: np.random.Generator, *, neighbours: bool) -> A
     """Two frames drawn from each clip, the earlier first; with `neighbours` one right after the other, for actions
     that cannot be added up."""
     count, length = clip.frames.shape[:2]
+    return _pairs_at(clip, _drawn(count, length, rng, neighbours))
+
+
+def _drawn(count: int, length: int, rng: np.random.Generator, neighbours: bool) -> Int64[np.ndarray, "b 2"]:
     if neighbours:
         first = rng.integers(length - 1, size=count)
-        pair = np.stack([first, first + 1], axis=1)
-    else:
-        pair = np.sort(rng.random((count, length)).argsort(axis=1)[:, :2], axis=1)
+        return np.stack([first, first + 1], axis=1)
+    return np.sort(rng.random((count, length)).argsort(axis=1)[:, :2], axis=1)
+
+
+def _pairs_at(clip: Clip, pair: Int64[np.ndarray, "b 2"]) -> ActionPairs:
+    count, length = clip.frames.shape[:2]
     steps = np.arange(length - 1)
     between = torch.from_numpy((steps >= pair[:, :1]) & (steps < pair[:, 1:]))
     actions = (clip.actions * between[..., None]).sum(dim=1)
@@ -57,21 +65,28 @@ class PairSource:
     where there is nothing to learn from: clips of one frame, stores without common actions, a robot that never moves.
     """
 
-    def __init__(self, data: ClipBatches | MixtureBatches, seed: int) -> None:
+    def __init__(self, data: Batches, seed: int) -> None:
         self._neighbours, self._seed = not data.clips.additive, seed
-        clips = [data.batch(step) for step in range(SCALE_STEPS)]
+        clips = [data.whole(step) for step in range(SCALE_STEPS)]
         if clips[0].frames.shape[1] < 2:
             raise InputError("Inverse dynamics needs clips of at least 2 frames; raise --frames.")
         if clips[0].actions.shape[-1] == 0:
             raise InputError("Inverse dynamics needs stores whose actions agree in number; leave --inverse out.")
-        pairs = [self.pairs(clip, step) for step, clip in enumerate(clips)]
+        pairs = [
+            action_pairs(clip, self._generator(step), neighbours=self._neighbours) for step, clip in enumerate(clips)
+        ]
         self.scale = torch.cat([pair.actions for pair in pairs]).square().mean(dim=0).sqrt()
         if not bool((self.scale > 0).any()):
             raise InputError("No action in the clips differs from zero: there is nothing for --inverse to read.")
 
     def pairs(self, clip: Clip, step: int) -> ActionPairs:
-        """The pairs of step `step` from its clips."""
-        return action_pairs(clip, np.random.default_rng((self._seed, step, 2)), neighbours=self._neighbours)
+        """The pairs of step `step` from its clips, which are this rank's."""
+        count, length = clip.frames.shape[:2]
+        drawn = _drawn(count * ranks.count(), length, self._generator(step), self._neighbours)
+        return _pairs_at(clip, drawn[ranks.share(len(drawn))])
+
+    def _generator(self, step: int) -> np.random.Generator:
+        return np.random.default_rng((self._seed, step, 2))
 
 
 class InverseDynamics(nn.Module):

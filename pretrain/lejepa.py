@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.encoder import build_encoder, encode_clips, encode_frames
+from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.inverse import ActionPairs
 from vjepa_mpc.pretrain.mask_predictor import normed
 from vjepa_mpc.pretrain.masks import block_size, blocks, positions_of
@@ -95,6 +96,31 @@ def draw_views(
     return Views(positions_of(covered, 1, rng).unflatten(0, (views, count)), gain, shift)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the batch of all ranks; with one rank it is torch's."""
+
+    def forward(self, input: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        if ranks.count() == 1 or not self.training:
+            return super().forward(input)
+        values, count = input.float(), len(input) * ranks.count()
+        mean = ranks.average(values.mean(dim=0))
+        variance = ranks.average((values - mean).square().mean(dim=0))
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        normed = (values - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+        return normed.to(input.dtype)
+
+
+def own(views: Views) -> Views:
+    """Those of this rank's pictures."""
+    part = ranks.share(views.ids.shape[1])
+    return Views(views.ids[:, part], views.gain[:, part], views.shift[:, part])
+
+
 class LeJepaModules(EncoderModules):
     """Encoder, projector, and perhaps inverse dynamics."""
 
@@ -104,8 +130,8 @@ class LeJepaModules(EncoderModules):
         self.encoder = build_encoder(config)
         width = settings.projector_width
         self.projector = nn.Sequential(
-            nn.Linear(config.hidden_size, width), nn.BatchNorm1d(width), nn.ReLU(),
-            nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(),
+            nn.Linear(config.hidden_size, width), BatchNorm(width), nn.ReLU(),
+            nn.Linear(width, width), BatchNorm(width), nn.ReLU(),
             nn.Linear(width, settings.embedding),
         )  # fmt: skip
         self.inverse = self.inverse_for(config, action_scale)
@@ -126,8 +152,9 @@ class LeJepaLearner(EncoderLearner):
         rng = np.random.default_rng((self.seed, step, 1))
         clip, pairs = self.clips(step)
         pictures = self.pictures(clip.frames)
+        count = len(pictures) * ranks.count()
         kinds = ((settings.global_views, settings.global_scale), (settings.local_views, settings.local_scale))
-        views = tuple(draw_views(settings, number, scale, len(pictures), rng) for number, scale in kinds if number)
+        views = tuple(own(draw_views(settings, number, scale, count, rng)) for number, scale in kinds if number)
         return LeJepaBatch(pictures, views, pairs)
 
     def embed(self, pixels: Float[Tensor, "n 3 s s"], views: tuple[Views, ...]) -> Float[Tensor, "v n e"]:
@@ -147,7 +174,7 @@ class LeJepaLearner(EncoderLearner):
         centre = embedded[: settings.global_views].mean(dim=0)
         prediction = (centre - embedded).square().mean()
         statistic = torch.stack([self.statistic(view, step) for view in embedded]).mean()
-        loss = (1 - weight) * prediction + weight * embedded.shape[1] * statistic
+        loss = (1 - weight) * prediction + weight * embedded.shape[1] * ranks.count() * statistic
 
         def features() -> Tensor:
             return normed(encode_frames(self.modules.encoder, pixels))

@@ -20,7 +20,8 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.clips import Clip
 from vjepa_mpc.encoder import encode_frames, encoder_grid
 from vjepa_mpc.images import ImagePreparation
-from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
+from vjepa_mpc.pretrain import ranks
+from vjepa_mpc.pretrain.data import Batches
 from vjepa_mpc.pretrain.health import check_health, health
 from vjepa_mpc.pretrain.inverse import ActionPairs, InverseDynamics, PairSource
 from vjepa_mpc.pretrain.sigreg import sigreg
@@ -118,13 +119,15 @@ class EncoderLearner(ABC):
     def __init__(
         self,
         settings: ObjectiveSettings,
-        data: ClipBatches | MixtureBatches,
+        data: Batches,
         preparation: ImagePreparation,
         device: torch.device,
         seed: int,
     ) -> None:
-        if data.size < 2:
-            raise InputError("Pretraining needs at least 2 clips a step: a collapse is seen in their spread.")
+        if data.size < 2 * ranks.count():
+            raise InputError(
+                "Pretraining needs at least 2 clips a step for each worker: a collapse is seen in their spread."
+            )
         self.settings, self.data, self.preparation, self.device, self.seed = settings, data, preparation, device, seed
         self._pairs = PairSource(data, seed) if settings.inverse_weight else None
         with torch.random.fork_rng(devices=[]):

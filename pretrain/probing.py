@@ -20,7 +20,6 @@ from vjepa_mpc.encoder import FrameEncoder, PixelPatches, encode_clips
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.planning import world_of
-from vjepa_mpc.pretrain.caching import CacheProgress
 from vjepa_mpc.pretrain.inverse import GRID
 from vjepa_mpc.pretrain.probes import (
     Examples,
@@ -32,7 +31,8 @@ from vjepa_mpc.pretrain.probes import (
     scores,
     standardised,
 )
-from vjepa_mpc.pretrain.run import open_encoder, robot_of
+from vjepa_mpc.pretrain.source import CacheProgress
+from vjepa_mpc.pretrain.starting import open_encoder, robot_of
 
 PLAIN = "plain"
 ENCODED = 128  # clips at a time

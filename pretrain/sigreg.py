@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vjepa_mpc.pretrain import ranks
+
 
 def epps_pulley(
     samples: Float[Tensor, "n slices"], *, knots: int = 17, limit: float = 5.0
@@ -21,14 +23,15 @@ def epps_pulley(
     """Epps-Pulley distance of each column to N(0, 1), per sample (not multiplied by n).
 
     `integral |phi_n(t) - exp(-t^2/2)|^2 exp(-t^2/2) dt` over [-limit, limit] by the trapezoid rule, with
-    phi_n the empirical characteristic function. 0 for a perfect fit; 0.41 for samples that are all zero.
+    phi_n the empirical characteristic function, of the samples of all ranks. 0 for a perfect fit; 0.41 for samples
+    that are all zero.
     """
     t = torch.linspace(0.0, limit, knots, device=samples.device, dtype=torch.float32)
     gauss = torch.exp(-0.5 * t**2)
     weight = torch.full_like(t, 2 * limit / (knots - 1))
     weight[[0, -1]] *= 0.5  # half the line, doubled: the integrand is even
     phase = samples.float()[..., None] * t
-    real, imaginary = phase.cos().mean(0), phase.sin().mean(0)
+    real, imaginary = ranks.average(phase.cos().mean(0)), ranks.average(phase.sin().mean(0))
     error = (real - gauss).square() + imaginary.square()
     return error @ (weight * gauss)
 
@@ -59,14 +62,14 @@ def content(tokens: Float[Tensor, "b k d"], ids: Int[Tensor, "b k"], places: int
 
     From each token the mean over the batch of the tokens at its flat position in `ids` (frame-major, `places` a frame)
     is taken away: kept patches differ between clips, and a mean over them would tell the mask. The rest is
-    averaged over the picture, and each picture holds as many tokens. LeJEPA regularises pooled embeddings too; per
-    position, and per token without its mean, were tried before and planned badly.
+    averaged over the picture, and each picture holds as many tokens. The batch is that of all ranks. LeJEPA regularises
+    pooled embeddings too; per position, and per token without its mean, were tried before and planned badly.
     """
     width = tokens.shape[-1]
     flat, index = tokens.float().flatten(0, 1), ids.flatten()
-    count = int(ids.max()) + 1
-    total = flat.new_zeros(count, width).index_add(0, index, flat)
-    held = torch.bincount(index, minlength=count).clamp(min=1)
+    count = (int(ids.max()) // places + 1) * places  # whole frames: the same for every rank
+    total = ranks.average(flat.new_zeros(count, width).index_add(0, index, flat))
+    held = ranks.average(torch.bincount(index, minlength=count).float()).clamp(min=1 / ranks.count())
     own = (flat - (total / held[:, None])[index]).unflatten(0, ids.shape)
     frames = int((ids[0] // places).unique().numel())
     return own.unflatten(1, (frames, -1)).mean(dim=2).flatten(0, 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vjepa_mpc.core.errors import unknown_name
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.pretrain.calibration import MOST_PAIRS, near_distances
-from vjepa_mpc.pretrain.run import robot_of
+from vjepa_mpc.pretrain.starting import robot_of
 from vjepa_mpc.thresholds import Thresholds, measure_thresholds
 from vjepa_mpc.world_model import WorldModel
 

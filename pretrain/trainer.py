@@ -1,18 +1,19 @@
 """One plain training loop: progress, curves, checkpoints that are whole or absent, resuming to the bit.
 
 A `Learner` owns the modules and says how batch number i becomes a loss; batch i and all randomness in it
-are functions of (seed, i), so a run that is stopped anywhere and resumed equals one that never stopped.
+are functions of (seed, i), so a run that is stopped anywhere and resumed equals one that never stopped. Several ranks
+(see `ranks.py`) go through the same loop, each on its share of a batch; the first one writes.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,12 +22,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vjepa_mpc.core.errors import InputError, NotFiniteError, first_line, unknown_name
+from vjepa_mpc.core.errors import InputError, NotFiniteError, first_line
 from vjepa_mpc.core.files import atomic_path
+from vjepa_mpc.pretrain import ranks
+from vjepa_mpc.pretrain.optimising import TrainSettings, learning_rate, make_optimisers
+from vjepa_mpc.pretrain.run_log import LOG, RunLog, forget_rows_after
 
 CHECKPOINT = "checkpoint.pt"
-LOG = "log.jsonl"
-OPTIMIZERS = ("adamw", "muon")
 
 
 Figure = float | Tensor | Callable[[], float]
@@ -40,12 +42,13 @@ class Learner(Protocol):
     def modules(self) -> nn.Module: ...
 
     def batch(self, step: int) -> Any:
-        """The data of step `step`, on the CPU; called ahead of time from another thread."""
+        """The data of step `step`, this rank's share, on the CPU; called ahead of time from another thread."""
         ...
 
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Figure]]:
         """The loss of `batch` and figures to log; runs under autocast. A figure that takes time to compute is a
-        function, called before the weights move, and only where it is logged."""
+        function, called before the weights move, and only where it is logged. Loss and figures are averaged over ranks.
+        """
         ...
 
     def after_step(self, step: int) -> None:
@@ -58,98 +61,26 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How long and how fast. Give `steps`, or `minutes`: those are turned into steps after warming up, once.
-
-    The learning rate rises linearly over `warmup` steps, stays, and falls linearly to zero over the last
-    `cooldown` share of the run (V-JEPA 2-AC's warm-up, constant, decay). `weight_decay` spares 1-D tensors.
-    `optimizer`: "adamw" (V-JEPA's), or "muon" for the matrices inside repeated blocks and AdamW for the rest.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int = 64
-    lr: float = 1e-3
-    warmup: int = 200
-    cooldown: float = 0.3
-    optimizer: str = "adamw"
-    weight_decay: float = 0.04
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    seed: int = 0
-    bf16: bool = True
-    checkpoint_every: int = 500
-    log_every: int = 20
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise InputError("Give either --steps or --minutes, not both and not neither.")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"Training needs at least one step, not {self.steps}.")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise InputError(f"Training needs more than 0 minutes and an end, not {self.minutes}.")
-        if self.batch < 1:
-            raise InputError("The batch must hold at least one clip.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"The learning rate must be positive, got {self.lr}.")
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        if self.checkpoint_every < 1 or self.log_every < 1:
-            raise InputError("Checkpoints and log rows come every so many steps: give at least 1.")
-
-
-@dataclass(frozen=True)
 class TrainResult:
-    """Where a run ended: `finished` is False when it was interrupted (its checkpoint holds `step`)."""
+    """Where a run ended: `finished` is False when it was interrupted (its checkpoint holds `step`).
+
+    `clips_a_second` of all ranks, and the share of the time in which this one waited for data, both since this process
+    began (its first step, which is slower, aside); 0 where there was no more than that.
+    """
 
     step: int
     total: int
     finished: bool
     seconds: float
     figures: Mapping[str, float]
+    clips_a_second: float = 0.0
+    data_wait: float = 0.0
 
 
 Progress = Callable[[int, int | None, Mapping[str, float]], None]
 """Called as progress(step, total or None while it is not known, latest figures)."""
 
 TIMING_STEPS = 20  # steps that are timed before `minutes` becomes a step count; the first few are warm-up
-
-
-def learning_rate(step: int, total: int | None, settings: TrainSettings) -> float:
-    """Learning rate of step `step` (0-based); see `TrainSettings`."""
-    rise = min(1.0, (step + 1) / max(1, settings.warmup))
-    if total is None:
-        return settings.lr * rise
-    cool = max(1, round(settings.cooldown * total))
-    fall = min(1.0, (total - step) / cool)
-    return settings.lr * rise * fall
-
-
-def make_optimisers(modules: nn.Module, settings: TrainSettings) -> list[torch.optim.Optimizer]:
-    """Optimisers that share the parameters which require gradients; biases and norms are not decayed.
-
-    Muon (Jordan et al. 2024; steps of AdamW's size after Liu et al. 2025, arXiv:2502.16982, section 2.2) is
-    for the matrices between hidden layers: those of repeated blocks (`nn.ModuleList`). What reads the input
-    or writes the output stays with AdamW.
-    """
-    hidden: set[int] = set()
-    if settings.optimizer == "muon":
-        blocks = [module for module in modules.modules() if isinstance(module, nn.ModuleList)]
-        hidden = {id(p) for block in blocks for p in block.parameters() if p.ndim == 2}
-    trained = [p for p in modules.parameters() if p.requires_grad]
-    plain = [p for p in trained if id(p) not in hidden]
-    groups = [
-        {"params": [p for p in plain if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in plain if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)]
-    matrices = [p for p in trained if id(p) in hidden]
-    if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimisers.append(muon)
-    return optimisers
 
 
 @contextmanager
@@ -179,8 +110,10 @@ class Trainer:
     """Runs a learner to its last step, in a folder that holds everything needed to go on."""
 
     def __init__(
-        self, learner: Learner, settings: TrainSettings, folder: Path, device: torch.device
+        self, learner: Learner, settings: TrainSettings, folder: Path, device: torch.device, wandb: str | None = None
     ) -> None:
+        """`wandb`: a project of Weights & Biases that the logged rows are sent to as well."""
+        self.wandb = wandb
         self.learner, self.settings, self.folder, self.device = learner, settings, folder, device
         self.optimisers = make_optimisers(learner.modules, settings)
         self.step = 0
@@ -191,44 +124,51 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).is_file():
             self._load()
-        _forget_rows_after(folder / LOG, self.step)
+        if not ranks.same(self.step):
+            raise InputError(f"The workers find different checkpoints in {folder}; --out must be a folder they share.")
+        ranks.follow_first(learner.modules)
+        if ranks.first():
+            forget_rows_after(folder / LOG, self.step)
 
     def run(self, progress: Progress | None = None, *, stop_at: int | None = None) -> TrainResult:
         """Train until the last step, a stop request, or step `stop_at` (a rehearsal of being interrupted)."""
-        from torch.utils.tensorboard import SummaryWriter
-
         started = time.perf_counter() - self.seconds
-        curves = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
-        ends = [end for end in (stop_at,) if end is not None]
-        clock = _StepClock(self.step)
-        with (
-            stop_requests() as asked,
-            ThreadPoolExecutor(1) as ahead,
-            (self.folder / LOG).open("a", encoding="utf-8") as log,
-        ):
+        clock, pace = _StepClock(self.step), _Pace(self.settings.batch)
+        with ExitStack() as open_until_the_end:
+            asked = open_until_the_end.enter_context(stop_requests())
+            ahead = open_until_the_end.enter_context(ThreadPoolExecutor(1))
+            log = RunLog(self.folder, self.step, self.wandb) if ranks.first() else None
+            if log is not None:
+                open_until_the_end.enter_context(log)
             upcoming = ahead.submit(self.learner.batch, self.step)
             while self.total is None or self.step < self.total:
-                batch = upcoming.result()
+                with pace.waiting():
+                    batch = upcoming.result()
                 upcoming = ahead.submit(self.learner.batch, self.step + 1)
-                self._optimise(batch, log, curves)
+                self._optimise(batch, log)
                 self.seconds = time.perf_counter() - started
                 clock.tick(self.step)
-                if self.total is None and self.settings.minutes is not None:
-                    self.total = clock.total_steps(60 * self.settings.minutes)
-                    if self.total is not None:
-                        self.save()  # whatever happens now, the run keeps its length
-                if progress is not None:
-                    progress(self.step, self.total, self.figures)
-                if asked() or self.step in ends:
+                pace.tick()
+                total = self.total
+                if total is None and self.settings.minutes is not None:
+                    total = clock.total_steps(60 * self.settings.minutes)
+                stop, total = ranks.agree(asked(), total)
+                if self.total != total:
+                    self.total = total
+                    self.save()  # whatever happens now, the run keeps its length
+                if progress is not None and ranks.first():
+                    progress(self.step, self.total, {**self.figures, **pace.figures()})
+                if stop or self.step == stop_at:
                     break
                 if self.step % self.settings.checkpoint_every == 0:
                     self.save()
-        curves.close()
         self.save()
         finished = self.total is not None and self.step >= self.total
-        return TrainResult(self.step, self.total or self.step, finished, self.seconds, dict(self.figures))
+        return TrainResult(
+            self.step, self.total or self.step, finished, self.seconds, dict(self.figures), **pace.figures()
+        )
 
-    def _optimise(self, batch: Any, log: Any, curves: Any) -> None:
+    def _optimise(self, batch: Any, log: RunLog | None) -> None:
         settings = self.settings
         rate = learning_rate(self.step, self.total, settings)
         for optimiser in self.optimisers:
@@ -239,6 +179,7 @@ class Trainer:
             loss, figures = self.learner.loss(batch, self.step)
         loss.backward()
         trained = [p for p in self.learner.modules.parameters() if p.grad is not None]
+        ranks.average_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, settings.clip)
         logging = self.step % settings.log_every == 0 or self.step + 1 == self.total
         self._latest = loss.detach() + norm
@@ -250,10 +191,8 @@ class Trainer:
             optimiser.step()
         self.learner.after_step(self.step)
         if logging:
-            log.write(json.dumps(self.figures) + "\n")
-            log.flush()
-            for key, value in self.figures.items():
-                curves.add_scalar(key, value, self.step)
+            if log is not None:
+                log.write(self.step, self.figures)
             self.learner.check(self.figures)
         self.step += 1
 
@@ -267,9 +206,12 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write the checkpoint, atomically: weights, optimiser, step, and the step count once fixed.
-        `NotFiniteError` instead when the loss is no longer finite: a good checkpoint is never replaced by that."""
+        """Write the checkpoint, atomically: weights, optimiser, step, and the step count once fixed. Older ones that
+        are kept are called `checkpoint-STEP.pt`. `NotFiniteError` instead when the loss is no longer finite: a good
+        checkpoint is never replaced by that."""
         self._check_finite()
+        if not ranks.first():
+            return
         with atomic_path(self.folder / CHECKPOINT) as temporary:
             torch.save(
                 {
@@ -281,6 +223,19 @@ class Trainer:
                 },
                 temporary,
             )
+
+        self._keep()
+
+    def _keep(self) -> None:
+        """The latest checkpoint under its step's name too (which takes no room of its own), the oldest ones gone."""
+        if self.settings.keep == 1:
+            return
+        named = self.folder / f"checkpoint-{self.step}.pt"
+        named.unlink(missing_ok=True)
+        os.link(self.folder / CHECKPOINT, named)
+        kept = sorted(self.folder.glob("checkpoint-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
+        for old in kept[: -self.settings.keep]:
+            old.unlink()
 
     def _load(self) -> None:
         path = self.folder / CHECKPOINT
@@ -297,7 +252,33 @@ class Trainer:
 
 @torch.no_grad()
 def _numbers(row: Mapping[str, Figure]) -> dict[str, float]:
-    return {key: float(value() if callable(value) else value) for key, value in row.items()}
+    numbers = [float(value() if callable(value) else value) for value in row.values()]
+    averaged = ranks.average(torch.tensor(numbers, dtype=torch.float64)).tolist()
+    return dict(zip(row, averaged, strict=True))
+
+
+class _Pace:
+    """How fast the steps of this process are, the first one aside, and how long they waited for data."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.steps, self.waited, self.started = batch, -1, 0.0, 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def tick(self) -> None:
+        self.steps += 1
+        if self.steps == 0:
+            self.waited, self.started = 0.0, time.perf_counter()
+
+    def figures(self) -> dict[str, float]:
+        if self.steps < 1:
+            return {}
+        seconds = time.perf_counter() - self.started
+        return {"clips_a_second": self.steps * self.batch / seconds, "data_wait": self.waited / seconds}
 
 
 class _StepClock:
@@ -322,18 +303,3 @@ class _StepClock:
         per_step = (now - self.warm) / timed if timed > 0 else (now - self.started) / max(1, self.done)
         left = seconds - (now - self.started)
         return self.first + self.done + max(1, int(left / per_step))
-
-
-def _forget_rows_after(log: Path, step: int) -> None:
-    """Drop log rows that a resumed run will write again, and one that a crash cut short."""
-    if not log.is_file():
-        return
-    rows = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] < step:
-                rows.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    with atomic_path(log) as temporary:
-        temporary.write_text("".join(row + "\n" for row in rows), encoding="utf-8")

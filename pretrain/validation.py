@@ -22,7 +22,7 @@ from vjepa_mpc.datasets.cache import StoreFrames
 from vjepa_mpc.datasets.clips import Clip, ClipDataset, split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.planning import world_of
-from vjepa_mpc.pretrain.run import robot_of
+from vjepa_mpc.pretrain.starting import robot_of
 from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.encoder import build_encoder, encode_frames
+from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.inverse import ActionPairs
 from vjepa_mpc.pretrain.mask_predictor import normed
 from vjepa_mpc.pretrain.objective import EncoderLearner, EncoderModules, ObjectiveSettings
@@ -54,15 +55,15 @@ class VicRegSettings(ObjectiveSettings):
 
 
 def variance(tokens: Float[Tensor, "b p d"], gamma: float) -> Float[Tensor, ""]:
-    """How far deviations over the batch stay below `gamma`: 0 where none does."""
-    return F.relu(gamma - (tokens.var(dim=0) + EPS).sqrt()).mean()
+    """How far deviations over the batch (of all ranks) stay below `gamma`: 0 where none does."""
+    return F.relu(gamma - (ranks.variance(tokens) + EPS).sqrt()).mean()
 
 
 def covariance(tokens: Float[Tensor, "b p d"]) -> Float[Tensor, ""]:
-    """Sum of the squared covariances between different channels, over their number."""
+    """Sum of the squared covariances between different channels over the batch of all ranks, over their number."""
     count, positions, width = tokens.shape
-    centred = (tokens - tokens.mean(dim=0)).flatten(0, 1)
-    matrix = centred.T @ centred / ((count - 1) * positions)
+    centred = (tokens - ranks.average(tokens.mean(dim=0))).flatten(0, 1)
+    matrix = ranks.average(centred.T @ centred) / ((count - 1 / ranks.count()) * positions)
     return (matrix.square().sum() - matrix.diagonal().square().sum()) / width
 
 

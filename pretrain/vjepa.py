@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.encoder import encode_clips
+from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.inverse import ActionPairs
 from vjepa_mpc.pretrain.mask_predictor import MaskedModules, at, follow, normed
 from vjepa_mpc.pretrain.masks import LONG_RANGE, SHORT_RANGE, BlockMask, MaskedPositions, sample_masks
@@ -88,9 +89,9 @@ class VJepaLearner(EncoderLearner):
         clips = clip.frames
         if rng.random() < settings.still:
             clips = clips[:, ::tubelet].repeat_interleave(tubelet, dim=1)
-        count, frames = len(clips), settings.frames // tubelet
+        count, frames = len(clips) * ranks.count(), settings.frames // tubelet
         masks = tuple(
-            sample_masks(mask, batch=count, frames=frames, grid=settings.grid, rng=rng) for mask in settings.masks
+            own(sample_masks(mask, batch=count, frames=frames, grid=settings.grid, rng=rng)) for mask in settings.masks
         )
         return VJepaBatch(clips, masks, pairs)
 
@@ -121,6 +122,12 @@ class VJepaLearner(EncoderLearner):
 
     def after_step(self, step: int) -> None:
         follow(self.modules.target.parameters(), self.modules.encoder.parameters(), self.settings.ema)
+
+
+def own(masks: MaskedPositions) -> MaskedPositions:
+    """Those of this rank's clips."""
+    part = ranks.share(len(masks.context))
+    return MaskedPositions(masks.context[part], masks.target[part])
 
 
 def closeness(

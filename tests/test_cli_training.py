@@ -14,12 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 sys.path.insert(0, str(Path(__file__).parent / "pretrain"))
 from moving_dot import make_store
 
 from vjepa_mpc.cli import main as cli
+from vjepa_mpc.cli.pretrain import _settings
+from vjepa_mpc.cli.starting_points import PRESETS
 from vjepa_mpc.cli.training import training_progress
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.pretrain.predictor import PredictorSettings
+from vjepa_mpc.pretrain.trainer import Trainer
 from vjepa_mpc.world_model import WorldModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -320,3 +326,55 @@ def test_the_bar_on_a_terminal_does_not_stand_still(
     assert "training: preparing" in before and "0:00:01" in before
     assert "1/3" in during and "0:00:01" in during and "training: preparing" not in during.rpartition("3/3")[2]
     assert "training: finishing" in after
+
+
+def test_resume_needs_the_folder_alone(
+    store: Path, tmp_path: Path, leave: Leave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, began = Trainer.run, tmp_path / "began"
+    line = ["pretrain", str(store), "--steps", "3", *ENCODER, "--out=began"]
+    monkeypatch.setattr(sys, "argv", ["vjepa-mpc", *line])
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as cut:
+        cut.setattr(Trainer, "run", lambda self, progress=None, **how: whole(self, progress, stop_at=1))
+        assert leave(*line)[0] == 130
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    began.rename(moved / "run")
+    monkeypatch.chdir(moved)
+    code, out, err = leave("pretrain", "--resume", "run")
+    assert code == 0 and "done after 3 steps" in out and "TrainSettings: steps 3, minutes None, batch 4" in err
+    assert (moved / "run" / "encoder" / "config.json").is_file()
+    refused(leave("pretrain", "--resume", "run", "--steps", 9), "leave all other options out")
+    refused(leave("train", "--resume", moved / "run"), "it is one of `pretrain`")
+    refused(leave("train", "--resume", tmp_path), "holds no run of `train`")
+
+
+def parsed(*arguments: str) -> dict[str, Any]:
+    root: Any = typer.main.get_command(cli.build_app())
+    command = root.get_command(root.make_context("vjepa-mpc", [arguments[0]]), arguments[0])
+    answer: dict[str, Any] = command.make_context(arguments[0], list(arguments[1:])).params
+    return answer
+
+
+def test_presets_are_defaults_by_a_name() -> None:
+    for command, named in PRESETS.items():
+        plain = parsed(command, "s.zarr")
+        for name, values in named.items():
+            given = parsed(command, "s.zarr", "--preset", name)
+            changed = {key for key in plain if given[key] != plain[key]} - {"preset_name"}
+            assert changed <= values.keys() and {key: given[key] for key in values} == values
+    mine = parsed("pretrain", "s.zarr", "--batch", "8", "--preset", "vjepa2-vitl")
+    assert mine["batch"] == 8 and mine["width"] == 1024
+    with pytest.raises(InputError, match="did you mean 'vjepa2-vitl'"):
+        parsed("pretrain", "s.zarr", "--preset", "vjepa2-vit")
+
+
+def test_the_published_presets_make_settings() -> None:
+    values = dict(PRESETS["pretrain"]["vjepa2-vitl"])
+    options = {"still": 0.0, "ema": values["ema"], "sigreg_weight": 0.0}
+    settings: Any = _settings("vjepa", {"frames": values["frames"]}, options, values["other"])
+    assert (settings.predictor_width, settings.predictor_depth, settings.predictor_heads) == (384, 12, 12)
+    predictor = PRESETS["train"]["vjepa2-ac"]
+    names = ("grid", "width", "depth", "heads", "stride", "frames", "residual", "centre", "l2")
+    PredictorSettings(**{name: predictor[name] for name in names}, rollout_steps=predictor["rollout"])

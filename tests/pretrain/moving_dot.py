@@ -10,8 +10,8 @@ import numpy as np
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.pretrain.objective import EncoderSize
+from vjepa_mpc.pretrain.optimising import TrainSettings
 from vjepa_mpc.pretrain.predictor import PredictorSettings
-from vjepa_mpc.pretrain.trainer import TrainSettings
 from vjepa_mpc.pretrain.vjepa import VJepaSettings
 
 SIZE = 16

@@ -20,8 +20,10 @@ from vjepa_mpc.datasets.cache_files import caches_in
 from vjepa_mpc.datasets.encoding import Encode, here
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.executor import Executor, LocalExecutor, RayExecutor
-from vjepa_mpc.pretrain.caching import Source, cache_latents, in_workers, pooling
-from vjepa_mpc.pretrain.run import new_world_model, open_encoder, train_world_model
+from vjepa_mpc.pretrain.caching import cache_latents, in_workers, pooling
+from vjepa_mpc.pretrain.run import train_world_model
+from vjepa_mpc.pretrain.source import Source
+from vjepa_mpc.pretrain.starting import new_world_model, open_encoder
 from vjepa_mpc.world_model import WorldModel
 
 BATCH = 5

@@ -14,7 +14,8 @@ from moving_dot import ENCODER, make_store, training
 from vjepa_mpc.pretrain import health as module
 from vjepa_mpc.pretrain.health import CollapseError, check_health, effective_rank, health
 from vjepa_mpc.pretrain.health_figure import HEALTH, save_health
-from vjepa_mpc.pretrain.run import Source, pretrain_encoder
+from vjepa_mpc.pretrain.run import pretrain_encoder
+from vjepa_mpc.pretrain.source import Source
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,9 @@ from vjepa_mpc.log_fit import check_numbers, check_period
 from vjepa_mpc.pretrain.data import ClipBatches
 from vjepa_mpc.pretrain.memory import training_memory
 from vjepa_mpc.pretrain.predictor import PredictorLearner
-from vjepa_mpc.pretrain.run import Source, continued_model, continued_settings, pretrain_encoder, train_world_model
+from vjepa_mpc.pretrain.run import pretrain_encoder, train_world_model
+from vjepa_mpc.pretrain.source import Source
+from vjepa_mpc.pretrain.starting import continued_model, continued_settings
 from vjepa_mpc.vjepa2_ac import franka_spec
 from vjepa_mpc.world_model import WorldModel
 

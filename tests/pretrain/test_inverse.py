@@ -17,7 +17,7 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain.data import ClipBatches, MixtureBatches
 from vjepa_mpc.pretrain.inverse import InverseDynamics, PairSource, action_pairs
-from vjepa_mpc.pretrain.trainer import make_optimisers
+from vjepa_mpc.pretrain.optimising import make_optimisers
 from vjepa_mpc.pretrain.vjepa import VJepaLearner, VJepaSettings
 
 CPU = torch.device("cpu")

@@ -23,8 +23,11 @@ from vjepa_mpc.pretrain.ijepa import IJepaSettings
 from vjepa_mpc.pretrain.lejepa import LeJepaSettings
 from vjepa_mpc.pretrain.objective import EncoderLearner, ObjectiveSettings
 from vjepa_mpc.pretrain.objectives import OBJECTIVES, find_objective, name_of, plain
-from vjepa_mpc.pretrain.run import Source, begin, open_encoder, pretrain_encoder, train_world_model
-from vjepa_mpc.pretrain.trainer import make_optimisers
+from vjepa_mpc.pretrain.optimising import make_optimisers
+from vjepa_mpc.pretrain.run import pretrain_encoder, train_world_model
+from vjepa_mpc.pretrain.run_folder import begin
+from vjepa_mpc.pretrain.source import Source
+from vjepa_mpc.pretrain.starting import open_encoder
 from vjepa_mpc.pretrain.vicreg import VicRegSettings
 
 CPU = torch.device("cpu")

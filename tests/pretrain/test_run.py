@@ -21,15 +21,10 @@ from vjepa_mpc.encoder import encode_frames, load_encoder, weights_hash
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.pretrain.calibration import calibrate
-from vjepa_mpc.pretrain.run import (
-    Source,
-    begin,
-    open_encoder,
-    picture_size,
-    pretrain_encoder,
-    robot_of,
-    train_world_model,
-)
+from vjepa_mpc.pretrain.run import pretrain_encoder, train_world_model
+from vjepa_mpc.pretrain.run_folder import begin
+from vjepa_mpc.pretrain.source import Source, picture_size
+from vjepa_mpc.pretrain.starting import open_encoder, robot_of
 from vjepa_mpc.robots.base import Observation
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
@@ -136,7 +131,7 @@ def test_statistics_are_of_whole_episodes_however_many_there_are(
     store: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frame of each of many episodes has no variation within: the latents would not be scaled at all."""
-    monkeypatch.setattr("vjepa_mpc.pretrain.run.STATISTICS_FRAMES", 4)
+    monkeypatch.setattr("vjepa_mpc.pretrain.source.STATISTICS_FRAMES", 4)
     train_world_model(Source(store), tmp_path, str(encoder), PREDICTOR, training(1), CPU)
     space = WorldModel.from_pretrained(tmp_path / "model").latent_space
     assert float((space.std == 1).float().mean()) < 0.1
@@ -315,3 +310,12 @@ def test_settings_are_written_once_with_where_they_come_from(tmp_path: Path) -> 
     (tmp_path / "settings.json").write_text("[1]")
     with pytest.raises(InputError):
         begin(tmp_path, "train", {"a": 1})
+
+
+def test_predictor_runs_from_before_there_were_families_go_on(tmp_path: Path) -> None:
+    begin(tmp_path, "train", {"predictor": {"grid": 4}})
+    (tmp_path / "log.jsonl").touch()
+    now = {"grid": 4, "conditioning": "tokens", "rotary": "tiled"}
+    begin(tmp_path, "train", {"predictor": now})
+    with pytest.raises(InputError, match=r"predictor\.conditioning: tokens there, adaptive_norm asked for"):
+        begin(tmp_path, "train", {"predictor": {**now, "conditioning": "adaptive_norm"}})

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
-from vjepa_mpc.pretrain.run import Source, pretrain_encoder, train_world_model
-from vjepa_mpc.pretrain.trainer import (
-    CHECKPOINT,
-    OPTIMIZERS,
-    TIMING_STEPS,
-    Trainer,
-    TrainResult,
-    TrainSettings,
-    learning_rate,
-    make_optimisers,
-)
+from vjepa_mpc.pretrain.optimising import OPTIMIZERS, TrainSettings, learning_rate, make_optimisers
+from vjepa_mpc.pretrain.run import pretrain_encoder, train_world_model
+from vjepa_mpc.pretrain.source import Source
+from vjepa_mpc.pretrain.trainer import CHECKPOINT, TIMING_STEPS, Trainer, TrainResult
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +127,8 @@ RUNNER = """
     import torch
     torch.set_num_threads(1)
     from moving_dot import ENCODER, training
-    from vjepa_mpc.pretrain.run import Source, pretrain_encoder
+    from vjepa_mpc.pretrain.run import pretrain_encoder
+    from vjepa_mpc.pretrain.source import Source
 
     def progress(step, total, figures):
         if step == 3:
@@ -419,3 +414,55 @@ def test_a_stop_request_saves_and_ends_after_the_step(tmp_path: Path, number: si
     _, result = run(tmp_path, training(9, checkpoint_every=100), progress=ask)
     assert (result.step, result.total, result.finished) == (3, 9, False)
     assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 3
+
+
+def test_the_last_checkpoints_are_kept_and_can_be_gone_back_to(tmp_path: Path) -> None:
+    settings = training(7, checkpoint_every=2, keep=2)
+    run(tmp_path, settings)
+    kept = {path.name: torch.load(path, weights_only=True)["step"] for path in tmp_path.glob("*.pt")}
+    assert kept == {"checkpoint.pt": 7, "checkpoint-6.pt": 6, "checkpoint-7.pt": 7}
+    whole = rows(tmp_path)
+    (tmp_path / "checkpoint-6.pt").replace(tmp_path / CHECKPOINT)
+    _, result = run(tmp_path, settings)
+    assert result.finished and rows(tmp_path) == whole
+    run(tmp_path / "one", training(7, checkpoint_every=2))
+    assert [path.name for path in (tmp_path / "one").glob("*.pt")] == [CHECKPOINT]
+
+
+def test_the_pace_is_told(tmp_path: Path) -> None:
+    class Slow(Line):
+        def batch(self, step: int) -> Tensor:
+            time.sleep(0.02)
+            return super().batch(step)
+
+    told: list[dict[str, float]] = []
+    _, result = run(tmp_path, training(6), Slow(), progress=lambda step, total, figures: told.append(dict(figures)))
+    assert 0 < result.clips_a_second < training(6).batch / 0.02 and 0 < result.data_wait <= 1
+    assert "data_wait" not in told[0] and told[-1]["clips_a_second"] > 0
+    assert all("data_wait" not in row for row in rows(tmp_path))  # of the machine, not of the run
+
+
+def test_curves_go_to_weights_and_biases_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a stand-in for it: the real one is not installed here."""
+    sent: list[Any] = []
+
+    class Run:
+        def log(self, figures: dict[str, float], step: int) -> None:
+            sent.append((step, figures))
+
+        def finish(self, exit_code: int) -> None:
+            sent.append(exit_code)
+
+    def init(**how: Any) -> Run:
+        sent.append(how["id"])
+        assert how["project"] == "arms" and how["resume"] == "allow"
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for stop_at in (2, None):
+        Trainer(Line(), training(3), tmp_path, CPU, "arms").run(stop_at=stop_at)
+    logged = rows(tmp_path)
+    assert sent == [sent[0], (0, logged[0]), (1, logged[1]), 0, sent[0], (2, logged[2]), 0]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="pip install wandb"):
+        Trainer(Line(), training(3), tmp_path / "b", CPU, "arms").run()

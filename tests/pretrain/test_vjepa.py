@@ -18,8 +18,8 @@ from vjepa_mpc.encoder import encode_clips, encoder_grid
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain.data import ClipBatches
 from vjepa_mpc.pretrain.objective import EncoderSize
+from vjepa_mpc.pretrain.optimising import make_optimisers
 from vjepa_mpc.pretrain.sigreg import content
-from vjepa_mpc.pretrain.trainer import make_optimisers
 from vjepa_mpc.pretrain.vjepa import VJepaBatch, VJepaLearner, VJepaSettings
 
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ import typer
 
 from vjepa_mpc.cli.bench_compare import compare
 from vjepa_mpc.cli.bench_data import data
+from vjepa_mpc.cli.bench_objectives import objectives
 from vjepa_mpc.cli.bench_run import bench
 from vjepa_mpc.cli.building import MODEL_HELP
 
@@ -22,6 +23,7 @@ MODEL_PROBLEMS = "model"
 app.callback(invoke_without_command=True)(bench)
 app.command()(compare)
 app.command()(data)
+app.command()(objectives)
 
 
 @app.command()

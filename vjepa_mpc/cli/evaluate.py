@@ -140,7 +140,7 @@ class _Run:
     """Plays policies one after the other, shows progress, prints and saves the table."""
 
     def __init__(self, split: str, sha256: str, options: dict[str, Any], out: Path | None, as_json: bool) -> None:
-        from vjepa_mpc.pretrain.run import begin
+        from vjepa_mpc.pretrain.run_folder import begin
 
         self.split, self.sha256, self.options, self.out, self.as_json = split, sha256, options, out, as_json
         self.rows: dict[str, dict[str, Any]] = {}

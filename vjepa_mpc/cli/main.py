@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from vjepa_mpc import __version__
-from vjepa_mpc.core.errors import InputError, NotFiniteError, WorkerDiedError
+from vjepa_mpc.core.errors import InputError, NotFiniteError, WorkerDiedError, WorkerLostError
 
 PROGRAM = "vjepa-mpc"
 
@@ -40,7 +40,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "vjepa_mpc.cli.doctor:doctor",
 }
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, LOST, INTERRUPTED = 0, 1, 2, 4, 130
 
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space or choose another output path",
@@ -100,6 +100,8 @@ def describe(error: BaseException) -> tuple[int, str] | None:
         return BAD_INPUT, str(error)
     if isinstance(error, (NotFiniteError, WorkerDiedError)):
         return FAILED, str(error)
+    if isinstance(error, WorkerLostError):
+        return LOST, str(error)
     if isinstance(error, typer.TyperException):
         return _describe_usage(error)
     if isinstance(error, (_Interrupted, KeyboardInterrupt)):
@@ -131,15 +133,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code.
 
     0 done; 1 numbers stopped being finite; 2 bad input or a machine that cannot do it (one sentence on
-    stderr); 130 Ctrl-C; a command may choose others with `typer.Exit`. Any other exception is a defect of
-    ours and shows its traceback.
+    stderr); 4 another process of the same training is gone; 130 Ctrl-C; a command may choose others with
+    `typer.Exit`. Any other exception is a defect of ours and shows its traceback.
     """
     # Threads that spin while they wait stall each other tenfold when another process keeps a core busy. Read
     # when the OpenMP library is loaded, that is before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         given = list(sys.argv[1:] if arguments is None else arguments)
-        code = typer.main.get_command(build_app())(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        command = typer.main.get_command(build_app())
+        code = command(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False, obj=given)
     except BrokenPipeError:
         # The reader of a pipe left (`| head`): no news, and nothing may be flushed into it on the way out.
         sys.stdout = sys.stderr = None

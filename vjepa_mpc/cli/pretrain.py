@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.starting_points import PRESET_HELP, RESUME_HELP, Context, preset, resume
+from vjepa_mpc.cli.workers import WORKERS_HELP, launches, train_in_workers, training_worker
+
 if TYPE_CHECKING:
-    from vjepa_mpc.pretrain.caching import Source
     from vjepa_mpc.pretrain.objective import ObjectiveSettings
+    from vjepa_mpc.pretrain.source import Source
 
 OPTIONS = {
     "still": "still", "ema": "ema", "sigreg_weight": "sigreg", "sigreg_on": "sigreg-on",
@@ -19,15 +22,20 @@ OPTIONS = {
 
 
 def pretrain(
+    context: Context,
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
     objective: str = typer.Option("vjepa", help="vjepa, ijepa, lejepa or vicreg (see docs/pretraining.md)."),
     out: Path = typer.Option(Path("runs/encoder"), help="Run folder; an interrupted run in it is resumed."),
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 60 when neither is given."),
     batch: int = typer.Option(64, help="Clips a step."),
+    preset_name: str | None = typer.Option(None, "--preset", help=PRESET_HELP, is_eager=True, callback=preset),
+    resumed: Path | None = typer.Option(None, "--resume", help=RESUME_HELP, is_eager=True, callback=resume),
     optimizer: str = typer.Option("adamw", help="muon (for the matrices of hidden layers) or adamw."),
     lr: float = typer.Option(1e-3, help="Peak learning rate."),
     warmup: int = typer.Option(100, help="Steps of linear warm-up."),
+    cooldown: float = typer.Option(0.3, help="Share of the steps, the last ones, over which the rate falls to 0."),
+    clip: float = typer.Option(1.0, help="Largest norm of the gradient."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights, clips and masks."),
     width: int = typer.Option(128, help="Encoder width."),
     depth: int = typer.Option(6, help="Encoder layers."),
@@ -62,22 +70,28 @@ def pretrain(
         None, min=0, help="Gigabytes that all caches there may take; those used longest ago go (see data caches)."
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    workers: int | None = typer.Option(None, help=WORKERS_HELP),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
+    keep: int = typer.Option(1, help="Checkpoints to keep; older ones are OUT/checkpoint-STEP.pt."),
+    wandb: str | None = typer.Option(None, help="Also send the curves to this project of Weights & Biases."),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Pretrain an encoder by masked latent prediction, or another objective; the result is OUT/encoder.
 
     Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT, OUT/health.png.
     """
+    if workers is not None and launches(workers):
+        return train_in_workers(workers, context.obj)
     from vjepa_mpc.cli.building import choose_device, limit_threads
-    from vjepa_mpc.cli.training import report, training_progress
+    from vjepa_mpc.cli.training import report, tell_settings, training_progress
     from vjepa_mpc.datasets.store import ZarrStore
-    from vjepa_mpc.pretrain.caching import Source
     from vjepa_mpc.pretrain.objective import EncoderSize
     from vjepa_mpc.pretrain.objectives import find_objective
-    from vjepa_mpc.pretrain.run import ENCODER_FOLDER, picture_size, pretrain_encoder
-    from vjepa_mpc.pretrain.trainer import TrainSettings
+    from vjepa_mpc.pretrain.optimising import TrainSettings
+    from vjepa_mpc.pretrain.run import pretrain_encoder
+    from vjepa_mpc.pretrain.source import Source, picture_size
+    from vjepa_mpc.pretrain.starting import ENCODER_FOLDER
 
     find_objective(objective)
     if steps is None and minutes is None:
@@ -97,14 +111,16 @@ def pretrain(
     )
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
     )  # fmt: skip
+    tell_settings(settings, training)
     limit_threads(None)
     most = None if cache_most is None else int(cache_most * 1e9)
-    with training_progress("pretraining") as (progress, caching):
+    with training_worker(choose_device(device)) as own, training_progress("pretraining") as (progress, caching):
         result = pretrain_encoder(
-            Source(store, camera, cache, most), out, settings, training, choose_device(device),
+            Source(store, camera, cache, most), out, settings, training, own,
             progress=progress, caching=caching, mixed=[_mixed(text, camera, cache, most) for text in mix],
+            wandb=wandb,
         )  # fmt: skip
     report(result, out, out / ENCODER_FOLDER, f"next: `vjepa-mpc train {store} --encoder {out}`", json_output)
 
@@ -137,7 +153,7 @@ def _mixed(text: str, camera: str | None, cache: Path | None, most: int | None) 
     """A store and its share of the clips from `STORE=SHARE`. The camera's name counts where the store has it."""
     from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.datasets.store import ZarrStore
-    from vjepa_mpc.pretrain.caching import Source
+    from vjepa_mpc.pretrain.source import Source
 
     place, _, share = text.rpartition("=")
     try:

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.starting_points import PRESET_HELP, RESUME_HELP, Context, preset, resume
+from vjepa_mpc.cli.workers import WORKERS_HELP, launches, train_in_workers, training_worker
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
     from vjepa_mpc.executor import Executor
+    from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.predictor import PredictorSettings
-    from vjepa_mpc.pretrain.trainer import TrainSettings
 
 
 def train(
+    context: Context,
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
     encoder: str | None = typer.Option(
         None, help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
@@ -27,11 +30,15 @@ def train(
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 30 when neither is given."),
     batch: int = typer.Option(256, help="Clips a step."),
+    preset_name: str | None = typer.Option(None, "--preset", help=PRESET_HELP, is_eager=True, callback=preset),
+    resumed: Path | None = typer.Option(None, "--resume", help=RESUME_HELP, is_eager=True, callback=resume),
     optimizer: str | None = typer.Option(
         None, help="muon (for the matrices of hidden layers; default) or adamw (default with --init)."
     ),
     lr: float | None = typer.Option(None, help="Peak learning rate (default: 3e-3; 7.5e-5 with --init)."),
     warmup: int = typer.Option(50, help="Steps of linear warm-up."),
+    cooldown: float = typer.Option(0.3, help="Share of the steps, the last ones, over which the rate falls to 0."),
+    clip: float = typer.Option(1.0, help="Largest norm of the gradient."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and clips."),
     grid: int | None = typer.Option(None, help="Latents are pooled to grid x grid (default: 4)."),
     width: int | None = typer.Option(None, help="Predictor width (default: 128)."),
@@ -67,23 +74,28 @@ def train(
         None, min=0, help="Gigabytes that all caches there may take; those used longest ago go (see data caches)."
     ),
     latents: str = typer.Option("fp16", help="How latents are cached: fp16 or bf16."),
-    workers: int = typer.Option(1, min=1, help="Processes that encode the frames, or Ray actors with --ray."),
+    encoders: int = typer.Option(1, min=1, help="Processes that encode the frames, or Ray actors with --ray."),
     ray: bool = typer.Option(False, "--ray", help="Encode on a Ray started on this machine, a GPU an actor if any."),
     ray_address: str | None = typer.Option(None, help="Encode on the Ray cluster at this address."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
+    workers: int | None = typer.Option(None, help=WORKERS_HELP),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
+    keep: int = typer.Option(1, help="Checkpoints to keep; older ones are OUT/checkpoint-STEP.pt."),
+    wandb: str | None = typer.Option(None, help="Also send the curves to this project of Weights & Biases."),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Train the action-conditioned predictor on a frozen encoder; the result, OUT/model, is ready to plan with.
 
-    Latents are encoded once into a cache, by several --workers if asked. Ctrl-C saves; the same command goes on from
+    Latents are encoded once into a cache, by several --encoders if asked. Ctrl-C saves; the same command goes on from
     there, to the bit.
     """
-    from vjepa_mpc.cli.training import report, training_progress
-    from vjepa_mpc.pretrain.caching import Source
+    if workers is not None and launches(workers):
+        return train_in_workers(workers, context.obj)
+    from vjepa_mpc.cli.training import report, tell_settings, training_progress
+    from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
-    from vjepa_mpc.pretrain.trainer import TrainSettings
+    from vjepa_mpc.pretrain.source import Source
 
     if (encoder is None) == (init is None):
         raise InputError("Give either --encoder, for a new predictor, or --init, a world model to go on from.")
@@ -101,21 +113,21 @@ def train(
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer or ("muon" if init is None else "adamw"),
         lr=lr if lr is not None else (3e-3 if init is None else 7.5e-5), warmup=warmup, seed=seed, bf16=bf16,
-        checkpoint_every=checkpoint_every,
+        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
     )  # fmt: skip
+    tell_settings(settings, training)
     if need:
         _say_need(start, settings, training, recompute, json_output)
         return
     from vjepa_mpc.cli.building import choose_device, limit_threads
 
     limit_threads(None)
-    target = choose_device(device)
     source = Source(store, camera, cache, None if cache_most is None else int(cache_most * 1e9), latents)
-    with training_progress("training") as (progress, caching):
+    with training_worker(choose_device(device)) as own, training_progress("training") as (progress, caching):
         result = train_world_model(
-            source, out, start, settings, training, target, recompute=recompute, other_period=other_period,
-            keep_limits=keep_limits, executor=_encoders(workers, ray, ray_address, target.type),
-            progress=progress, caching=caching,
+            source, out, start, settings, training, own, recompute=recompute, other_period=other_period,
+            keep_limits=keep_limits, executor=_encoders(encoders, ray, ray_address, own.type),
+            progress=progress, caching=caching, wandb=wandb,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
 
@@ -149,7 +161,7 @@ def _start(
     if shape:
         raise InputError(f"--{next(iter(shape))} is part of the model that --init goes on from; leave it out.")
     from vjepa_mpc.cli.building import choose_device, model_folder
-    from vjepa_mpc.pretrain.run import continued_settings
+    from vjepa_mpc.pretrain.starting import continued_settings
     from vjepa_mpc.world_model import WorldModel, read_config
 
     folder = model_folder(init)

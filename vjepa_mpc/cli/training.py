@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from vjepa_mpc.cli.workers import is_worker
 
 if TYPE_CHECKING:
     from vjepa_mpc.pretrain.trainer import TrainResult
@@ -41,7 +44,7 @@ def training_progress(
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not speaks())
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -85,12 +88,37 @@ def training_progress(
             bar.remove_task(tasks[name])
 
 
+def tell_settings(*settings: Any) -> None:
+    """All settings on stderr, as they were resolved."""
+    if not speaks():
+        return
+    for one in settings:
+        told = ", ".join(f"{name} {value}" for name, value in _flat(asdict(one)).items())
+        typer.echo(f"{type(one).__name__}: {told}", err=True)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat
+
+
+def speaks() -> bool:
+    """Whether this process is the one that tells of the training: alone, or the first of its workers."""
+    return not is_worker() or os.environ["RANK"] == "0"
+
+
 def report(result: TrainResult, run: Path, product: Path, next_step: str, as_json: bool) -> None:
     """Say what was made, or how to go on; exit code 130 after an interruption."""
-    if as_json:
+    if as_json and speaks():
         typer.echo(json.dumps({**asdict(result), "run": str(run), "result": str(product)}, indent=2))
-    elif result.finished:
+    elif result.finished and speaks():
         typer.echo(f"{product}: done after {result.step} steps ({result.seconds / 60:.1f} minutes); {next_step}.")
+        if result.clips_a_second:
+            waited = f"{100 * result.data_wait:.0f} % of the time waiting for data"
+            typer.echo(f"{result.clips_a_second:.0f} clips a second, {waited}.", err=True)
     if not result.finished:
-        typer.echo(f"Interrupted at step {result.step}: saved; run the same command to go on.", err=True)
+        if speaks():
+            typer.echo(f"Interrupted at step {result.step}: saved; run the same command to go on.", err=True)
         raise typer.Exit(130)

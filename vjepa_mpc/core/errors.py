@@ -22,6 +22,10 @@ class NotFiniteError(ArithmeticError):
         self.evidence = evidence
 
 
+class WorkerLostError(RuntimeError):
+    """Another process of the same training is gone: not this one's mistake, and it cannot go on alone."""
+
+
 class WorkerDiedError(RuntimeError):
     """Worker processes kept dying (killed, often for lack of memory) without raising an exception."""
 

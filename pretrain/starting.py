@@ -1,0 +1,154 @@
+"""What a predictor's training starts from: an encoder by its name, a new world model, or one to go on from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.files import read_json
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder
+from vjepa_mpc.images import ImagePreparation
+from vjepa_mpc.latents import LatentConfig
+from vjepa_mpc.log_fit import check_numbers, check_period, with_limits_of
+from vjepa_mpc.predictor import PredictorConfig
+from vjepa_mpc.pretrain.predictor import PredictorSettings
+from vjepa_mpc.pretrain.vjepa import VJepaSettings
+from vjepa_mpc.robots.base import Camera, RobotSpec
+from vjepa_mpc.states import state_space
+from vjepa_mpc.world_model import WorldModel, WorldModelConfig
+
+ENCODER_FOLDER = "encoder"
+PREPARATION = "vjepa_mpc.json"
+UNTRAINED = "untrained"
+PIXELS = "pixels"
+OTHERWISE = "or train a new model with --encoder"
+
+
+def robot_of(store: ZarrStore) -> RobotSpec:
+    """The robot that a store was recorded with."""
+    spec = store.spec
+    return RobotSpec(
+        name=spec.robot,
+        action_names=spec.action_names,
+        action_low=spec.action_low,
+        action_high=spec.action_high,
+        action_units=spec.action_units,
+        state_names=spec.state_names,
+        state_low=spec.state_low,
+        state_high=spec.state_high,
+        state_units=spec.state_units,
+        state_periodic=spec.state_periodic,
+        control_period_s=spec.control_period_s,
+        cameras={name: Camera(*size) for name, size in spec.cameras.items()},
+        state_model=spec.state_model,
+    )
+
+
+def open_encoder(
+    source: str, preparation_size: int, seed: int
+) -> tuple[FrameEncoder, ImagePreparation, dict[str, Any]]:
+    """The encoder that `--encoder` names, its image preparation and what is known of its training.
+
+    A `VJEPA2Model` folder, a run folder of `pretrain`, a Hugging Face id; or a baseline: "untrained" (the
+    default shape with random weights) or "pixels" (patches as they are).
+    """
+    if source == PIXELS:
+        preparation = ImagePreparation(size=preparation_size, contrast=VJepaSettings().contrast)
+        return PixelPatches(preparation_size, preparation_size // 4), preparation, {}
+    if source == UNTRAINED:
+        settings = VJepaSettings()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = freeze(build_encoder(settings.size.config(settings.frames)))
+        return VJepaFrames(model), ImagePreparation(size=settings.size.picture, contrast=settings.contrast), {}
+    folder = Path(source)
+    if (folder / ENCODER_FOLDER / "config.json").is_file():
+        folder = folder / ENCODER_FOLDER
+        source = str(folder)
+    elif (folder / "checkpoint.pt").is_file():
+        raise InputError(f"The run in {folder} has not finished; resume it with the same `pretrain` command first.")
+    encoder = VJepaFrames(load_encoder(source))
+    if not (folder / PREPARATION).is_file():
+        return encoder, ImagePreparation(size=encoder.size), {}
+    notes = read_json(folder / PREPARATION)
+    return encoder, ImagePreparation.from_dict(notes["preparation"]), notes.get("training", {})
+
+
+def new_world_model(
+    store: ZarrStore, camera: str, encoder: FrameEncoder, preparation: ImagePreparation, settings: PredictorSettings,
+    seed: int,
+) -> WorldModel:  # fmt: skip
+    """A world model around `encoder` whose predictor has fresh weights."""
+    robot = robot_of(store)
+    space = state_space(robot, settings.stride)
+    config = WorldModelConfig(
+        robot=robot,
+        camera=camera,
+        preparation=preparation,
+        encoder=encoder.describe(),
+        latent=LatentConfig(encoder.grid, settings.grid, encoder.dim, centre=settings.centre),
+        predictor=PredictorConfig(
+            grid_height=settings.grid,
+            grid_width=settings.grid,
+            latent_dim=encoder.dim,
+            width=settings.width,
+            depth=settings.depth,
+            heads=settings.heads,
+            max_frames=settings.frames,
+            action_dim=space.action_dim,
+            state_dim=space.state_dim,
+            residual=settings.residual,
+            conditioning=settings.conditioning,
+            rotary=settings.rotary,
+        ),
+        history=settings.history,
+        stride=settings.stride,
+        renderer=store.spec.renderer,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WorldModel(config, encoder)
+
+
+def continued_settings(
+    model: WorldModelConfig, *, frames: int | None, rollout_steps: int, l2: bool, shorter: bool
+) -> PredictorSettings:
+    """Settings of a training that goes on from a model: its shape, and clips of `frames` (None: its longest)."""
+    predictor = model.predictor
+    longest = predictor.max_frames
+    if frames is not None and frames > longest:
+        raise InputError(f"Clips of {frames} frames are longer than the {longest} this model was built for.")
+    return PredictorSettings(
+        grid=model.latent.grid, width=predictor.width, depth=predictor.depth, heads=predictor.heads,
+        stride=model.stride, shorter=shorter and model.stride > 1, frames=frames or longest, history=model.history,
+        rollout_steps=rollout_steps, l2=l2, residual=predictor.residual, centre=model.latent.centre,
+        conditioning=predictor.conditioning, rotary=predictor.rotary,
+    )  # fmt: skip
+
+
+def continued_model(
+    model: WorldModel, store: ZarrStore, camera: str, *, other_period: bool = False, keep_limits: bool = False
+) -> WorldModel:
+    """`model` for the robot and camera of a store, to be trained on: encoder, latent space and weights are its own.
+
+    `other_period`: although the store's control period is another. `keep_limits`: joint limits that differ, and
+    that the store's lie within, stay the model's. Raises `InputError` where the numbers of the store's states or
+    actions would mean something else to the model, with both.
+    """
+    robot, own = robot_of(store), model.config.robot
+    check_numbers(own, robot, OTHERWISE)
+    if not other_period:
+        check_period(own, robot, "or say --other-period to go on at the store's")
+    if own.state_model != "pose":
+        robot = with_limits_of(own, robot, keep_limits, OTHERWISE)
+    model.config = replace(
+        model.config, robot=robot, camera=camera, renderer=store.spec.renderer, calibration=None, training={}
+    )
+    model.states = state_space(robot, model.config.stride).to(model.device)
+    model.predictor.requires_grad_(True)
+    return model
