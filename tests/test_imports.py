@@ -48,6 +48,8 @@ MODULES = _modules()
 
 def _folder(module: str) -> str:
     parts = module.split(".")
+    if parts[1:] == ["__main__"]:
+        return "cli"  # the command line by another door
     return parts[1] if len(parts) > 1 and parts[1] in ARROWS else "rest"
 
 

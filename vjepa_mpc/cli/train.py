@@ -74,7 +74,7 @@ def train(
         None, min=0, help="Gigabytes that all caches there may take; those used longest ago go (see data caches)."
     ),
     latents: str = typer.Option("fp16", help="How latents are cached: fp16 or bf16."),
-    encoders: int = typer.Option(1, min=1, help="Processes that encode the frames, or Ray actors with --ray."),
+    encode_workers: int = typer.Option(1, min=1, help="Processes that encode the frames, or Ray actors with --ray."),
     ray: bool = typer.Option(False, "--ray", help="Encode on a Ray started on this machine, a GPU an actor if any."),
     ray_address: str | None = typer.Option(None, help="Encode on the Ray cluster at this address."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -87,7 +87,7 @@ def train(
 ) -> None:
     """Train the action-conditioned predictor on a frozen encoder; the result, OUT/model, is ready to plan with.
 
-    Latents are encoded once into a cache, by several --encoders if asked. Ctrl-C saves; the same command goes on from
+    Latents are encoded once into a cache, by several --encode-workers if asked. Ctrl-C saves; the same command goes on from
     there, to the bit.
     """
     if workers is not None and launches(workers):
@@ -126,7 +126,7 @@ def train(
     with training_worker(choose_device(device)) as own, training_progress("training") as (progress, caching):
         result = train_world_model(
             source, out, start, settings, training, own, recompute=recompute, other_period=other_period,
-            keep_limits=keep_limits, executor=_encoders(encoders, ray, ray_address, own.type),
+            keep_limits=keep_limits, executor=_encoders(encode_workers, ray, ray_address, own.type),
             progress=progress, caching=caching, wandb=wandb,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
