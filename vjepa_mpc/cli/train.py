@@ -87,8 +87,8 @@ def train(
 ) -> None:
     """Train the action-conditioned predictor on a frozen encoder; the result, OUT/model, is ready to plan with.
 
-    Latents are encoded once into a cache, by several --encode-workers if asked. Ctrl-C saves; the same command goes on from
-    there, to the bit.
+    Latents are encoded once into a cache, by several --encode-workers if asked. Ctrl-C saves; the same command goes on
+    from there, to the bit.
     """
     if workers is not None and launches(workers):
         return train_in_workers(workers, context.obj)
