@@ -158,7 +158,7 @@ class Trainer:
                     self.save()  # whatever happens now, the run keeps its length
                 if progress is not None and ranks.first():
                     progress(self.step, self.total, {**self.figures, **pace.figures()})
-                if stop or self.step == stop_at:
+                if stop or self.step == stop_at or (ranks.count() == 1 and asked()):  # alone, also what came since
                     break
                 if self.step % self.settings.checkpoint_every == 0:
                     self.save()

@@ -183,7 +183,7 @@ def test_the_command_says_the_need_and_refuses_what_does_not_go_together(place: 
 
     said = run("--init", place / "run", "--need", "--batch", 8, "--json")
     assert said.exit_code == 0, said.output
-    rows = json.loads(said.output)
+    rows = json.loads(said.stdout)
     assert rows["total"] == sum(rows[name] for name in ("encoder", "weights", "gradients", "optimiser", "activations"))
     assert "GiB" in run("--init", place / "run", "--need").output
     for arguments, message in (
