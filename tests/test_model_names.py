@@ -54,6 +54,21 @@ def test_the_shipped_model_has_a_name_and_needs_none() -> None:
     assert building.is_shipped(model_folder("reacher"))
 
 
+def test_a_folder_without_a_model_is_told_for_what_it_is(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "encoder_run" / "encoder").mkdir(parents=True)
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "settings.json").write_text("{}")
+    (tmp_path / "pictures").mkdir()
+    for folder, words in {
+        store: "is a trajectory store; train a model",
+        tmp_path / "encoder_run": "train LOGS --encoder",
+        tmp_path / "unfinished": "go on to its end",
+        tmp_path / "pictures": "holds no world model",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            model_folder(str(folder))
+
+
 def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "reacher" / "model").mkdir(parents=True)
     (tmp_path / "reacher" / "model" / "config.json").write_text("{}")

@@ -116,9 +116,22 @@ def model_folder(source: str | None) -> Path:
     folder = Path(source)
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(_no_model(folder))
     if folder.exists():
         return folder
     return SHIPPED_MODELS / source if source in shipped_models() else _from_hub(source)
+
+
+def _no_model(folder: Path) -> str:
+    """What a folder without a world model's configuration is, and the way to a model."""
+    if (folder / "zarr.json").is_file():
+        return f"{folder} is a trajectory store; train a model on it with `vjepa-mpc pretrain` and `vjepa-mpc train`."
+    if (folder / "encoder").is_dir():
+        return f"{folder} holds an encoder; train a model on it with `vjepa-mpc train LOGS --encoder {folder}`."
+    if (folder / "settings.json").is_file():
+        return f"{folder} holds a run that made no model, or not yet; let `vjepa-mpc train` go on to its end."
+    return f"{folder} holds no world model (no config.json in it); give a folder that `vjepa-mpc train` wrote."
 
 
 def shipped_models() -> list[str]:

@@ -120,7 +120,7 @@ def describe(error: BaseException) -> tuple[int, str] | None:
 
 def _describe_usage(error: Any) -> tuple[int, str]:
     """One sentence for what the option parser refused, with the nearest names and where to read on."""
-    message = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split()) or "A command is missing"  # the help was shown
     possible = getattr(error, "possibilities", None)
     if possible:  # the parser's own wording differs between options and commands
         message = f"{error.message.rstrip('.')}. Did you mean {' or '.join(sorted(possible))}?"

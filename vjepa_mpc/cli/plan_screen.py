@@ -44,7 +44,7 @@ class Screen:
         self.results.print(_table(records))
         ends = {
             "reached": f"Reached and held after {record['actions']} actions, as the model judges.",
-            "max_steps": f"Not reached within {record['actions']} actions (more with --max-steps).",
+            "max_steps": f"Not reached within {record['actions']} actions{_how_near(record)} (more: --max-steps).",
             "stalled": f"Stopped after {record['actions']} actions: the watchdog saw no progress.",
             "interrupted": f"Interrupted after {record['actions']} actions; the robot was stopped.",
         }
@@ -108,6 +108,14 @@ class Progress:
             self.status.update(line)
         else:
             self.screen.errors.print(line, markup=False)
+
+
+def _how_near(record: dict[str, Any]) -> str:
+    """What the last view costs, beside what would have been judged reached."""
+    if not record["steps"]:
+        return ""
+    last, limit = record["steps"][-1]["latent_cost"], record["model"]["reached_cost"]
+    return f": the last view's latent cost is {last:.2f}, and below {limit:.2f} counts as reached"
 
 
 def _table(records: Sequence[StepRecord]) -> Any:
