@@ -14,7 +14,6 @@ import torch
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.core.files import atomic_folder, write_json
-from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.datasets.cache import FrameCache, only_camera
 from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
 from vjepa_mpc.datasets.sampling import ClipMixture
@@ -32,7 +31,7 @@ from vjepa_mpc.pretrain.objective import ObjectiveSettings
 from vjepa_mpc.pretrain.objectives import find_objective, name_of, plain
 from vjepa_mpc.pretrain.optimising import TrainSettings
 from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
-from vjepa_mpc.pretrain.run_folder import begin
+from vjepa_mpc.pretrain.run_folder import begin, commits
 from vjepa_mpc.pretrain.run_log import LOG
 from vjepa_mpc.pretrain.source import (
     CacheProgress,
@@ -102,7 +101,7 @@ def pretrain_encoder(
                         "trainer": asdict(training),
                         "steps": result.step,
                         "seconds": round(result.seconds, 1),
-                        "commit": provenance()["commit"],
+                        "commits": commits(out),
                     },
                 },
             )
@@ -212,7 +211,7 @@ def train_world_model(
                 "trainer": asdict(training),
                 "steps": result.step,
                 "seconds": round(result.seconds, 1),
-                "commit": provenance()["commit"],
+                "commits": commits(out),
             },
         )
         model.save_pretrained(out / MODEL_FOLDER)

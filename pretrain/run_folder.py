@@ -37,9 +37,24 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
             raise InputError(
                 f"{folder} holds a run with other settings ({changed}); resume it with those, or choose another --out."
             )
+        if ranks.first():
+            _note_version(path)
         return
     if ranks.first():
         write_json(path, {**record, "directory": str(Path.cwd()), "provenance": provenance()})
+
+
+def _note_version(path: Path) -> None:
+    """Note the version that goes on with a run, where it is not the one before."""
+    content = read_json(path)
+    if commits(path.parent)[-1] != (now := provenance())["commit"]:
+        write_json(path, {**content, "resumed": [*content.get("resumed", []), now]})
+
+
+def commits(folder: Path) -> list[str | None]:
+    """The commits of this code that a run went through, the last one last; None where none is known."""
+    content = read_json(folder / "settings.json")
+    return [one.get("commit") for one in (content.get("provenance") or {}, *content.get("resumed", []))]
 
 
 def _fill_in(settings: Any) -> None:

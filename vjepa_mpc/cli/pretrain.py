@@ -79,12 +79,13 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder by masked latent prediction, or another objective; the result is OUT/encoder.
 
-    Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT, OUT/health.png.
+    Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT; a run that
+    collapses stops and draws them in OUT/health.png.
     """
     if workers is not None and launches(workers):
         return train_in_workers(workers, context.obj)
     from vjepa_mpc.cli.building import choose_device, limit_threads
-    from vjepa_mpc.cli.training import report, tell_settings, training_progress
+    from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.objective import EncoderSize
     from vjepa_mpc.pretrain.objectives import find_objective
@@ -113,10 +114,12 @@ def pretrain(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
     )  # fmt: skip
-    tell_settings(settings, training)
     limit_threads(None)
     most = None if cache_most is None else int(cache_most * 1e9)
-    with training_worker(choose_device(device)) as own, training_progress("pretraining") as (progress, caching):
+    with (
+        training_worker(choose_device(device)) as own,
+        training_progress("pretraining", [settings, training]) as (progress, caching),
+    ):
         result = pretrain_encoder(
             Source(store, camera, cache, most), out, settings, training, own,
             progress=progress, caching=caching, mixed=[_mixed(text, camera, cache, most) for text in mix],

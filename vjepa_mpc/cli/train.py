@@ -92,7 +92,7 @@ def train(
     """
     if workers is not None and launches(workers):
         return train_in_workers(workers, context.obj)
-    from vjepa_mpc.cli.training import report, tell_settings, training_progress
+    from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
     from vjepa_mpc.pretrain.source import Source
@@ -115,7 +115,6 @@ def train(
         lr=lr if lr is not None else (3e-3 if init is None else 7.5e-5), warmup=warmup, seed=seed, bf16=bf16,
         checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
     )  # fmt: skip
-    tell_settings(settings, training)
     if need:
         _say_need(start, settings, training, recompute, json_output)
         return
@@ -123,7 +122,10 @@ def train(
 
     limit_threads(None)
     source = Source(store, camera, cache, None if cache_most is None else int(cache_most * 1e9), latents)
-    with training_worker(choose_device(device)) as own, training_progress("training") as (progress, caching):
+    with (
+        training_worker(choose_device(device)) as own,
+        training_progress("training", [settings, training]) as (progress, caching),
+    ):
         result = train_world_model(
             source, out, start, settings, training, own, recompute=recompute, other_period=other_period,
             keep_limits=keep_limits, executor=_encoders(encode_workers, ray, ray_address, own.type),
