@@ -62,13 +62,14 @@ def pretrain_encoder(
     stop_at: int | None = None,
     mixed: Sequence[tuple[Source, float]] = (),
     wandb: str | None = None,
+    measure: bool = False,
 ) -> TrainResult:
     """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder).
 
     Several ranks (`ranks.joined`) each call it alike, with one `out` that they share; so for `train_world_model`.
     The objective is the one that `settings` are of. A collapse (`CollapseError`) or a number that is no longer finite
     (`NotFiniteError`) ends the run with a plot of its curves, `out/health.png`.
-    `wandb`: a project of Weights & Biases to send the curves to.
+    `wandb`: a project of Weights & Biases to send the curves to. `measure`: see `Trainer.run`.
     `mixed`: other stores, each with its share (0 to 1) of the clips; the rest are the first one's.
     """
     ranks.share(training.batch)  # refused before anything takes time
@@ -82,7 +83,7 @@ def pretrain_encoder(
     learner = find_objective(name_of(settings)).learner(settings, data, preparation, device, training.seed)
     trainer = Trainer(learner, training, out, device, wandb)
     try:
-        result = trainer.run(progress, stop_at=stop_at)
+        result = trainer.run(progress, stop_at=stop_at, measure=measure)
     except (CollapseError, NotFiniteError) as error:
         if not (ranks.first() and save_health(out / LOG, out / HEALTH)):
             raise
@@ -145,6 +146,7 @@ def train_world_model(
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
     wandb: str | None = None,
+    measure: bool = False,
 ) -> TrainResult:
     """Train a predictor on the frozen encoder's latents of the store; the world model lands in `out/model`.
 
@@ -195,7 +197,9 @@ def train_world_model(
     )  # fmt: skip
     model.predictor.recompute = recompute
     learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
-    result = Trainer(learner, training, out, device, wandb).run(progress, stop_at=stop_at)
+    result = Trainer(learner, training, out, device, wandb).run(
+        progress, stop_at=stop_at, measure=measure
+    )
     if weights_hash(model.encoder) != encoder_hash:
         raise AssertionError("the frozen encoder's weights changed during training")
     if result.finished and ranks.first():

@@ -29,6 +29,7 @@ def pretrain(
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 60 when neither is given."),
     batch: int = typer.Option(64, help="Clips a step."),
+    accumulate: int = typer.Option(1, help="Batches whose gradients make one step: a larger batch in the same memory."),
     preset_name: str | None = typer.Option(None, "--preset", help=PRESET_HELP, is_eager=True, callback=preset),
     resumed: Path | None = typer.Option(None, "--resume", help=RESUME_HELP, is_eager=True, callback=resume),
     optimizer: str = typer.Option("adamw", help="muon (for the matrices of hidden layers) or adamw."),
@@ -112,7 +113,7 @@ def pretrain(
     )
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
-        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
+        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip, accumulate=accumulate,
     )  # fmt: skip
     limit_threads(None)
     most = None if cache_most is None else int(cache_most * 1e9)
@@ -123,7 +124,7 @@ def pretrain(
         result = pretrain_encoder(
             Source(store, camera, cache, most), out, settings, training, own,
             progress=progress, caching=caching, mixed=[_mixed(text, camera, cache, most) for text in mix],
-            wandb=wandb,
+            wandb=wandb, measure=True,
         )  # fmt: skip
     report(result, out, out / ENCODER_FOLDER, f"next: `vjepa-mpc train {store} --encoder {out}`", json_output)
 
