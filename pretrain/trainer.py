@@ -175,8 +175,9 @@ class Trainer:
                     self.save()
         self.save()
         finished = self.total is not None and self.step >= self.total
+        clips, waited = (pace.figures().get(name, 0.0) for name in ("clips_a_second", "data_wait"))
         result = TrainResult(
-            self.step, self.total or self.step, finished, self.seconds, dict(self.figures), **pace.figures()
+            self.step, self.total or self.step, finished, self.seconds, dict(self.figures), clips, waited
         )
         return self._measured(result) if measure and finished and result.clips_a_second else result
 
