@@ -17,6 +17,9 @@ UNNAMED = {"name": "vjepa", "context_weight": 0.0, "inverse_weight": 0.0, "sigre
 ONE_EACH = {"keep": 1, "accumulate": 1}
 """Checkpoints that every training kept, and batches of its steps, before there was a choice."""
 
+ONE_RATIO = {"mlp_ratio": 4.0}
+"""What every encoder's hidden layers were before other encoders could be gone on from."""
+
 OF_ONE_FAMILY = {"conditioning": "tokens", "rotary": "tiled"}
 """What every predictor was before there were others."""
 
@@ -65,7 +68,9 @@ def _fill_in(settings: Any) -> None:
     if isinstance(training, dict):
         settings["training"] = {**ONE_EACH, **training}
     if isinstance(objective, dict) and "name" not in objective:
-        settings["objective"] = {**UNNAMED, **objective}
+        settings["objective"] = objective = {**UNNAMED, **objective}
+    if isinstance(objective, dict) and isinstance(objective.get("size"), dict):
+        settings["objective"] = {**objective, "size": {**ONE_RATIO, **objective["size"]}}
     if isinstance(predictor, dict):
         settings["predictor"] = {**OF_ONE_FAMILY, **predictor}
 
