@@ -18,7 +18,7 @@ from vjepa_mpc.datasets.cache import FrameCache, only_camera
 from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
 from vjepa_mpc.datasets.sampling import ClipMixture
 from vjepa_mpc.datasets.store import ZarrStore
-from vjepa_mpc.encoder import weights_hash
+from vjepa_mpc.encoder import weights_hash, without_bars
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain import ranks
@@ -100,7 +100,7 @@ def pretrain_encoder(
             raise
         raise type(error)(f"{str(error).rstrip('.')} (its curves: {out / HEALTH}).") from error
     if result.finished and ranks.first():
-        with atomic_folder(out / ENCODER_FOLDER) as folder:
+        with without_bars(), atomic_folder(out / ENCODER_FOLDER) as folder:
             learner.product.save_pretrained(folder)
             write_json(
                 folder / PREPARATION,

@@ -59,7 +59,7 @@ def load_encoder(source: str | Path) -> VJEPA2Model:
     if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "~")) or here.exists()):
         raise InputError(f"{source} does not exist; give an encoder's folder or a Hugging Face id (owner/name).")
     try:
-        with _without_bars() if config_file.is_file() else nullcontext():
+        with without_bars() if config_file.is_file() else nullcontext():
             loaded: Any = VJEPA2Model.from_pretrained(
                 source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
@@ -76,8 +76,8 @@ def load_encoder(source: str | Path) -> VJEPA2Model:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Transformers draws a bar for every load, also for one of milliseconds; kept for downloads only."""
+def without_bars() -> Iterator[None]:
+    """Transformers draws a bar for every file it reads or writes, also in milliseconds; kept for downloads only."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
