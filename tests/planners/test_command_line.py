@@ -12,7 +12,9 @@ import torch
 
 from vjepa_mpc.cli.building import PLANNERS, make_planner
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.planner_bench import FUNCTIONS, PUBLISHED, contenders, drawn, measure, measure_pycma, summary
+from vjepa_mpc.planner_bench import contenders, measure, measure_pycma
+from vjepa_mpc.planner_courses import DEFAULT, PUBLISHED, summary
+from vjepa_mpc.planner_problems import FUNCTIONS, drawn
 from vjepa_mpc.planners import CEM, LBFGS, Budget, Refined
 from vjepa_mpc.planners.testing import Bowl, box, solve
 
@@ -86,18 +88,29 @@ def test_courses_count_evaluations_and_never_rise() -> None:
     assert all(row["median"] <= row["median_half"] for row in rows[1:])
 
 
-def test_the_command_leaves_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_leaves_a_table_and_a_picture_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from vjepa_mpc.cli.main import main
 
-    arguments = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "100", "--no-overhead", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit) as left:
-        main(["bench", "planners", "--planner", "cem", "--planner", PUBLISHED, *arguments])
-    assert left.value.code == 0
-    record = json.loads((tmp_path / "planners.json").read_text())
+    def run(*planners: str) -> dict[str, Any]:
+        asked = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "400", "--no-overhead", "--out", str(tmp_path)]
+        with pytest.raises(SystemExit) as left:
+            main(["bench", "planners", *(word for name in planners for word in ("--planner", name)), *asked])
+        assert left.value.code == 0
+        found: dict[str, Any] = json.loads((tmp_path / "planners.json").read_text())
+        return found
+
+    record = run("cem", PUBLISHED)
     assert [row["planner"] for row in record["rows"]] == ["cem", PUBLISHED]
     assert record["rows"][1]["evaluations"] == 8000 and record["rows"][1]["evaluations_to_published"] <= 8000
     assert (tmp_path / "planners.png").read_bytes().startswith(b"\x89PNG")
-    assert "ellipsoid-20" in capsys.readouterr().out
+    assert "ellipsoid-20" in capsys.readouterr().out and not record["bars"]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "courses").iterdir()}
+    again = run(DEFAULT, "cem", PUBLISHED)
+    assert again["rows"][1:] == record["rows"] and again["bars"][0]["what"] == "default at a quarter"
+    assert len(kept) == 2 and all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert "default at a quarter, ellipsoid-20" in capsys.readouterr().out
     for wrong, words in ((["--on", "elipsoid-20"], "ellipsoid-20"), (["--planner", "cmaa"], "'cma'")):
         with pytest.raises(SystemExit) as left:
             main(["bench", "planners", *wrong, "--out", str(tmp_path)])

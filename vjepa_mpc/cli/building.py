@@ -265,17 +265,21 @@ def planner_and_control(
     elites: int | None,
     settings: Sequence[str],
     legs: int = 1,
+    leg_steps: int | None = None,
     deadline_s: float | None = None,
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
     if preset is None:
         made = make_planner(
-            planner, leg_bounds(model, legs), samples=samples, iterations=iterations, elites=elites, settings=settings
+            planner, leg_bounds(model, legs, leg_steps), samples=samples, iterations=iterations, elites=elites,
+            settings=settings,
+        )  # fmt: skip
+        return made, control_settings(
+            model, horizon=horizon, running=1.0, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s
         )
-        return made, control_settings(model, horizon=horizon, running=1.0, legs=legs, deadline_s=deadline_s)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    if planner != "cem" or settings or legs != 1 or deadline_s is not None:
+    if planner != "cem" or settings or legs != 1 or leg_steps is not None or deadline_s is not None:
         raise InputError(
             f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs and --deadline out."
         )
@@ -286,7 +290,13 @@ def planner_and_control(
 
 
 def control_settings(
-    model: WorldModel, *, horizon: int | None, running: float, legs: int = 1, deadline_s: float | None = None
+    model: WorldModel,
+    *,
+    horizon: int | None,
+    running: float,
+    legs: int = 1,
+    leg_steps: int | None = None,
+    deadline_s: float | None = None,
 ) -> Any:
     """The controller's settings from the command line's options; by default as far ahead as `model` can see."""
     from vjepa_mpc.controller import ControlSettings
@@ -295,15 +305,21 @@ def control_settings(
     if deadline_s is not None and not 0 < deadline_s < float("inf"):
         raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
     ahead = model.longest_horizon if horizon is None else horizon
-    return ControlSettings(horizon=ahead, running=running, legs=legs, budget=Budget(deadline_s=deadline_s))
+    budget = Budget(deadline_s=deadline_s)
+    return ControlSettings(horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, budget=budget)
 
 
-def leg_bounds(model: WorldModel, legs: int) -> Bounds:
-    """The box of one leg of a model step that is planned as `legs` of them."""
+def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None) -> Bounds:
+    """The box of one leg of a model step that is planned as `legs` of them, of `leg_steps` control steps each."""
     from vjepa_mpc.planners.base import Bounds
 
     bounds = model.action_bounds
-    return bounds if legs == 1 else Bounds(bounds.low / legs, bounds.high / legs)
+    if legs == 1:
+        return bounds
+    if leg_steps is None:
+        return Bounds(bounds.low / legs, bounds.high / legs)
+    stride = model.config.stride
+    return Bounds(bounds.low * leg_steps / stride, bounds.high * leg_steps / stride)
 
 
 def parse_levels(texts: Sequence[str]) -> dict[str, float]:

@@ -73,6 +73,7 @@ def planning(
     chunk: int,
     *,
     legs: int = 1,
+    leg_steps: int | None = None,
     guards: Guards | None = None,
     rate: float | None = None,
 ) -> Contender:
@@ -81,11 +82,12 @@ def planning(
     from vjepa_mpc.evaluation import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
-        world, horizon=options.horizon, running=options.running, legs=legs, deadline_s=options.deadline
+        world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
+        deadline_s=options.deadline,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
-        options.planner, leg_bounds(world, legs), samples=options.samples, iterations=options.iterations,
+        options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
         elites=options.elites, settings=options.settings,
     )  # fmt: skip
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
@@ -127,4 +129,6 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 def _control(settings: Any) -> dict[str, Any]:
     """The controller's settings; what only legs have, only with legs."""
     told = asdict(settings)
+    if settings.leg_steps is None:
+        told.pop("leg_steps")
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

@@ -44,6 +44,7 @@ def evaluate(
     ),
     deadline: float | None = typer.Option(None, help="Seconds a plan may take; the same holds."),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
     margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
     workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
@@ -105,10 +106,12 @@ def evaluate(
         stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
-            bends = legs if guards or not rails.any else 1  # beside guardrails the plain planner is as ever
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
             label = f"{name}, guarded" if guards else name
-            one = planning(world, stage, label, asked_for, at_a_time, legs=bends, guards=made, rate=rate)
+            one = planning(
+                world, stage, label, asked_for, at_a_time, legs=legs, leg_steps=leg_steps, guards=made,
+                rate=rate,
+            )  # fmt: skip
             if guards:
                 one.played["guards"] = guards.record()
             contenders[label] = one
@@ -125,9 +128,8 @@ def evaluate(
         options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
-    options |= {key: value for key, value in (("legs", legs), ("rate", rate), ("deadline", deadline)) if value}
-    if legs == 1:
-        options.pop("legs")
+    more = {"legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline}
+    options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)
     if levels:
         options["vary"] = levels
