@@ -50,7 +50,8 @@ def _counted(work: Callable[[], object]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Attention's fused kernels on CPUs are unknown to the counter; as plain matrix products it sees them.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Fused kernels on CPUs (attention's, and products laid out for them) are unknown to the counter; the plain
+    # ones that serve where gradients may be wanted it sees.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
