@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from vjepa_mpc.linear import has_fused_products
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
 
@@ -50,8 +52,14 @@ def _counted(work: Callable[[], object]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Fused kernels on CPUs (attention's, and products laid out for them) are unknown to the counter; the plain
-    # ones that serve where gradients may be wanted it sees.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Attention's fused kernels on CPUs are unknown to the counter; as plain matrix products it sees them.
+    laid_out = {torch.ops.mkldnn._linear_pointwise: _product} if has_fused_products() else {}
+    counter = FlopCounterMode(display=False, custom_mapping=laid_out)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         work()
     return int(counter.get_total_flops())
+
+
+def _product(x: Sequence[int], *_: object, out_shape: Sequence[int], **__: object) -> int:
+    """Of a product laid out by `vjepa_mpc.linear`, whose input has the shape x."""
+    return 2 * math.prod(x) * out_shape[-1]

@@ -95,11 +95,14 @@ def _onednn() -> Any:
     return torch.ops.mkldnn
 
 
+def has_fused_products() -> bool:
+    """Whether oneDNN's fused products are in this build of torch."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def _served(x: Tensor) -> bool:
-    """Whether oneDNN's fused products are in this build of torch, and take such numbers on this machine."""
-    if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    """Whether they take such numbers on this machine."""
+    if x.device.type != "cpu" or not has_fused_products():
         return False
     if x.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
