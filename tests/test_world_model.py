@@ -109,7 +109,7 @@ def test_bfloat16_planning_stays_near(tiny_model: Path, model: WorldModel) -> No
     torch.testing.assert_close(imagine(fast), imagine(model), atol=0.05, rtol=0.05)
     assert imagine(fast).dtype == torch.float32
     slow = WorldModel.from_pretrained(tiny_model).for_planning(bf16=False)
-    assert torch.equal(imagine(slow), imagine(model))
+    torch.testing.assert_close(imagine(slow), imagine(model), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("stride", [1, 4])

@@ -109,9 +109,12 @@ class WorldModel(nn.Module):
         self.eval()
 
     def for_planning(self, *, bf16: bool = True) -> WorldModel:
-        """This model with its predictor's weights in bfloat16: 2 to 3 times faster on CPUs with AMX."""
+        """This model with its predictor's weights in bfloat16 (2 to 3 times faster on CPUs with AMX), and laid out for
+        the CPU's matrix units."""
         if bf16:
             self.predictor.to(torch.bfloat16)
+        if self.device.type == "cpu":
+            self.predictor.prepare()
         return self
 
     @property
