@@ -64,7 +64,7 @@ def load_encoder(source: str | Path) -> VJEPA2Model:
                 source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
     except Exception as error:  # transformers raises a dozen kinds for files that cannot be read
-        raise InputError(f"No encoder could be loaded from {source!r}: {first_line(error)}") from error
+        raise InputError(f"No encoder could be loaded from {source!r}: {first_line(error)}.") from error
     model, report = loaded
     missing = [key for key in report["missing_keys"] if not key.startswith("predictor.")]
     if missing:
