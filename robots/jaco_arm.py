@@ -113,6 +113,15 @@ class JacoArm(MujocoWorld):
         return self._data.site(PINCH).xpos.copy()
 
 
+def arm_missing() -> str | None:
+    """Why the arm's description cannot be had here, with the way to mend that; None where it can."""
+    try:
+        dm_control_folder()
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def arm_model(fingers: bool = False, looked_at: tuple[float, float, float] = ARM_M) -> Any:
     """A `mujoco.MjSpec` of arm, hand, floor and a camera, nothing of which is in contact with anything.
 

@@ -118,8 +118,9 @@ def test_pictures_are_brought_to_size() -> None:
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vjepa_mpc.robots.gymnasium_robot.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install ogbench, or pip install stable-worldmodel"):
-        make_robot("gymnasium/cube-single-v0")
+    for name, package in (("cube-single-v0", "ogbench"), ("swm/PushT-v1", "stable-worldmodel")):
+        with pytest.raises(InputError, match=f"check the id, or pip install {package}.$"):
+            make_robot(f"gymnasium/{name}")
 
 
 class Dice(Bead):

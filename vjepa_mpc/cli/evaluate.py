@@ -90,6 +90,8 @@ def evaluate(
         sources = sources or [None]  # the shipped one
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
+    if asked.missing:
+        raise InputError(asked.missing)
     frozen = load_manifest(manifest, asked)
     at_a_time = chunk or _recorded_chunk(out) or shared_chunk(worlds, horizon, max(1, workers))
     if guarded and not asked.forbidden:

@@ -107,7 +107,7 @@ def plan(
     """Plan to a goal picture and go there, until the model judges the goal reached and held.
 
     Leaves plan.json, episode.mp4 and energy.png in --out. Exit status: 0 reached (or planned, with
-    --observation), 3 not reached, 2 bad input, 130 Ctrl-C (what was recorded is kept).
+    --observation), 3 not reached, 1 numbers stopped being finite, 2 bad input, 130 Ctrl-C (what was recorded is kept).
     """  # fmt: skip
     started = time.perf_counter()
     screen = Screen(json_output, quiet)
@@ -244,8 +244,10 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
 
 def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> int:
     """One plan from two pictures."""
+    import torch
+
     from vjepa_mpc.plan_files import ENERGY, remove_others, save_energy, save_record, single_record
-    from vjepa_mpc.planning import doubt, load_goal, plan_through
+    from vjepa_mpc.planning import doubt, load_goal, long_way, plan_through
 
     now = load_goal(observation)
     ready = _prepare(job, lambda spec: spec.check_state(state))
@@ -255,6 +257,11 @@ def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> in
         ready.notes.append(warning)
     with job.screen.busy("Planning"):
         decisions = plan_through(ready.controllers, now.image, ready.world.config.robot.check_state(state))
+    steps = [decision.plan.actions[0].double().cpu() for decision in decisions]
+    note = long_way(ready.world.config.robot, torch.cat(steps).numpy())
+    if note is not None:
+        job.screen.note(note)
+        ready.notes.append(note)
     setting = _setting(job, ready, None)
     timing = {"load_s": ready.load_s, "total_s": time.perf_counter() - job.started}
     record = single_record(setting, now, state, decisions, timing)
