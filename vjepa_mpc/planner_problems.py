@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 LEAST_HORIZON = 5
 """Model steps that problems through a model are planned ahead, where the model was not trained to see further."""
-CHUNK = 8
-"""Candidates of each problem imagined at a time: fifty problems are solved at once."""
+CHUNK = 64
+"""Candidates imagined at a time: fifty problems are solved at once."""
 
 
 @dataclass(frozen=True)

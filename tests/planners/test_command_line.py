@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from vjepa_mpc.cli.building import PLANNERS, make_planner
+from vjepa_mpc.cli.building import PLANNERS, make_planner, plan_numbers, planner_and_control
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planner_bench import contenders, measure, measure_pycma
 from vjepa_mpc.planner_courses import DEFAULT, PUBLISHED, summary
 from vjepa_mpc.planner_problems import FUNCTIONS, drawn
 from vjepa_mpc.planners import CEM, LBFGS, Budget, Refined
 from vjepa_mpc.planners.testing import Bowl, box, solve
+from vjepa_mpc.world_model import WorldModel
 
 
 @pytest.mark.parametrize("name", [*PLANNERS, "cem+lbfgs"])
@@ -24,6 +25,19 @@ def test_every_name_is_a_planner_that_plans(name: str) -> None:
     planner = make_planner(name, box(2), samples=20, iterations=2)
     plan = solve(planner, Bowl(torch.full((1, 2, 2), 0.3)), torch.zeros(1, 2, 2), budget=Budget(max_evaluations=30))
     assert float(plan.cost[0]) < 0.3601
+
+
+def test_the_default_is_another_for_plans_of_many_numbers_at_as_many_evaluations(tiny_model: Path) -> None:
+    few, many = (make_planner("cem", box(2), numbers=numbers) for numbers in (8, 9))
+    for made in (few, many):
+        assert made.settings.samples * made.settings.iterations == 768  # type: ignore[attr-defined]
+    assert (few.settings.samples, many.settings.samples) == (192, 32)  # type: ignore[attr-defined]
+    world = WorldModel.from_pretrained(tiny_model)  # two actions, seen six steps ahead
+    assert [plan_numbers(world, None), plan_numbers(world, 3), plan_numbers(world, 1, 3)] == [12, 6, 6]
+    chosen, _ = planner_and_control(
+        world, None, "cem", horizon=None, samples=None, iterations=None, elites=None, settings=[]
+    )
+    assert chosen.settings == many.settings  # type: ignore[attr-defined]
 
 
 def test_settings_reach_the_planner_in_their_own_type() -> None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import CEM_DEFAULTS, MODEL_HELP
+from vjepa_mpc.cli.building import FEW_NUMBERS, MODEL_HELP, cem_defaults
 from vjepa_mpc.core.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from vjepa_mpc.planner_courses import Course
     from vjepa_mpc.planner_problems import Problems
 
-MODEL_PROBLEMS = "model"
+MODEL_PROBLEMS, FEW = "model", "default-few"
 
 
 def planners(
@@ -111,9 +111,11 @@ def _entries(budget: int, peer: bool) -> dict[str, _Entry]:
     from vjepa_mpc.planners import CEM, CEMSettings
     from vjepa_mpc.planners.base import Bounds
 
-    rounds = -(-budget // int(CEM_DEFAULTS["samples"]))
-    default = CEMSettings(**{**CEM_DEFAULTS, "iterations": rounds})
-    makers: dict[str, Any] = {DEFAULT: lambda bounds: CEM(bounds, default), **contenders(budget)}
+    few, many = (_filling(cem_defaults(numbers), budget) for numbers in (FEW_NUMBERS, FEW_NUMBERS + 1))
+    makers: dict[str, Any] = {
+        DEFAULT: lambda bounds: CEM(bounds, CEMSettings(**many)),
+        FEW: lambda bounds: CEM(bounds, CEMSettings(**few)), **contenders(budget),
+    }  # fmt: skip
     one = Bounds(-torch.ones(1), torch.ones(1))
     entries = {}
     for name, make in makers.items():
@@ -135,6 +137,11 @@ def _entries(budget: int, peer: bool) -> dict[str, _Entry]:
 
             entries[name] = _Entry({"evaluations": budget, **asdict(solver)}, solve_peer)
     return entries
+
+
+def _filling(settings: dict[str, Any], budget: int) -> dict[str, Any]:
+    """These settings with as many iterations as the budget allows."""
+    return {**settings, "iterations": max(1, -(-budget // settings["samples"]))}
 
 
 def _measured(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner
+from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner, plan_numbers
 
 if TYPE_CHECKING:
     from vjepa_mpc.governors import Guards
@@ -88,7 +88,7 @@ def planning(
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
         options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
-        elites=options.elites, settings=options.settings,
+        elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
     )  # fmt: skip
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
     played: dict[str, Any] = {
