@@ -29,6 +29,7 @@ class PlannerOptions:
     settings: tuple[str, ...] = ()
     running: float = 1.0
     deadline: float | None = None
+    draft: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def planning(
     from vjepa_mpc.evaluation import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
-        world, horizon=options.horizon, running=options.running, legs=legs, deadline_s=options.deadline
+        world, horizon=options.horizon, running=options.running, legs=legs, deadline_s=options.deadline,
+        draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
@@ -125,6 +127,8 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs have, only with legs."""
+    """The controller's settings; what only legs or a draft have, only with them."""
     told = asdict(settings)
+    if not settings.draft:
+        del told["draft"]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}
