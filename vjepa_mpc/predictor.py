@@ -7,7 +7,8 @@ names are those of Meta's published checkpoints, which load strictly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -149,6 +150,22 @@ class ActionConditionedPredictor(nn.Module):
         self.predictor_embed.prepare()
         self.predictor_proj.prepare()
         return self
+
+    def first_blocks(self, count: int) -> ActionConditionedPredictor:
+        """This predictor with its first `count` blocks alone, and the same weights: quicker, and rougher.
+
+        Raises `InputError` unless that leaves some out and some in.
+        """
+        if not 1 <= count < self.config.depth:
+            raise InputError(
+                f"This predictor has {self.config.depth} blocks; a draft takes the first 1 to {self.config.depth - 1} "
+                f"of them, not {count}."
+            )
+        short = copy.copy(self)  # its own record of modules and of what was made, the same modules
+        short._modules, short._made = dict(self._modules), {}
+        short.config = replace(self.config, depth=count)
+        short.predictor_blocks = nn.ModuleList(list(self.predictor_blocks)[:count])
+        return short
 
     def forward(
         self,

@@ -29,6 +29,7 @@ class PlannerOptions:
     settings: tuple[str, ...] = ()
     running: float = 1.0
     deadline: float | None = None
+    draft: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def planning(
 
     control = control_settings(
         world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
-        deadline_s=options.deadline,
+        deadline_s=options.deadline, draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
@@ -127,8 +128,10 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs have, only with legs."""
+    """The controller's settings; what only legs or a draft have, only with them."""
     told = asdict(settings)
     if settings.leg_steps is None:
-        told.pop("leg_steps")
+        del told["leg_steps"]
+    if not settings.draft:
+        del told["draft"]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

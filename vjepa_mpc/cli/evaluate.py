@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.building import DRAFT_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def evaluate(
         None, help="Actions a second of wall time, no plan waited for; what comes out depends on the machine."
     ),
     deadline: float | None = typer.Option(None, help="Seconds a plan may take; the same holds."),
+    draft: int = typer.Option(0, min=0, help=DRAFT_HELP),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
     leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
@@ -73,7 +74,7 @@ def evaluate(
     With --vary every pair has a look and a world of its own, varied in the factors named, for models and floors alike.
     A --task without a --model is played by its floors and its ceiling alone.
     """
-    from vjepa_mpc.cli.building import check_planner, choose_device, load_model, model_folder, parse_levels
+    from vjepa_mpc.cli.building import check_draft, check_planner, choose_device, load_model, model_folder, parse_levels
     from vjepa_mpc.cli.contenders import PlannerOptions, floors_of, planning, shared_chunk, stage_of
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
@@ -82,6 +83,7 @@ def evaluate(
     from vjepa_mpc.robots.tasks import load_manifest
 
     check_planner(planner)
+    check_draft(draft, elites)
     if rate is not None and not 0 < rate <= 1000:
         raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
     target = choose_device(device)
@@ -100,7 +102,7 @@ def evaluate(
         (*keep_out, *(guarding.task_regions(asked) if guarded else ())), margin, workspace, pose_box, tuple(avoid),
         change_limit, acceleration_limit, watchdog, surprise, thresholds,
     )  # fmt: skip
-    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline)
+    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline, draft)
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
@@ -128,7 +130,10 @@ def evaluate(
         options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
-    more = {"legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline}
+    more = {
+        "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
+        "draft": draft or None,
+    }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)
     if levels:
