@@ -22,10 +22,11 @@ from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.pretrain import run_folder
 from vjepa_mpc.pretrain.calibration import calibrate
+from vjepa_mpc.pretrain.objective import EncoderSize
 from vjepa_mpc.pretrain.run import pretrain_encoder, train_world_model
 from vjepa_mpc.pretrain.run_folder import begin
 from vjepa_mpc.pretrain.source import Source, picture_size
-from vjepa_mpc.pretrain.starting import open_encoder, robot_of
+from vjepa_mpc.pretrain.starting import encoder_to_go_on_from, open_encoder, robot_of
 from vjepa_mpc.robots.base import Observation
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
@@ -86,6 +87,29 @@ def test_pretraining_leaves_the_target_encoder_as_a_plain_hugging_face_folder(en
     assert weights_hash(opened) == weights_hash(open_encoder(str(encoder / "encoder"), 999, 0)[0])
     assert preparation == ImagePreparation(SIZE, contrast=ENCODER.contrast) and about["steps"] == 3
     assert {"settings.json", "log.jsonl", "checkpoint.pt", "tensorboard"} < {path.name for path in encoder.iterdir()}
+
+
+def test_pretraining_goes_on_from_an_encoder_that_is_there(store: Path, encoder: Path, tmp_path: Path) -> None:
+    """At a rate of next to nothing it stays what it was; a larger picture and longer clips are a cool-down phase."""
+    start, preparation = encoder_to_go_on_from(str(encoder))
+    assert preparation.contrast == ENCODER.contrast and EncoderSize.of(start.config) == ENCODER.size
+    still = training(2, lr=1e-12, weight_decay=0.0)
+    pretrain_encoder(Source(store), tmp_path / "a", ENCODER, still, CPU, init=start)
+    for name, tensor in load_encoder(tmp_path / "a/encoder").state_dict().items():
+        torch.testing.assert_close(tensor, start.state_dict()[name], rtol=0, atol=1e-6)
+    note = json.loads((tmp_path / "a/encoder/vjepa_mpc.json").read_text())["training"]
+    assert note["init"] == weights_hash(start.encoder)
+    with pytest.raises(InputError, match=r"init: .* there, None asked for"):
+        pretrain_encoder(Source(store), tmp_path / "a", ENCODER, still, CPU)
+    larger = dataclasses.replace(ENCODER, size=EncoderSize.of(start.config, 2 * SIZE), frames=6)
+    pretrain_encoder(Source(store), tmp_path / "b", larger, training(1), CPU, init=start)
+    assert load_encoder(tmp_path / "b/encoder").config.crop_size == 2 * SIZE
+    other = dataclasses.replace(ENCODER, size=dataclasses.replace(ENCODER.size, width=2 * ENCODER.size.width))
+    with pytest.raises(InputError, match="of another shape: size mismatch"):
+        pretrain_encoder(Source(store), tmp_path / "c", other, training(1), CPU, init=start)
+    for name in ("untrained", "pixels"):
+        with pytest.raises(InputError, match="nothing to go on from"):
+            encoder_to_go_on_from(name)
 
 
 def test_pretraining_on_a_mixture_records_it_and_goes_on_with_it_alone(store: Path, tmp_path: Path) -> None:

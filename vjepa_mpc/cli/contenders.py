@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner
+from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner, plan_numbers
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def planning(
     chunk: int,
     *,
     legs: int = 1,
+    leg_steps: int | None = None,
     guards: Guards | None = None,
     rate: float | None = None,
     batch: int = 1,
@@ -86,12 +87,13 @@ def planning(
     from vjepa_mpc.evaluation import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
-        world, horizon=options.horizon, running=options.running, legs=legs, deadline_s=options.deadline
+        world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
+        deadline_s=options.deadline,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
-        options.planner, leg_bounds(world, legs), samples=options.samples, iterations=options.iterations,
-        elites=options.elites, settings=options.settings,
+        options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
+        elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
     )  # fmt: skip
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
     played: dict[str, Any] = {
@@ -156,4 +158,6 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 def _control(settings: Any) -> dict[str, Any]:
     """The controller's settings; what only legs have, only with legs."""
     told = asdict(settings)
+    if settings.leg_steps is None:
+        told.pop("leg_steps")
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

@@ -45,6 +45,7 @@ def evaluate(
     ),
     deadline: float | None = typer.Option(None, help="Seconds a plan may take; the same holds."),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
     margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
     workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
@@ -96,6 +97,8 @@ def evaluate(
         sources = sources or [None]  # the shipped one
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
+    if asked.missing:
+        raise InputError(asked.missing)
     frozen = load_manifest(manifest, asked)
     at_a_time = chunk or _recorded_chunk(out) or shared_chunk(worlds, horizon, max(1, workers))
     if guarded and not asked.forbidden:
@@ -110,10 +113,12 @@ def evaluate(
         stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
-            bends = legs if guards or not rails.any else 1  # beside guardrails the plain planner is as ever
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
             label = f"{name}, guarded" if guards else name
-            one = planning(world, stage, label, asked_for, at_a_time, legs=bends, guards=made, rate=rate, batch=batch)
+            one = planning(
+                world, stage, label, asked_for, at_a_time, legs=legs, leg_steps=leg_steps, guards=made,
+                rate=rate, batch=batch,
+            )  # fmt: skip
             if guards:
                 one.played["guards"] = guards.record()
             contenders[label] = one
@@ -130,11 +135,11 @@ def evaluate(
         options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
-    options |= {key: value for key, value in (("legs", legs), ("rate", rate), ("deadline", deadline)) if value}
-    if legs == 1:
-        options.pop("legs")
-    if batch > 1:
-        options["batch"] = batch
+    more = {
+        "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
+        "batch": batch if batch > 1 else None,
+    }  # fmt: skip
+    options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)
     if levels:
         options["vary"] = levels

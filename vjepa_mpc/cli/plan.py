@@ -62,6 +62,7 @@ def plan(
         None, help="Seconds a plan may take (results then depend on the machine).", rich_help_panel=PLANNING
     ),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
     margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
     workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
@@ -120,7 +121,7 @@ def plan(
             tuple(keep_out), margin, workspace, pose_box, tuple(avoid), change_limit, acceleration_limit, watchdog,
             surprise, thresholds,
         ),
-        legs,
+        legs, leg_steps,
     )  # fmt: skip
     if observation is not None:
         given = {
@@ -165,6 +166,7 @@ class _Job:
     started: float
     guards: guarding.GuardOptions
     legs: int
+    leg_steps: int | None
 
 
 @dataclass
@@ -218,7 +220,8 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         world = load_model(str(folder), device)
         optimiser, settings = planner_and_control(
             world, job.preset, job.planner, horizon=job.horizon, samples=job.samples, iterations=job.iterations,
-            elites=job.elites, settings=job.settings, legs=job.legs, deadline_s=job.options["deadline"],
+            elites=job.elites, settings=job.settings, legs=job.legs, leg_steps=job.leg_steps,
+            deadline_s=job.options["deadline"],
         )  # fmt: skip
         if job.memory_budget is not None:
             settings = replace(settings, memory_budget=parse_bytes(job.memory_budget))

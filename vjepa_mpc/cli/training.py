@@ -112,6 +112,14 @@ def speaks() -> bool:
     return not is_worker() or os.environ["RANK"] == "0"
 
 
+def _arithmetic(result: TrainResult) -> str:
+    """How well the machine was used."""
+    if not result.flops_a_second:
+        return ""
+    share = f"{100 * result.utilisation:.0f} % of {result.peak}"
+    return f"; {result.flops_a_second / 1e12:.3g} TFLOP/s, {share} (model FLOP utilisation)"
+
+
 def report(result: TrainResult, run: Path, product: Path, next_step: str, as_json: bool) -> None:
     """Say what was made, or how to go on; exit code 130 after an interruption."""
     if as_json and speaks():
@@ -120,7 +128,7 @@ def report(result: TrainResult, run: Path, product: Path, next_step: str, as_jso
         typer.echo(f"{product}: done after {result.step} steps ({result.seconds / 60:.1f} minutes); {next_step}.")
         if result.clips_a_second:
             waited = f"{100 * result.data_wait:.0f} % of the time waiting for data"
-            typer.echo(f"{result.clips_a_second:.0f} clips a second, {waited}.", err=True)
+            typer.echo(f"{result.clips_a_second:.0f} clips a second, {waited}{_arithmetic(result)}.", err=True)
     if not result.finished:
         if speaks():
             typer.echo(f"Interrupted at step {result.step}: saved; run the same command to go on.", err=True)
