@@ -34,6 +34,6 @@ def save_courses(courses: Sequence[Course], path: Path) -> None:
     for axis in axes[0]:
         found = zip(*axis.get_legend_handles_labels(), strict=True)
         lines |= {label: handle for handle, label in found}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=7, fontsize=8)
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=7, fontsize=8)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=90)
