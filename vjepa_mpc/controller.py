@@ -22,6 +22,7 @@ from vjepa_mpc.costs import (
     Constraint,
     CostTerm,
     GoalDistance,
+    ModelSpan,
     PlanningCost,
     StateBox,
     WayLength,
@@ -44,9 +45,9 @@ class ControlSettings:
     there. `budget` bounds a plan. `action_rate` > 0 adds that wish; `state_box` keeps integrated states
     inside the joint limits. `chunk`: candidates imagined at a time (None: what fits); `memory_budget`: bytes that they
     may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given).
-    `legs`: displacements, one after the other, that a model step is planned as, each spanning stride / legs control
-    steps, so that a way can bend; `way_weight`: that of its length, with legs. `draft`: by how many first blocks of the
-    predictor candidates are sifted (`PlanningCost`); 0: not at all."""
+    `legs`: displacements, one after the other, that a model step is planned as, so that a way can bend; each takes up
+    to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs. `draft`: by
+    how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all."""
 
     horizon: int = 3
     running: float = 1.0
@@ -57,6 +58,7 @@ class ControlSettings:
     memory_budget: int | None = None
     budget: Budget = field(default_factory=Budget)
     legs: int = 1
+    leg_steps: int | None = None
     way_weight: float = 0.1
     draft: int = 0
 
@@ -73,6 +75,12 @@ class ControlSettings:
             raise InputError(f"A draft takes the first blocks of the predictor, 1 at least, not {self.draft}.")
         if self.legs < 1 or not 0 <= self.way_weight < math.inf:
             raise InputError(f"A model step has at least 1 leg and a way weight >= 0, got {self.legs} legs.")
+        if self.leg_steps is not None and (self.legs < 2 or self.leg_steps < 1):
+            raise InputError(f"Legs of {self.leg_steps} control steps need 2 legs or more, and at least 1 step each.")
+
+    def steps_a_leg(self, stride: int) -> int:
+        """Control steps that one leg may take of a model that steps `stride` of them."""
+        return stride // self.legs if self.leg_steps is None else self.leg_steps
 
 
 @dataclass(frozen=True)
@@ -163,10 +171,10 @@ class Controller:
                 f"A horizon of {settings.horizon} after {model.config.history} past frames is more than the "
                 f"{model.config.predictor.max_frames} frames this model was trained on; plan at most {longest} ahead."
             )
-        if model.config.stride % settings.legs:
+        if settings.leg_steps is None and model.config.stride % settings.legs:
             raise InputError(
                 f"A model step of {model.config.stride} control steps cannot be planned as {settings.legs} legs; "
-                "choose a divisor."
+                "choose a divisor, or say how many control steps a leg takes (leg_steps)."
             )
         self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
         self.guards = guards or Guards()
@@ -204,7 +212,8 @@ class Controller:
     def decide(self, view: View, state: ControllerState) -> tuple[Decision, ControllerState]:
         """Plan from what was seen, and choose the action."""
         model, settings = self.model, self.settings
-        situation = Situation(view.context.states[0, -1], model.states, 2 * model.config.stride // settings.legs)
+        points = 2 * settings.steps_a_leg(model.config.stride)
+        situation = Situation(view.context.states[0, -1], model.states, points)
         constraints = [*self._constraints(situation), *(rail.constraint(situation) for rail in self.guards.rails)]
         cost = PlanningCost(
             model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
@@ -329,9 +338,15 @@ class Controller:
 
     def _constraints(self, situation: Situation) -> list[Constraint]:
         if not self.settings.state_box:
-            return []
-        space = self.model.states
-        return [StateLimits(space).constraint(situation) if self.straight else StateBox(space)]
+            rules: list[Constraint] = []
+        else:
+            space = self.model.states
+            rules = [StateLimits(space).constraint(situation) if self.straight else StateBox(space)]
+        stride, legs = self.model.config.stride, self.settings.legs
+        if legs * self.settings.steps_a_leg(stride) > stride:
+            bounds = self.model.action_bounds
+            rules.append(ModelSpan(bounds.low, bounds.high, legs))
+        return rules
 
 
 def _carried(plan: Float[Tensor, "h a"], applied: Float[Tensor, "1 a"], done: bool) -> Float[Tensor, "h a"]:

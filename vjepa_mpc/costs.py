@@ -125,6 +125,24 @@ class WayLength:
 
 
 @dataclass(frozen=True)
+class ModelSpan:
+    """The sum of a model step's `legs` stays inside `low` and `high` [a], the displacements that the model was trained
+    on, however long the way between: how far each action is outside, in units of its range, averaged over model steps.
+    """
+
+    low: Float[Tensor, "a"]
+    high: Float[Tensor, "a"]
+    legs: int
+    name: str = "model_span"
+
+    def __call__(self, rollout: Rollout, actions: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n"]:
+        sums = actions.unflatten(2, (-1, self.legs)).sum(3)
+        over = (sums - self.high).clamp(min=0) + (self.low - sums).clamp(min=0)
+        wide = self.high - self.low
+        return (over / torch.where(wide > 0, wide, 1.0)).sum(-1).mean(-1)
+
+
+@dataclass(frozen=True)
 class Penalty:
     """A constraint as a soft wish: `weight` times how far it is broken is added to the cost."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner
+from vjepa_mpc.cli.building import check_draft, control_settings, leg_bounds, make_planner, plan_numbers
 
 if TYPE_CHECKING:
     from vjepa_mpc.governors import Guards
@@ -74,6 +74,7 @@ def planning(
     chunk: int,
     *,
     legs: int = 1,
+    leg_steps: int | None = None,
     guards: Guards | None = None,
     rate: float | None = None,
 ) -> Contender:
@@ -82,14 +83,15 @@ def planning(
     from vjepa_mpc.evaluation import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
-        world, horizon=options.horizon, running=options.running, legs=legs, deadline_s=options.deadline,
-        draft=options.draft,
+        world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
+        deadline_s=options.deadline, draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
-        options.planner, leg_bounds(world, legs), samples=options.samples, iterations=options.iterations,
-        elites=options.elites, settings=options.settings,
+        options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
+        elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
     )  # fmt: skip
+    check_draft(options.draft, optimiser)
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
     played: dict[str, Any] = {
         "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),
@@ -130,5 +132,7 @@ def _control(settings: Any) -> dict[str, Any]:
     """The controller's settings; what only legs or a draft have, only with them."""
     told = asdict(settings)
     if not settings.draft:
-        del told["draft"]
+        told.pop("draft")
+    if settings.leg_steps is None:
+        told.pop("leg_steps")
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

@@ -45,6 +45,7 @@ def evaluate(
     deadline: float | None = typer.Option(None, help="Seconds a plan may take; the same holds."),
     draft: int = typer.Option(0, min=0, help=DRAFT_HELP),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
     margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
     workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
@@ -73,7 +74,7 @@ def evaluate(
     With --vary every pair has a look and a world of its own, varied in the factors named, for models and floors alike.
     A --task without a --model is played by its floors and its ceiling alone.
     """
-    from vjepa_mpc.cli.building import check_draft, check_planner, choose_device, load_model, model_folder, parse_levels
+    from vjepa_mpc.cli.building import check_planner, choose_device, load_model, model_folder, parse_levels
     from vjepa_mpc.cli.contenders import PlannerOptions, floors_of, planning, shared_chunk, stage_of
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
@@ -82,7 +83,6 @@ def evaluate(
     from vjepa_mpc.robots.tasks import load_manifest
 
     check_planner(planner)
-    check_draft(draft, elites)
     if rate is not None and not 0 < rate <= 1000:
         raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
     target = choose_device(device)
@@ -91,6 +91,8 @@ def evaluate(
         sources = sources or [None]  # the shipped one
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
+    if asked.missing:
+        raise InputError(asked.missing)
     frozen = load_manifest(manifest, asked)
     at_a_time = chunk or _recorded_chunk(out) or shared_chunk(worlds, horizon, max(1, workers))
     if guarded and not asked.forbidden:
@@ -105,10 +107,12 @@ def evaluate(
         stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
-            bends = legs if guards or not rails.any else 1  # beside guardrails the plain planner is as ever
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
             label = f"{name}, guarded" if guards else name
-            one = planning(world, stage, label, asked_for, at_a_time, legs=bends, guards=made, rate=rate)
+            one = planning(
+                world, stage, label, asked_for, at_a_time, legs=legs, leg_steps=leg_steps, guards=made,
+                rate=rate,
+            )  # fmt: skip
             if guards:
                 one.played["guards"] = guards.record()
             contenders[label] = one
@@ -125,10 +129,11 @@ def evaluate(
         options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
-    beside = {"legs": legs, "rate": rate, "deadline": deadline, "draft": draft}
-    options |= {key: value for key, value in beside.items() if value}
-    if legs == 1:
-        options.pop("legs")
+    more = {
+        "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
+        "draft": draft or None,
+    }  # fmt: skip
+    options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)
     if levels:
         options["vary"] = levels
