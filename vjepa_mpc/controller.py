@@ -113,6 +113,20 @@ class View:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What a controller hands to its planner: the cost of the moment, where the search begins, and plans of the last
+    step that its planner held worth keeping."""
+
+    cost: PlanningCost
+    init: Float[Tensor, "1 h a"]
+    suggestions: Float[Tensor, "1 m h a"] | None = None
+
+    def earlier(self) -> dict[str, Tensor]:
+        """The suggestions as the planner takes them; nothing where there are none."""
+        return {} if self.suggestions is None else {"suggestions": self.suggestions}
+
+
+@dataclass(frozen=True)
 class Decision:
     """The controller's answer to one observation. `held_by`: constraints that the plan breaks and governors that
     slowed or stopped it."""
@@ -124,6 +138,14 @@ class Decision:
     reached: bool
     cost: PlanningCost = field(repr=False)
     held_by: tuple[str, ...] = ()
+
+    def figures(self) -> dict[str, float]:
+        """What is kept of a step in an evaluation."""
+        return {
+            "latent_cost": self.latent_cost,
+            "evaluations": self.plan.evaluations,
+            "reached": float(self.reached),
+        }
 
 
 def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None, *, sharers: int = 1) -> int:
@@ -211,6 +233,17 @@ class Controller:
 
     def decide(self, view: View, state: ControllerState) -> tuple[Decision, ControllerState]:
         """Plan from what was seen, and choose the action."""
+        problem = self.problem(view, state)
+        plan = self.planner.plan(
+            problem.cost, problem.init, budget=self.settings.budget, generators=[self.generator], **problem.earlier()
+        )
+        with torch.no_grad():
+            own = torch.zeros(1, dtype=torch.long, device=self.model.device)
+            terms = problem.cost.by_term(plan.actions[:, None], own)
+        return self.conclude(problem, plan, terms, view, state)
+
+    def problem(self, view: View, state: ControllerState) -> Problem:
+        """What is to be planned: the cost of this moment, and where the search begins."""
         model, settings = self.model, self.settings
         points = 2 * settings.steps_a_leg(model.config.stride)
         situation = Situation(view.context.states[0, -1], model.states, points)
@@ -218,24 +251,27 @@ class Controller:
         cost = PlanningCost(
             model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
         )
-        earlier: dict[str, Tensor] = {}  # plans of the last step that its planner held worth keeping
-        if state.others is not None:
-            earlier["suggestions"] = state.others[None]
-        plan = self.planner.plan(
-            cost, self._init(state), budget=settings.budget, generators=[self.generator], **earlier
-        )
-        with torch.no_grad():
-            parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
-        terms = {name: float(value) for name, value in parts.items()}
-        wanted, kept = self.next_action(plan.actions[0], view, terms["goal"])
+        return Problem(cost, self._init(state), None if state.others is None else state.others[None])
+
+    def conclude(
+        self,
+        problem: Problem,
+        plan: ActionPlan,
+        terms: Mapping[str, Float[Tensor, "1 1"]],
+        view: View,
+        state: ControllerState,
+    ) -> tuple[Decision, ControllerState]:
+        """Choose the action, once there is a `plan` for this problem alone, and its cost by `terms`."""
+        values = {name: float(value) for name, value in terms.items()}
+        wanted, kept = self.next_action(plan.actions[0], view, values["goal"])
         action, held_by, state = self.governed(wanted, view, state)
         decision = Decision(
             action=action,
             plan=plan,
             latent_cost=view.latent_cost,
-            terms=terms,
-            reached=state.reached_for >= settings.hold_steps,
-            cost=cost,
+            terms=values,
+            reached=state.reached_for >= self.settings.hold_steps,
+            cost=problem.cost,
             held_by=(*plan.held_by[0], *held_by),
         )
         return decision, replace(state, plan=kept, others=None if plan.others is None else plan.others[0])

@@ -203,7 +203,12 @@ class PlanningCost:
         self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
     ) -> dict[str, Float[Tensor, "b n"]]:
         """Every term and constraint by its name."""
-        rollout = self.imagine(actions, problems)
+        return self.terms_of(self.imagine(actions, problems), actions, problems)
+
+    def terms_of(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> dict[str, Float[Tensor, "b n"]]:
+        """The same of futures that are imagined already."""
         costs = {term.name: term(rollout, actions, problems) for term in self.terms}
         return costs | {rule.name: rule(rollout, actions) for rule in self.constraints}
 
@@ -229,11 +234,14 @@ class PlanningCost:
 
     def _in_chunks(self, actions: Tensor, problems: Tensor, chunk: int) -> Evaluation:
         if actions.shape[1] <= chunk:
-            return self._judged(actions, problems)
-        return join([self._judged(part, problems) for part in actions.split(chunk, dim=1)])
+            return self.judge(self.imagine(actions, problems), actions, problems)
+        parts = actions.split(chunk, dim=1)
+        return join([self.judge(self.imagine(part, problems), part, problems) for part in parts])
 
-    def _judged(self, actions: Tensor, problems: Tensor) -> Evaluation:
-        rollout = self.imagine(actions, problems)
+    def judge(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> Evaluation:
+        """Cost and violations of futures that are imagined already."""
         cost = torch.stack([term(rollout, actions, problems) for term in self.terms]).sum(0)
         broken = [rule(rollout, actions) for rule in self.constraints]
         violation = torch.stack(broken, dim=-1) if broken else cost.new_zeros(*cost.shape, 0)

@@ -344,9 +344,7 @@ def control_settings(
         raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
     ahead = model.longest_horizon if horizon is None else horizon
     budget = Budget(deadline_s=deadline_s)
-    return ControlSettings(
-        horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget
-    )
+    return ControlSettings(horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget)
 
 
 def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None) -> Bounds:
