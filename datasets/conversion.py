@@ -58,7 +58,7 @@ class Converter:
             read = self._read(name)
             parts = stretches(read, self.mapping, self.log_period_s, self.period_s)
             images = self.pictures(name, [part.rows for part in parts])
-            return Converted(name, tuple(self._episodes(name, parts, images, read.task)))
+            return Converted(name, tuple(self._episodes(name, parts, images, read)))
         except InputError as error:
             return Converted(name, reason=first_line(error))
 
@@ -107,8 +107,9 @@ class Converter:
         return frames
 
     def _episodes(
-        self, name: str, parts: list[Numbers], images: list[dict[str, UInt8[np.ndarray, "_ _ _ 3"]]], task: str
+        self, name: str, parts: list[Numbers], images: list[dict[str, UInt8[np.ndarray, "_ _ _ 3"]]], read: Rows
     ) -> list[Episode]:
+        texts = {"texts": {key: [list(said) for said in value] for key, value in read.texts.items()}}
         return [
             Episode(
                 images=pictures,
@@ -116,7 +117,8 @@ class Converter:
                 actions=part.actions.astype(np.float32),
                 times=part.times,
                 metadata={
-                    "task": task,
+                    "task": read.task,
+                    **(texts if read.texts else {}),
                     "source": {
                         "episode": name,
                         "rows": [int(part.rows[0]), int(part.rows[-1]) + 1],

@@ -139,12 +139,12 @@ def _mapping(log: Log, settings: ImportSettings) -> LogMapping:
     if origin is not None:
         named = {name: source for name, source in origin.cameras.items() if source in log.cameras}
         return as_exported(origin, log.vectors, _cameras(log, settings.cameras) if settings.cameras else named)
-    state = settings.state or log.suggestion
+    cameras, state = _cameras(log, settings.cameras), settings.state or log.suggestion
     if not state:
         raise InputError(
             f"Say what the state is with --state; the log has {', '.join(sorted(log.vectors)) or 'no vectors'}."
         )
-    return declare(log.vectors, state, settings.action, _cameras(log, settings.cameras))
+    return declare(log.vectors, state, settings.action, cameras)
 
 
 def run(plan: ImportPlan, stream: Stream, progress: Progress | None = None) -> ImportReport:
@@ -299,7 +299,10 @@ def _shard(found: Survey, spec: StoreSpec) -> int:
 def _cameras(log: Log, texts: Sequence[str]) -> dict[str, str]:
     """The store's camera names to the log's. A name not given is the last word of the log's."""
     if not log.cameras:
-        raise InputError("The log has no pictures; a store needs at least one camera.")
+        raise InputError(
+            "The log has no pictures; a store needs at least one camera. Where a simulator's states alone were logged, "
+            "its pictures are drawn first: robosuite's by robomimic's dataset_states_to_obs."
+        )
     chosen: dict[str, str] = {}
     for text in texts or log.cameras:
         name, equals, source = text.partition("=")

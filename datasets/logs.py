@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -52,11 +52,13 @@ class LogOptions:
 
 @dataclass(frozen=True)
 class Rows:
-    """The numbers of one episode: `times` [n] in seconds, `vectors` [n, width] by name, and the task in words."""
+    """The numbers of one episode: `times` [n] in seconds, `vectors` [n, width] by name, the task in words, and other
+    `texts` by name: what was said from which second on."""
 
     times: Float64[np.ndarray, "n"]
     vectors: Mapping[str, Float64[np.ndarray, "_ _"]]
     task: str = ""
+    texts: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.times).all():

@@ -67,7 +67,7 @@ def validate(store: ZarrStore, progress: Progress | None = None) -> Validation:
         raise InputError(f"{store.path} holds no episodes yet; make some with `vjepa-mpc collect` or `data import`.")
     numbers, reason = _numbers(store)
     if not numbers:
-        raise InputError(f"No episode of {store.path} can be read: {reason}")
+        raise InputError(f"No episode of {store.path} can be read: {reason}.")
     spec, known = store.spec, list(numbers.values())
     scale = measure(spec, [episode.states for episode in known], [episode.times for episode in known])
     shares = alignment(spec, known)
@@ -170,5 +170,5 @@ def _numbers(store: ZarrStore) -> tuple[dict[int, Numbers], str]:
         if all(np.isfinite(part).all() for part in values):
             found[index] = Numbers(*values)
         else:
-            reason = f"episode {index} holds NaN or infinity."
+            reason = f"episode {index} holds NaN or infinity"
     return found, reason

@@ -68,6 +68,8 @@ class GymnasiumRobot:
     def _begin(self, seed: int | None) -> None:
         if seed is not None:
             self._drawn = np.random.RandomState(seed % 2**32)
+            # Its own generator too: some resets (stable-worldmodel's cube) draw from it without handing on the seed.
+            self._env.unwrapped.np_random = np.random.default_rng(seed)
         with self._own_globals():
             self._observed, self._info = self._env.reset(seed=seed)
         self._time_s = 0.0

@@ -54,6 +54,9 @@ class Task(ABC):
     """The share of each behaviour in collected data (`vjepa_mpc/exploration.py` says what they are)."""
     quasi_static: ClassVar[bool] = True
     """Whether everything is at rest between steps, so that one picture tells all."""
+    exactness: ClassVar[float] = 0.02
+    """How far the measured motion of a step may be from the action that `apply` returned where nothing is in the way,
+    as a share of that action's limit."""
     success_radius_m: float
     step_budget: int
     held_steps: int = 3

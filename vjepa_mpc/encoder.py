@@ -64,7 +64,7 @@ def load_encoder(source: str | Path) -> VJEPA2Model:
                 source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
             )
     except Exception as error:  # transformers raises a dozen kinds for files that cannot be read
-        raise InputError(f"No encoder could be loaded from {source!r}: {first_line(error)}") from error
+        raise InputError(f"No encoder could be loaded from {source!r}: {first_line(error)}.") from error
     model, report = loaded
     missing = [key for key in report["missing_keys"] if not key.startswith("predictor.")]
     if missing:
@@ -99,8 +99,13 @@ def freeze(model: VJEPA2Model) -> VJEPA2Model:
 
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names, shapes and bytes of all parameters and buffers: equal only for equal weights."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The same of tensors by their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

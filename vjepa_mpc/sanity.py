@@ -24,8 +24,6 @@ from vjepa_mpc.robots.task import Task
 from vjepa_mpc.robots.tasks import play_script
 from vjepa_mpc.robots.world import MujocoWorld
 
-EXACT = 0.02
-"""A step is as told when each component of the measured motion is within this share of its action's limit."""
 STILL = 1e-3
 """A world is at rest when the next step, without an action, moves nothing by more (m, rad)."""
 DEEP_M = 1e-3
@@ -39,10 +37,10 @@ Build = Callable[[], SimulatedRobot]
 class Sanity:
     """What was measured of one task, and what of it does not hold (`faults`, a sentence each).
 
-    `as_told`: share of steps within `EXACT`, None where the state is no sum of actions. `unrest`: share of steps after
-    which something still moved, None where it may (`Task.quasi_static`). `deepest_m`: of all contacts, None where they
-    cannot be seen. `repeats`: whether another process ran to the same bits. `changed`: share of the picture that is
-    another when the world is placed anew in the state it says it is in. `held` of `pairs` that were drawn now.
+    `as_told`: share of steps within `Task.exactness`, None where the state is no sum of actions. `unrest`: share of
+    steps after which something still moved, None where it may (`Task.quasi_static`). `deepest_m`: of all contacts, None
+    where they cannot be seen. `repeats`: whether another process ran to the same bits. `changed`: share of the picture
+    that is another when the world is placed anew in the state it says it is in. `held` of `pairs` that were drawn now.
     """
 
     steps: int
@@ -70,7 +68,7 @@ def check_task(build: Build, task: Task, *, seed: int = 0, steps: int = 1000, pa
     faults: list[str] = []
     try:
         faults += [*_broken_contract(robot, task, seed), *_unrefused(robot, task, seed)]
-        as_told = _as_told(robot, seed, min(steps, 200))
+        as_told = _as_told(robot, task, seed, min(steps, 200))
         unrest, deepest, outside = _walk(robot, task, seed, steps)
         changed, refused = _changed(robot, task, seed)
         held = _held(robot, task, seed, pairs)
@@ -166,8 +164,8 @@ def _unrefused(robot: SimulatedRobot, task: Task, seed: int) -> Iterator[str]:
         yield "it moves after an action that it refused"
 
 
-def _as_told(robot: SimulatedRobot, seed: int, steps: int) -> float | None:
-    """The share of steps whose measured motion is the action that `apply` returned, within `EXACT` of its limits."""
+def _as_told(robot: SimulatedRobot, task: Task, seed: int, steps: int) -> float | None:
+    """The share of steps whose measured motion is the action that `apply` returned, as exactly as the task says."""
     spec = robot.spec
     if spec.state_model not in ("joints", "pose") or len(spec.action_names) != len(spec.state_names):
         return None
@@ -182,7 +180,7 @@ def _as_told(robot: SimulatedRobot, seed: int, steps: int) -> float | None:
         after = robot.observe().proprioception.astype(float)
         told = _integrated(before, applied) if spec.state_model == "pose" else before + applied
         error = np.where(turns, _wrapped(after - told), after - told)
-        right += bool((np.abs(error) <= EXACT * limits).all())
+        right += bool((np.abs(error) <= task.exactness * limits).all())
     return right / steps
 
 

@@ -21,6 +21,7 @@ from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, Vector
 OWN = "meta/vjepa_mpc.json"
 """What an export adds to the format's own files: the store's description, which LeRobot has no place for."""
 _MAX_BYTES = 2 << 30  # read at once, pictures in parquet among them: a larger claim is damage or a bomb
+_MOST_SAID, _MOST_LETTERS = 100, 100_000  # words that an episode keeps: how often they change, and how many
 _BOOKKEEPING = {"timestamp", "frame_index", "episode_index", "index", "task_index"}
 # Mappings that datasets known by their names call for, the first whose fields are all there.
 _SUGGESTIONS = (
@@ -55,6 +56,7 @@ class LeRobotLog:
             for name, value in features.items()
             if name not in self.cameras and name not in _BOOKKEEPING and (vector := _vector(value)) is not None
         }
+        self._texts = [name for name, value in features.items() if value.get("dtype") == "string"]
         self.rate_hz, self.robot = float(info["fps"]), str(info.get("robot_type") or "")
         self._places, self.broken = read_index(path, info, self._video, options)
         # The groups of rows read last, by columns: neighbouring episodes share them, numbers and pictures alternate.
@@ -87,13 +89,14 @@ class LeRobotLog:
 
     def rows(self, episode: str, names: Sequence[str]) -> Rows:
         place = self._places[int(episode)]
-        table = self._table(int(episode), place, ["timestamp", "frame_index", *names])
+        table = self._table(int(episode), place, ["timestamp", "frame_index", *names], self._texts)
         if len(table) != place.length:
             raise InputError(f"{place.file} holds {len(table)} of its rows, meta/ says {place.length}")
         if (table["frame_index"].to_numpy() != np.arange(place.length)).any():
             raise InputError(f"the rows of {place.file} are not frames 0, 1, 2, ...")
         vectors = {name: _numbers(table[name], name, self.vectors[name].width) for name in names}
-        return Rows(table["timestamp"].to_numpy().astype(np.float64), vectors, place.task)
+        times = table["timestamp"].to_numpy().astype(np.float64)
+        return Rows(times, vectors, place.task, _said(table, self._texts, times))
 
     def frames(self, episode: str, camera: str, rows: Int64[np.ndarray, "n"]) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
         place = self._places[int(episode)]
@@ -116,8 +119,9 @@ class LeRobotLog:
                 raise InputError(f"{camera} holds no picture in row {row}")
             yield decode_picture(io.BytesIO(data), f"{camera}, row {row},")
 
-    def _table(self, episode: int, place: EpisodePlace, names: Sequence[str]) -> Any:
-        """The rows of an episode, columns `names`; row groups without any of it are not read."""
+    def _table(self, episode: int, place: EpisodePlace, names: Sequence[str], texts: Sequence[str] = ()) -> Any:
+        """The rows of an episode, columns `names`, and those of `texts` that are there; row groups without any of it
+        are not read."""
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
@@ -129,6 +133,7 @@ class LeRobotLog:
             absent = [name for name in columns if name not in file.schema_arrow.names]
             if absent:
                 raise InputError(f"{place.file} lacks the columns {', '.join(absent)}")
+            columns += [name for name in texts if name in file.schema_arrow.names]
             groups = _groups(file.metadata, episode)
             _check_size(file.metadata, groups, columns, place.file)
             key = (place.file, tuple(groups))
@@ -193,6 +198,19 @@ def _numbers(column: Any, name: str, width: int) -> np.ndarray:
     if numbers.size != len(array) * width:
         raise InputError(f"{name} has {numbers.size} numbers in {len(array)} rows of {width}")
     return numbers.reshape(len(array), width)
+
+
+def _said(table: Any, names: Sequence[str], times: np.ndarray) -> dict[str, list[tuple[float, str]]]:
+    """What columns of words say, and from when on; one that says something new at nearly every row is left out."""
+    found = {}
+    for name in names:
+        if name not in table.column_names:
+            continue
+        words = table[name].to_pylist()
+        rows = [row for row, word in enumerate(words) if word and (not row or word != words[row - 1])]
+        if rows and len(rows) <= _MOST_SAID and sum(len(str(words[row])) for row in rows) <= _MOST_LETTERS:
+            found[name] = [(float(times[row]), str(words[row])) for row in rows]
+    return found
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 Pictures are `obs` members of shape [n, h, w, 3] and type uint8; everything else with one row a step is a vector,
 named by its path in the demonstration (`obs/robot0_eef_pos`, `states`, `actions`). There are no time stamps:
-the rate is the `control_freq` of the environment's own settings, else what the user says.
+the rate is what the user says, else the `control_freq` of the environment's own settings; robosuite's environments,
+whose recordings need not name it, make 20 steps a second by default.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ OWN = "vjepa_mpc_spec"
 _SUFFIXES = (".hdf5", ".h5")
 _MAX_BYTES = 1 << 30  # of the vectors of one demonstration: a larger claim is damage
 _LEFT_OUT = ("next_obs/", "rewards", "dones")
+_ROBOSUITE_TYPE, _ROBOSUITE_HZ = 1, 20.0  # `type` in `env_args`, and robosuite's default `control_freq`
 # What robosuite's arms record; the mapping to use when these are there.
 _ROBOSUITE = ("obs/robot0_eef_pos:xyz", "obs/robot0_eef_quat:quat", "obs/robot0_gripper_qpos[0]:gripper=0.04..0")
 
@@ -49,7 +51,7 @@ class RobomimicLog:
             settings = settings if isinstance(settings, dict) else {}
             self.vectors, self.cameras = _contents(path, data, self._demos)
             self._description = data.attrs.get(OWN)
-        rate = settings.get("control_freq")
+        rate = settings.get("control_freq", _ROBOSUITE_HZ if arguments.get("type") == _ROBOSUITE_TYPE else None)
         self.rate_hz = options.rate_hz or (float(rate) if isinstance(rate, int | float) and rate > 0 else None)
         robots = settings.get("robots") or arguments.get("env_name") or ""
         self.robot = "-".join(map(str, robots)) if isinstance(robots, list) else str(robots)

@@ -27,6 +27,7 @@ from toy_logs import (
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.formats import lerobot
+from vjepa_mpc.datasets.importing import ImportSettings, prepare
 from vjepa_mpc.datasets.logs import CameraInfo, Log, LogOptions, fingerprint
 from vjepa_mpc.datasets.opening import FORMATS, open_log
 
@@ -247,6 +248,62 @@ def test_a_dataset_of_the_real_lerobot_package() -> None:
         for i, frame in enumerate(log.frames(name, "observation.images.wrist", np.arange(length))):
             colour = (10 * i + 20, 90, 40 * episode + 30)
             np.testing.assert_allclose(frame.reshape(-1, 3).mean(axis=0), colour, atol=6)
+
+
+def test_words_of_lerobot_are_kept_with_the_episode(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = write_lerobot_v3(tmp_path / "log", "libx264")
+    info = json.loads((source / "meta/info.json").read_text())
+    words = {"dtype": "string", "shape": [1], "names": None}
+    info["features"] |= {"language_instruction": words, "observation.note": words, "observation.gone": words}
+    (source / "meta/info.json").write_text(json.dumps(info))
+    file = source / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    said = ["reach" if row < 4 else "grasp" for row in table["frame_index"].to_pylist()]
+    table = table.append_column("language_instruction", pa.array(said))
+    pq.write_table(table.append_column("observation.note", pa.array([f"row {i}" for i in range(len(table))])), file)
+    log = open_log(source, None, LogOptions())
+    plan = prepare(ImportSettings(source, tmp_path / "a.zarr"))
+    for name, length in zip(log.episodes(), LENGTHS, strict=True):
+        texts = log.rows(name, ["observation.state"]).texts
+        assert texts["language_instruction"] == [(0.0, "reach"), (pytest.approx(4 / RATE), "grasp")]
+        assert len(texts["observation.note"]) == length
+        episode = plan.converter.convert(name).episodes[0]
+        assert episode.metadata["texts"]["language_instruction"][0] == [0.0, "reach"]
+        json.dumps(dict(episode.metadata))
+
+
+def test_a_recording_of_the_real_robomimic_package() -> None:
+    """`robomimic_sample/`, written by robosuite 1.5.2 and robomimic 0.3.0 with `write_robomimic_sample.py`; without a
+    rate in its settings, robosuite's own is taken."""
+    import h5py
+
+    path = Path(__file__).parent / "robomimic_sample/lift.hdf5"
+    plan = prepare(ImportSettings(path, path.with_name("none.zarr")))
+    assert plan.spec.robot == "Panda" and plan.spec.state_model == "pose" and not plan.survey.reasons
+    assert plan.spec.control_period_s == 0.05
+    assert dict(plan.spec.cameras) == {"agentview": (16, 16), "robot0_eye_in_hand": (16, 16)}
+    with h5py.File(path) as file:
+        for name in plan.names:
+            obs, episode = file["data"][name]["obs"], plan.converter.convert(name).episodes[0]
+            np.testing.assert_allclose(episode.states[:, :3], obs["robot0_eef_pos"][()], atol=1e-6)
+            seen = Rotation.from_euler("xyz", episode.states[:, 3:6])
+            logged = Rotation.from_quat(obs["robot0_eef_quat"])
+            assert (seen * logged.inv()).magnitude().max() < 1e-5
+            np.testing.assert_allclose(episode.states[:, 6], 1 - obs["robot0_gripper_qpos"][:, 0] / 0.04, atol=1e-5)
+            for camera, frames in episode.images.items():
+                np.testing.assert_array_equal(frames, obs[f"{camera}_image"][()])
+
+
+def test_a_recording_without_pictures_says_how_to_draw_them(tmp_path: Path) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "raw.hdf5", "w") as file:  # what robosuite itself records
+        file["data/demo_1/states"], file["data/demo_1/actions"] = np.zeros((5, 32)), np.zeros((5, 7))
+    with pytest.raises(InputError, match=r"no pictures.*dataset_states_to_obs"):
+        prepare(ImportSettings(tmp_path / "raw.hdf5", tmp_path / "a.zarr"))
 
 
 def test_depth_maps_of_lerobot_are_no_cameras(tmp_path: Path) -> None:

@@ -177,6 +177,21 @@ def test_the_global_generator_is_left_alone_and_does_not_matter(dice: GymnasiumR
     assert np.array_equal(*ends)
 
 
+def test_a_reset_that_keeps_its_seed_to_itself_repeats(dice: GymnasiumRobot) -> None:
+    """stable-worldmodel's cube draws from np_random, and hands no seed on to what would seed it."""
+    bare = dice._env.unwrapped
+    starts = []
+
+    def reset(**_: Any) -> tuple[Any, dict[str, Any]]:
+        bare.data.qpos = bare.np_random.uniform(-1, 1, 2)
+        return {"proprio": bare._get_obs()}, {}
+
+    dice._env = SimpleNamespace(reset=reset, unwrapped=bare, render=bare.render, close=bare.close)
+    for _ in range(2):
+        starts.append(dice.reset(11).proprioception)
+    assert np.array_equal(*starts) and not np.array_equal(starts[0], dice.reset(12).proprioception)
+
+
 def test_a_package_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ogbench.py").write_text("raise RuntimeError('operator nms does not exist')", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

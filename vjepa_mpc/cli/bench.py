@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from vjepa_mpc.cli.bench_data import data
 from vjepa_mpc.cli.bench_objectives import objectives
 from vjepa_mpc.cli.bench_planners import planners
 from vjepa_mpc.cli.bench_run import bench
+
+if TYPE_CHECKING:
+    from vjepa_mpc.rollout_bench import RolloutTimes
 
 app = typer.Typer()
 
@@ -37,18 +40,17 @@ def rollout(
     grid: int = typer.Option(16, min=1, help="Patches along a side."),
     latent: int = typer.Option(1408, min=1, help="Values a patch."),
     chunk: int = typer.Option(256, min=1, help="Candidates imagined at a time."),
-    repeats: int = typer.Option(3, min=1, help="The least time of so many counts; one before is not counted."),
+    repeats: int = typer.Option(3, min=1, help="How often both are timed in turn; once before is not counted."),
     threads: int | None = typer.Option(None, min=1, help="Torch threads (default: the cores this process may use)."),
     out: Path = typer.Option(Path("bench-rollout"), help="Folder for rollout.json."),
     json_output: bool = typer.Option(False, "--json", help="Print the results as JSON."),
 ) -> None:
-    """Time to judge candidates on V-JEPA 2-AC's kind of predictor: cached, not cached, and as published.
+    """Time to judge candidates on V-JEPA 2-AC's kind of predictor: cached, against not cached or as published.
 
-    On CPUs, all in turn in one run on the same weights; the ratio is what counts. bfloat16: our weights are, the
-    published code runs under autocast.
+    On CPUs, both in turn in one run on the same weights; the ratio is what counts. bfloat16: our weights are, the
+    published code runs under autocast. rollout.json is written after every row.
     """
     import json
-    from dataclasses import asdict
 
     from rich.console import Console
 
@@ -65,38 +67,48 @@ def rollout(
         RolloutCase(steps, name, candidates=candidates, chunk=chunk, **shape)
         for name in precision or ("float32", "bfloat16") for steps in horizon or (1, 2, 3, 5)
     ]  # fmt: skip
-    times, screen = [], Console(stderr=True)
+    screen, record = Console(stderr=True), {}
+    times: list[RolloutTimes] = []
     for case in cases:
         with screen.status(f"{case.precision}, horizon {case.horizon}"):
             times.append(measure(case, repeats, reference))
-    record: dict[str, Any] = {
-        "rows": [{**asdict(one), "ratio": one.ratio()} for one in times],
-        "geometric_mean_ratio": summary(times), "repeats": repeats, "provenance": provenance(),
-    }  # fmt: skip
-    write_json(out / "rollout.json", record)
+        record = {
+            "rows": [_row(one) for one in times], "geometric_mean_ratio": summary(times), "repeats": repeats,
+            "provenance": provenance(),
+        }  # fmt: skip
+        write_json(out / "rollout.json", record)
     if json_output:
         typer.echo(json.dumps(record, indent=2))
     else:
         _print_rollouts(record, out)
 
 
+def _row(one: RolloutTimes) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(one), "ratio": one.ratio(), "ratio_of_least": one.ratio_of_least(), "bar": one.bar()}
+
+
 def _print_rollouts(record: dict[str, Any], out: Path) -> None:
+    from statistics import median
+
     from rich.console import Console
     from rich.table import Table
 
-    published = record["rows"][0]["reference"] is not None
-    table = Table(title="Seconds to judge all candidates once")
-    for column in ("precision", "horizon", "cached", "not cached", *(["published"] if published else []), "ratio"):
+    published = record["rows"][0]["published"]
+    other = "published" if published else "not cached"
+    table = Table(title="Seconds to judge all candidates once (medians)")
+    for column in ("precision", "horizon", "cached", other, "ratio", "of least times", *(["bar"] if published else [])):
         table.add_column(column, justify="right")
     for row in record["rows"]:
-        theirs = [f"{row['reference']:.3f}"] if published else []
+        bar = [] if not published else ["-" if row["bar"] is None else f"{row['bar']:.1f}"]
         table.add_row(
-            row["case"]["precision"], str(row["case"]["horizon"]), f"{row['cached']:.3f}", f"{row['plain']:.3f}",
-            *theirs, f"{row['ratio']:.2f}",
+            row["case"]["precision"], str(row["case"]["horizon"]), f"{median(row['cached']):.3f}",
+            f"{median(row['other']):.3f}", f"{row['ratio']:.2f}", f"{row['ratio_of_least']:.2f}", *bar,
         )  # fmt: skip
     screen = Console()
     screen.print(table)
     if published:
         gap = max(row["difference"] for row in record["rows"])
         screen.print(f"First predictions of the two differ by {gap:.2g} at most (float32, layer-normed).")
-    screen.print(f"Ratio: {'published' if published else 'not cached'} / cached. {out / 'rollout.json'}")
+    screen.print(f"Ratio: {other} / cached, the median of {record['repeats']} in turn. {out / 'rollout.json'}")

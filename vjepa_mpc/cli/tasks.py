@@ -156,7 +156,7 @@ def check(
 ) -> None:
     """Measure whether tasks keep their word: units, rest, contacts, pictures, ceiling. Exit code 3: not all do.
 
-    As told: steps whose measured motion is the returned action within 2 % of its limits (random, walls and all).
+    As told: steps whose measured motion is the returned action, as exactly as the task says (mostly 2 % of limits).
     Moving: steps after which something moves on by over 1 mm or mrad. Deepest: bodies in contact inside each other.
     Repeats: another process with the same seed, to the bit. Changed: share of the picture that is another when the
     world is placed in the state it says it is in. Script: pairs held, of those drawn now.

@@ -41,5 +41,6 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind when it has none: for quoting in a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's message without its full stop, or its kind when it has none: for quoting in a
+    sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
