@@ -32,8 +32,8 @@ def save_courses(courses: Sequence[Course], path: Path) -> None:
             axis.set(title=name, xlabel=what, ylabel="median best cost", xscale="log", yscale="log")
     lines: dict[str, Any] = {}
     for axis in axes[0]:
-        found = zip(*axis.get_legend_handles_labels(), strict=True)
-        lines |= {label: handle for handle, label in found}
-    figure.legend([*lines.values()], [*lines], loc="outside lower center", ncols=7, fontsize=8)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            lines[str(label)] = handle
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=7, fontsize=8)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=90)
