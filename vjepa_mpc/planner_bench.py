@@ -141,7 +141,10 @@ def contenders(budget: int) -> dict[str, Callable[[Bounds], Planner]]:
     return {
         PUBLISHED: lambda bounds: p.CEM(bounds, published),
         "cem": lambda bounds: p.CEM(bounds, p.CEMSettings(samples=64, elites=8, iterations=rounds(64))),
-        "icem": lambda bounds: p.ICEM(bounds, p.ICEMSettings(samples=64, elites=8, iterations=rounds(16))),
+        # Made for a few iterations: over many its population must shrink slowly, and its spread be kept longer.
+        "icem": lambda bounds: p.ICEM(
+            bounds, p.ICEMSettings(samples=64, elites=8, iterations=rounds(16), decay=1.02, momentum=0.5)
+        ),
         "mppi": lambda bounds: p.MPPI(bounds, p.MPPISettings(samples=64, iterations=rounds(64))),
         "cma": lambda bounds: p.CMAES(bounds, p.CMASettings(samples=16, iterations=rounds(16))),
         "cma-separable": lambda bounds: p.CMAES(

@@ -57,6 +57,7 @@ CEM_DEFAULTS_MANY: dict[str, Any] = {
     "elites": 8,
     "iterations": 24,
     "momentum_std": 0.8,
+    "std_fraction": 0.5,
 }
 """For plans of more numbers, at as many evaluations, as docs/planners.md says under "Measured"."""
 
