@@ -65,6 +65,7 @@ class ClipDataset(Dataset[Clip]):
                 f"{store.spec.state_model!r}; use stride 1."
             )
         self.length, self.stride = length, stride
+        self.robot = store.spec.robot, store.spec.action_names, store.spec.action_units  # whose actions these are
         self.additive = store.spec.state_model == "joints"  # actions add up to the displacement between any two frames
         self._frames: FrameSource = FrameCache.build(store, camera) if frames is None else frames
         if self._frames.store_hash != store.content_hash():

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -58,8 +59,9 @@ class ShuffledBatches:
 class ClipMixture(Dataset[Clip]):
     """The clips of several datasets, one after the other, drawn from with `weights` (None: by their number of clips).
 
-    Clips must agree in the shape of their frames. Where robots differ in the width of states or actions, the mixture
-    has none of them (width 0): different robots have pictures in common, nothing else. `InputError` otherwise.
+    Clips must agree in the shape of their frames; `InputError` otherwise. Different robots have pictures in common,
+    nothing else: each one's actions have columns of their own, and the others' clips have NaN there; where robots
+    differ in the width of states, the mixture has none of them (width 0).
     """
 
     def __init__(self, parts: Sequence[ClipDataset], weights: Sequence[float] | None = None) -> None:
@@ -75,8 +77,11 @@ class ClipMixture(Dataset[Clip]):
         self.parts, self.shares = tuple(parts), shares / shares.sum()
         self.additive = all(part.additive for part in parts)
         self._firsts = np.cumsum([0, *(len(part) for part in parts)])
-        widths = {(sample.states.shape[-1], sample.actions.shape[-1]) for sample in samples}
-        self._numbers = len(widths) == 1
+        self._states = len({sample.states.shape[-1] for sample in samples}) == 1
+        widths = {part.robot: sample.actions.shape[-1] for part, sample in zip(parts, samples, strict=True)}
+        ends = dict(zip(widths, np.cumsum(list(widths.values())).tolist(), strict=True))
+        self._columns = [(ends[part.robot] - widths[part.robot], ends[part.robot]) for part in parts]
+        self.action_columns = sum(widths.values())
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -95,7 +100,9 @@ class ClipMixture(Dataset[Clip]):
         for owner in np.unique(owners).tolist():
             own = np.flatnonzero(owners == owner)
             clip = self.parts[owner].batch(indices[own] - self._firsts[owner])
-            clips.append(clip if self._numbers else Clip(clip.frames, clip.states[..., :0], clip.actions[..., :0]))
+            first, end = self._columns[owner]
+            actions = F.pad(clip.actions, (first, self.action_columns - end), value=torch.nan)
+            clips.append(Clip(clip.frames, clip.states if self._states else clip.states[..., :0], actions))
             places.append(own)
         back = torch.from_numpy(np.argsort(np.concatenate(places), kind="stable"))
         return Clip(*(torch.cat(list(part))[back] for part in zip(*clips, strict=True)))

@@ -89,6 +89,11 @@ class IterationStatistics:
     evaluations: int
     seconds: float
 
+    def of_problem(self, row: int) -> IterationStatistics:
+        """The record of problem number `row` alone."""
+        one = slice(row, row + 1)
+        return IterationStatistics(self.best[one], self.mean_cost[one], self.std[one], self.evaluations, self.seconds)
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -117,6 +122,16 @@ class ActionPlan:
     iterations: tuple[IterationStatistics, ...] = field(default=(), repr=False)
     endings: tuple[Ending, ...] = field(default=(), repr=False)
     others: Float[Tensor, "b m h a"] | None = field(default=None, repr=False)
+
+    def of_problem(self, row: int) -> ActionPlan:
+        """The answer to problem number `row` alone; `seconds` are those of all."""
+        one = slice(row, row + 1)
+        ending = self.endings[row] if self.endings else Ending(self.evaluations, self.stopped)
+        return ActionPlan(
+            self.actions[one], self.cost[one], self.violation[one], self.names, ending.evaluations, self.seconds,
+            ending.stopped, tuple(record.of_problem(row) for record in self.iterations), (ending,),
+            None if self.others is None else self.others[one],
+        )  # fmt: skip
 
     @property
     def held_by(self) -> tuple[tuple[str, ...], ...]:

@@ -122,8 +122,10 @@ class ByKnots:
             first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
         before_s = ledger.seconds
         kept = Best(start, first.cost[:, 0], first.violation[:, 0])
-        if budget.max_evaluations == 1 or (budget.deadline_s is not None and before_s >= budget.deadline_s):
-            why = "max_evaluations" if budget.max_evaluations == 1 else "deadline"
+        late = budget.deadline_s is not None and before_s >= budget.deadline_s
+        met = bool(kept.meets(budget.target).all())
+        if met or late or budget.max_evaluations == 1:
+            why = "target" if met else "deadline" if late else "max_evaluations"
             ends = (Ending(1, why),) * len(start)
             return ActionPlan(start, kept.cost, kept.violation, first.names, 1, before_s, why, (), ends)
         matrix = self.curve(init.shape[1])

@@ -14,7 +14,9 @@ from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.world_model import Calibration, WorldModel
 
 NEAR_FRACTION = 1 / 3  # of the largest single action: states this close count as the same place
-SCORE_QUANTILE, CONTRAST_QUANTILE, GRAIN_QUANTILE = 0.99, 0.001, 0.999
+SCORE_QUANTILE, RARE = 0.99, 0.001
+LEAST = 1e-4  # contrast and grain lie between 0 and 1, which logarithms do not reach
+DEVIATIONS = 3.09  # of a normal distribution, which `RARE` of it lies beyond
 MOST_PAIRS = 20_000
 ROUNDING = 1e-5  # in a state's unit: what a difference of equal states comes to in float32, and a margin
 LONGEST = 1_000  # frames of an episode that are paired: their pairs grow with the square
@@ -31,8 +33,8 @@ def calibrate(
     the grain of held-out pictures (`Likeness`).
 
     `reached_cost`: median latent distance between frames of one episode whose states differ by no more than a
-    third of the largest action in any component, and by more than half of that in one. `goal_score`, `contrast`,
-    `grain`: quantiles. `InputError` when no two frames are that close.
+    third of the largest action in any component, and by more than half of that in one. `goal_score`: a quantile;
+    `contrast` and `grain`: what one picture in a thousand lies beyond. `InputError` when no two frames are that close.
     """
     near = near_distances(model, episodes)
     if not near:
@@ -44,9 +46,16 @@ def calibrate(
         reached_cost=float(torch.cat(near).median()),
         goal_score=float(scores.quantile(SCORE_QUANTILE)),
         state_radius=float(NEAR_FRACTION * torch.tensor(model.config.robot.action_high).max()),
-        contrast=float(contrast.quantile(CONTRAST_QUANTILE)),
-        grain=float(grain.quantile(GRAIN_QUANTILE)),
+        contrast=float((-_rarely_above(-contrast.clamp(min=LEAST).log())).exp()),
+        grain=float(_rarely_above(grain.clamp(LEAST, 1 - LEAST).logit()).sigmoid()),
     )
+
+
+def _rarely_above(values: Float[Tensor, "m"]) -> Float[Tensor, ""]:
+    """What one value in a thousand exceeds: their quantile, or that of the normal distribution with their mean and
+    deviation where it is further out. Few values reach less far than the many to come, and end at their own largest."""
+    normal = values.mean() + DEVIATIONS * values.std(correction=0)
+    return torch.maximum(values.quantile(1 - RARE), normal)
 
 
 def near_distances(

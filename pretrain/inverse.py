@@ -30,7 +30,7 @@ SCALE_STEPS = 8  # batches whose actions give the scale
 
 class ActionPairs(NamedTuple):
     """Two `pictures` [b, 2, h, w, 3] of each clip, and the `actions` [b, a] between them, added up, in the robot's
-    units."""
+    units; NaN in the columns of other robots, where a mixture has several."""
 
     pictures: UInt8[Tensor, "b 2 h w 3"]
     actions: Float[Tensor, "b a"]
@@ -54,7 +54,7 @@ def _pairs_at(clip: Clip, pair: Int64[np.ndarray, "b 2"]) -> ActionPairs:
     count, length = clip.frames.shape[:2]
     steps = np.arange(length - 1)
     between = torch.from_numpy((steps >= pair[:, :1]) & (steps < pair[:, 1:]))
-    actions = (clip.actions * between[..., None]).sum(dim=1)
+    actions = (clip.actions * between[..., None]).sum(dim=1)  # NaN, of another robot, stays NaN
     return ActionPairs(clip.frames[torch.arange(count)[:, None], torch.from_numpy(pair)], actions)
 
 
@@ -62,7 +62,7 @@ class PairSource:
     """The pairs of every step of a run, and the scale of their actions; both are functions of (seed, step).
 
     `scale` [a]: root mean square of the actions of a run's first pairs, 0 for one that is always 0. `InputError`
-    where there is nothing to learn from: clips of one frame, stores without common actions, a robot that never moves.
+    where there is nothing to learn from: clips of one frame, a robot that never moves.
     """
 
     def __init__(self, data: Batches, seed: int) -> None:
@@ -70,12 +70,10 @@ class PairSource:
         clips = [data.whole(step) for step in range(SCALE_STEPS)]
         if clips[0].frames.shape[1] < 2:
             raise InputError("Inverse dynamics needs clips of at least 2 frames; raise --frames.")
-        if clips[0].actions.shape[-1] == 0:
-            raise InputError("Inverse dynamics needs stores whose actions agree in number; leave --inverse out.")
         pairs = [
             action_pairs(clip, self._generator(step), neighbours=self._neighbours) for step, clip in enumerate(clips)
         ]
-        self.scale = torch.cat([pair.actions for pair in pairs]).square().mean(dim=0).sqrt()
+        self.scale = torch.cat([pair.actions for pair in pairs]).square().nanmean(dim=0).nan_to_num().sqrt()
         if not bool((self.scale > 0).any()):
             raise InputError("No action in the clips differs from zero: there is nothing for --inverse to read.")
 
@@ -116,7 +114,11 @@ class InverseDynamics(nn.Module):
     def loss(
         self, before: Float[Tensor, "b patches d"], after: Float[Tensor, "b patches d"], actions: Float[Tensor, "b a"]
     ) -> Float[Tensor, ""]:
-        """Mean squared error in units of `scale`, over the actions that ever differ from 0. Always saying 0 costs 1."""
+        """Mean squared error in units of `scale`, over the actions that ever differ from 0. Always saying 0 costs 1.
+        Of another robot's actions (NaN) nothing is asked; each pair counts alike, whatever its robot's number of them.
+        """
         moved = self.scale > 0
-        error = self(before, after)[:, moved] - actions[:, moved] / self.scale[moved]
-        return error.square().mean()
+        wanted = actions[:, moved] / self.scale[moved]
+        asked = wanted.isfinite()
+        error = torch.where(asked, self(before, after)[:, moved] - wanted.nan_to_num(), 0.0).square()
+        return (error.sum(dim=1) / asked.sum(dim=1).clamp(min=1)).mean()

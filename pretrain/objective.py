@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSize:
-    """Shape of the encoder: square pictures of `picture` pixels, `patch` pixels a patch."""
+    """Shape of the encoder: square pictures of `picture` pixels, `patch` pixels a patch; `mlp_ratio`: the width of its
+    hidden layers to its own."""
 
     picture: int = 64
     patch: int = 8
@@ -40,6 +41,15 @@ class EncoderSize:
     width: int = 128
     depth: int = 6
     heads: int = 2
+    mlp_ratio: float = 4.0
+
+    @classmethod
+    def of(cls, config: VJEPA2Config, picture: int | None = None) -> EncoderSize:
+        """That of an encoder that is there; rotary positions let it see pictures of another size too."""
+        return cls(
+            picture or config.crop_size, config.patch_size, config.tubelet_size, config.hidden_size,
+            config.num_hidden_layers, config.num_attention_heads, float(config.mlp_ratio),
+        )  # fmt: skip
 
     def config(self, frames: int) -> VJEPA2Config:
         """As Hugging Face's configuration, without the mask predictor (it does not ship)."""
@@ -60,7 +70,7 @@ class EncoderSize:
             hidden_size=self.width,
             num_hidden_layers=self.depth,
             num_attention_heads=self.heads,
-            mlp_ratio=4.0,
+            mlp_ratio=self.mlp_ratio,
             hidden_act="gelu",
             pred_num_hidden_layers=0,
             pred_hidden_size=self.width,
@@ -150,6 +160,19 @@ class EncoderLearner(ABC):
     def product(self) -> VJEPA2Model:
         """The encoder that is kept."""
         return self.modules.encoder
+
+    def begin_with(self, encoder: VJEPA2Model) -> None:
+        """Take over the weights of an encoder of this shape, also for what follows it.
+
+        Raises `InputError` for one of another shape.
+        """
+        weights = encoder.encoder.state_dict()
+        for own in {id(one): one for one in (self.modules.encoder, self.product)}.values():
+            try:
+                own.encoder.load_state_dict(weights)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise InputError(f"The encoder to go on from is of another shape: {reason}") from error
 
     def after_step(self, step: int) -> None:  # noqa: B027
         """Nothing moves but the optimiser, unless an objective has a target encoder."""

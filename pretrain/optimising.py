@@ -20,7 +20,9 @@ class TrainSettings:
     The learning rate rises linearly over `warmup` steps, stays, and falls linearly to zero over the last
     `cooldown` share of the run (V-JEPA 2-AC's warm-up, constant, decay). `weight_decay` spares 1-D tensors.
     `optimizer`: "adamw" (V-JEPA's), or "muon" for the matrices inside repeated blocks and AdamW for the rest.
-    `clip`: the largest norm of the gradient. `keep`: so many checkpoints are kept, the latest among them.
+    `clip`: the largest norm of the gradient. `accumulate`: batches whose gradients make one step, one after the other
+    in the memory of one; what a loss says of its batch as a whole (SIGReg, variances) it says of each. `keep`: so many
+    checkpoints are kept, the latest among them.
     """
 
     steps: int | None = None
@@ -38,6 +40,7 @@ class TrainSettings:
     checkpoint_every: int = 500
     log_every: int = 20
     keep: int = 1
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
@@ -52,6 +55,8 @@ class TrainSettings:
             raise InputError(f"The learning rate must be positive, got {self.lr}.")
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        if self.accumulate < 1:
+            raise InputError(f"A step needs the gradients of at least one batch, not of {self.accumulate}.")
         if min(self.checkpoint_every, self.log_every, self.keep) < 1:
             raise InputError("Checkpoints and log rows come every so many steps, and one is kept: give at least 1.")
         if not 0 < self.clip < math.inf:

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.core.files import atomic_folder, write_json
-from vjepa_mpc.core.settings import provenance
 from vjepa_mpc.datasets.cache import FrameCache, only_camera
 from vjepa_mpc.datasets.clips import ClipDataset, split_episodes
 from vjepa_mpc.datasets.sampling import ClipMixture
 from vjepa_mpc.datasets.store import ZarrStore
-from vjepa_mpc.encoder import weights_hash
+from vjepa_mpc.encoder import weights_hash, without_bars
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.pretrain import ranks
@@ -32,7 +31,7 @@ from vjepa_mpc.pretrain.objective import ObjectiveSettings
 from vjepa_mpc.pretrain.objectives import find_objective, name_of, plain
 from vjepa_mpc.pretrain.optimising import TrainSettings
 from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
-from vjepa_mpc.pretrain.run_folder import begin
+from vjepa_mpc.pretrain.run_folder import begin, commits
 from vjepa_mpc.pretrain.run_log import LOG
 from vjepa_mpc.pretrain.source import (
     CacheProgress,
@@ -48,6 +47,9 @@ from vjepa_mpc.pretrain.starting import ENCODER_FOLDER, PREPARATION, continued_m
 from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult
 from vjepa_mpc.world_model import WorldModel
 
+if TYPE_CHECKING:
+    from transformers import VJEPA2Model
+
 MODEL_FOLDER = "model"
 
 
@@ -62,34 +64,43 @@ def pretrain_encoder(
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
     mixed: Sequence[tuple[Source, float]] = (),
+    init: VJEPA2Model | None = None,
     wandb: str | None = None,
+    measure: bool = False,
 ) -> TrainResult:
     """Learn an encoder from the store's frames into `out/encoder` (a Hugging Face `VJEPA2Model` folder).
 
     Several ranks (`ranks.joined`) each call it alike, with one `out` that they share; so for `train_world_model`.
     The objective is the one that `settings` are of. A collapse (`CollapseError`) or a number that is no longer finite
     (`NotFiniteError`) ends the run with a plot of its curves, `out/health.png`.
-    `wandb`: a project of Weights & Biases to send the curves to.
-    `mixed`: other stores, each with its share (0 to 1) of the clips; the rest are the first one's.
+    `wandb`: a project of Weights & Biases to send the curves to. `measure`: see `Trainer.run`.
+    `init`: an encoder of `settings.size` whose weights are begun with. `mixed`: other stores, each with its share
+    (0 to 1) of the clips; the rest are the first one's.
     """
     ranks.share(training.batch)  # refused before anything takes time
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
     asked = {"objective": plain(settings), "training": asdict(training), "camera": camera}
     others = [[ZarrStore.open(other.store).content_hash(), share] for other, share in mixed]
-    begin(out, "pretrain", {**asked, "data": store.content_hash(), **({"mixed": others} if mixed else {})})
+    if others:
+        asked["mixed"] = others
+    if init is not None:
+        asked["init"] = weights_hash(init.encoder)
+    begin(out, "pretrain", {**asked, "data": store.content_hash()})
     preparation = ImagePreparation(size=settings.size.picture, contrast=settings.contrast)
     data = _pretraining_data([(source, 1.0), *mixed], settings, training, caching)
     learner = find_objective(name_of(settings)).learner(settings, data, preparation, device, training.seed)
+    if init is not None:
+        learner.begin_with(init)
     trainer = Trainer(learner, training, out, device, wandb)
     try:
-        result = trainer.run(progress, stop_at=stop_at)
+        result = trainer.run(progress, stop_at=stop_at, measure=measure)
     except (CollapseError, NotFiniteError) as error:
         if not (ranks.first() and save_health(out / LOG, out / HEALTH)):
             raise
         raise type(error)(f"{str(error).rstrip('.')} (its curves: {out / HEALTH}).") from error
     if result.finished and ranks.first():
-        with atomic_folder(out / ENCODER_FOLDER) as folder:
+        with without_bars(), atomic_folder(out / ENCODER_FOLDER) as folder:
             learner.product.save_pretrained(folder)
             write_json(
                 folder / PREPARATION,
@@ -97,12 +108,12 @@ def pretrain_encoder(
                     "preparation": preparation.to_dict(),
                     "training": {
                         "data": store.content_hash(),
-                        **({"mixed": others} if mixed else {}),
+                        **{key: asked[key] for key in ("mixed", "init") if key in asked},
                         "objective": plain(settings),
                         "trainer": asdict(training),
                         "steps": result.step,
                         "seconds": round(result.seconds, 1),
-                        "commit": provenance()["commit"],
+                        "commits": commits(out),
                     },
                 },
             )
@@ -146,6 +157,7 @@ def train_world_model(
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
     wandb: str | None = None,
+    measure: bool = False,
 ) -> TrainResult:
     """Train a predictor on the frozen encoder's latents of the store; the world model lands in `out/model`.
 
@@ -196,7 +208,9 @@ def train_world_model(
     )  # fmt: skip
     model.predictor.recompute = recompute
     learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
-    result = Trainer(learner, training, out, device, wandb).run(progress, stop_at=stop_at)
+    result = Trainer(learner, training, out, device, wandb).run(
+        progress, stop_at=stop_at, measure=measure
+    )
     if weights_hash(model.encoder) != encoder_hash:
         raise AssertionError("the frozen encoder's weights changed during training")
     if result.finished and ranks.first():
@@ -212,7 +226,7 @@ def train_world_model(
                 "trainer": asdict(training),
                 "steps": result.step,
                 "seconds": round(result.seconds, 1),
-                "commit": provenance()["commit"],
+                "commits": commits(out),
             },
         )
         model.save_pretrained(out / MODEL_FOLDER)

@@ -14,8 +14,11 @@ from vjepa_mpc.pretrain import ranks
 UNNAMED = {"name": "vjepa", "context_weight": 0.0, "inverse_weight": 0.0, "sigreg_on": "tokens"}
 """What a run did whose settings are older than the objectives' names, and may be older than the other three."""
 
-ONE_KEPT = {"keep": 1}
-"""Checkpoints that every training kept before there was a choice."""
+ONE_EACH = {"keep": 1, "accumulate": 1}
+"""Checkpoints that every training kept, and batches of its steps, before there was a choice."""
+
+ONE_RATIO = {"mlp_ratio": 4.0}
+"""What every encoder's hidden layers were before other encoders could be gone on from."""
 
 OF_ONE_FAMILY = {"conditioning": "tokens", "rotary": "tiled"}
 """What every predictor was before there were others."""
@@ -37,9 +40,24 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
             raise InputError(
                 f"{folder} holds a run with other settings ({changed}); resume it with those, or choose another --out."
             )
+        if ranks.first():
+            _note_version(path)
         return
     if ranks.first():
         write_json(path, {**record, "directory": str(Path.cwd()), "provenance": provenance()})
+
+
+def _note_version(path: Path) -> None:
+    """Note the version that goes on with a run, where it is not the one before."""
+    content = read_json(path)
+    if commits(path.parent)[-1] != (now := provenance())["commit"]:
+        write_json(path, {**content, "resumed": [*content.get("resumed", []), now]})
+
+
+def commits(folder: Path) -> list[str | None]:
+    """The commits of this code that a run went through, the last one last; None where none is known."""
+    content = read_json(folder / "settings.json")
+    return [one.get("commit") for one in (content.get("provenance") or {}, *content.get("resumed", []))]
 
 
 def _fill_in(settings: Any) -> None:
@@ -48,9 +66,11 @@ def _fill_in(settings: Any) -> None:
         return
     objective, predictor, training = (settings.get(part) for part in ("objective", "predictor", "training"))
     if isinstance(training, dict):
-        settings["training"] = {**ONE_KEPT, **training}
+        settings["training"] = {**ONE_EACH, **training}
     if isinstance(objective, dict) and "name" not in objective:
-        settings["objective"] = {**UNNAMED, **objective}
+        settings["objective"] = objective = {**UNNAMED, **objective}
+    if isinstance(objective, dict) and isinstance(objective.get("size"), dict):
+        settings["objective"] = {**objective, "size": {**ONE_RATIO, **objective["size"]}}
     if isinstance(predictor, dict):
         settings["predictor"] = {**OF_ONE_FAMILY, **predictor}
 

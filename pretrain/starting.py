@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from vjepa_mpc.pretrain.vjepa import VJepaSettings
 from vjepa_mpc.robots.base import Camera, RobotSpec
 from vjepa_mpc.states import state_space
 from vjepa_mpc.world_model import WorldModel, WorldModelConfig
+
+if TYPE_CHECKING:
+    from transformers import VJEPA2Model
 
 ENCODER_FOLDER = "encoder"
 PREPARATION = "vjepa_mpc.json"
@@ -77,6 +80,16 @@ def open_encoder(
         return encoder, ImagePreparation(size=encoder.size), {}
     notes = read_json(folder / PREPARATION)
     return encoder, ImagePreparation.from_dict(notes["preparation"]), notes.get("training", {})
+
+
+def encoder_to_go_on_from(source: str) -> tuple[VJEPA2Model, ImagePreparation]:
+    """A `VJEPA2Model` (folder, run of `pretrain`, Hugging Face id) to pretrain further, and how its pictures are
+    prepared."""
+    if source in (UNTRAINED, PIXELS):
+        raise InputError(f"There is nothing to go on from in {source!r}; leave --init out to begin with fresh weights.")
+    encoder, preparation, _ = open_encoder(source, 0, 0)
+    assert isinstance(encoder, VJepaFrames), "the other kinds have names of their own"
+    return encoder.model, preparation
 
 
 def new_world_model(

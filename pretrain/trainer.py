@@ -11,10 +11,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError, first_line
 from vjepa_mpc.core.files import atomic_path
+from vjepa_mpc.flops import counted, peak
 from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.optimising import TrainSettings, learning_rate, make_optimisers
 from vjepa_mpc.pretrain.run_log import LOG, RunLog, forget_rows_after
@@ -65,7 +66,9 @@ class TrainResult:
     """Where a run ended: `finished` is False when it was interrupted (its checkpoint holds `step`).
 
     `clips_a_second` of all ranks, and the share of the time in which this one waited for data, both since this process
-    began (its first step, which is slower, aside); 0 where there was no more than that.
+    began (its first step, which is slower, aside); 0 where there was no more than that. `flops_a_second`: operations of
+    matrix products, of all ranks; `utilisation`: their share of what the devices could do, as `peak` says; 0 where it
+    was not asked for.
     """
 
     step: int
@@ -75,6 +78,9 @@ class TrainResult:
     figures: Mapping[str, float]
     clips_a_second: float = 0.0
     data_wait: float = 0.0
+    flops_a_second: float = 0.0
+    utilisation: float = 0.0
+    peak: str = ""
 
 
 Progress = Callable[[int, int | None, Mapping[str, float]], None]
@@ -130,22 +136,27 @@ class Trainer:
         if ranks.first():
             forget_rows_after(folder / LOG, self.step)
 
-    def run(self, progress: Progress | None = None, *, stop_at: int | None = None) -> TrainResult:
-        """Train until the last step, a stop request, or step `stop_at` (a rehearsal of being interrupted)."""
+    def run(
+        self, progress: Progress | None = None, *, stop_at: int | None = None, measure: bool = False
+    ) -> TrainResult:
+        """Train until the last step, a stop request, or step `stop_at` (a rehearsal of being interrupted).
+
+        With `measure` the arithmetic of a step is counted once the last one is done: for `flops_a_second`.
+        """
         started = time.perf_counter() - self.seconds
-        clock, pace = _StepClock(self.step), _Pace(self.settings.batch)
+        clock, pace = _StepClock(self.step), _Pace(self.settings.batch * self.settings.accumulate)
         with ExitStack() as open_until_the_end:
             asked = open_until_the_end.enter_context(stop_requests())
             ahead = open_until_the_end.enter_context(ThreadPoolExecutor(1))
             log = RunLog(self.folder, self.step, self.wandb) if ranks.first() else None
             if log is not None:
                 open_until_the_end.enter_context(log)
-            upcoming = ahead.submit(self.learner.batch, self.step)
+            upcoming = ahead.submit(self._batches, self.step)
             while self.total is None or self.step < self.total:
                 with pace.waiting():
-                    batch = upcoming.result()
-                upcoming = ahead.submit(self.learner.batch, self.step + 1)
-                self._optimise(batch, log)
+                    batches = upcoming.result()
+                upcoming = ahead.submit(self._batches, self.step + 1)
+                self._optimise(batches, log)
                 self.seconds = time.perf_counter() - started
                 clock.tick(self.step)
                 pace.tick()
@@ -164,29 +175,54 @@ class Trainer:
                     self.save()
         self.save()
         finished = self.total is not None and self.step >= self.total
-        return TrainResult(
-            self.step, self.total or self.step, finished, self.seconds, dict(self.figures), **pace.figures()
+        clips, waited = (pace.figures().get(name, 0.0) for name in ("clips_a_second", "data_wait"))
+        result = TrainResult(
+            self.step, self.total or self.step, finished, self.seconds, dict(self.figures), clips, waited
         )
+        return self._measured(result) if measure and finished and result.clips_a_second else result
 
-    def _optimise(self, batch: Any, log: RunLog | None) -> None:
+    def _measured(self, result: TrainResult) -> TrainResult:
+        """With what the arithmetic of one more step comes to, whose gradients go nowhere."""
+        batches = self._batches(self.step)
+        each = counted(lambda: self._gradients(batches[:1]), self.device) * ranks.count() / self.settings.batch
+        for parameter in self.learner.modules.parameters():
+            parameter.grad = None
+        most, whose = peak(self.device, self.settings.bf16)
+        speed = each * result.clips_a_second
+        return replace(result, flops_a_second=speed, utilisation=speed / (most * ranks.count()), peak=whose)
+
+    def _batches(self, step: int) -> list[Any]:
+        """What makes step `step`, numbered on through all steps."""
+        several = self.settings.accumulate
+        return [self.learner.batch(step * several + part) for part in range(several)]
+
+    def _gradients(self, batches: Sequence[Any]) -> tuple[Tensor, list[dict[str, Figure]]]:
+        """Add up the gradients of the mean loss; it, and the figures of each batch."""
+        losses, figures = [], []
+        for part, batch in enumerate(batches):
+            with torch.autocast(self.device.type, torch.bfloat16) if self.settings.bf16 else nullcontext():
+                loss, told = self.learner.loss(batch, self.step * len(batches) + part)
+            (loss / len(batches)).backward()
+            losses.append(loss.detach())
+            figures.append(told)
+        return torch.stack(losses).mean(), figures
+
+    def _optimise(self, batches: Sequence[Any], log: RunLog | None) -> None:
         settings = self.settings
         rate = learning_rate(self.step, self.total, settings)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16) if settings.bf16 else nullcontext():
-            loss, figures = self.learner.loss(batch, self.step)
-        loss.backward()
+        loss, figures = self._gradients(batches)
         trained = [p for p in self.learner.modules.parameters() if p.grad is not None]
         ranks.average_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, settings.clip)
         logging = self.step % settings.log_every == 0 or self.step + 1 == self.total
-        self._latest = loss.detach() + norm
+        self._latest = loss + norm
         if logging:
             self._check_finite()
-            row = {"step": self.step, "loss": loss.detach(), "lr": rate, "grad_norm": norm, **figures}
-            self.figures = _numbers(row)
+            self.figures = _numbers({"step": self.step, "loss": loss, "lr": rate, "grad_norm": norm}, figures)
         for optimiser in self.optimisers:
             optimiser.step()
         self.learner.after_step(self.step)
@@ -251,10 +287,13 @@ class Trainer:
 
 
 @torch.no_grad()
-def _numbers(row: Mapping[str, Figure]) -> dict[str, float]:
-    numbers = [float(value() if callable(value) else value) for value in row.values()]
+def _numbers(row: Mapping[str, Figure], parts: Sequence[Mapping[str, Figure]]) -> dict[str, float]:
+    """A row for the log: its own figures, and those of the step's batches, averaged."""
+    numbers = [float(value) for value in row.values() if not callable(value)]
+    told = [[float(value() if callable(value) else value) for value in part.values()] for part in parts]
+    numbers += torch.tensor(told, dtype=torch.float64).mean(dim=0).tolist()
     averaged = ranks.average(torch.tensor(numbers, dtype=torch.float64)).tolist()
-    return dict(zip(row, averaged, strict=True))
+    return dict(zip((*row, *parts[0]), averaged, strict=True))
 
 
 class _Pace:

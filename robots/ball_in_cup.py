@@ -224,6 +224,8 @@ class BallInCupTask(Task):
     robot: ClassVar[str] = "ball-in-cup"
     summary: ClassVar[str] = "a ball on a string is swung up into the cup it hangs from, seen in motion only"
     mixture: ClassVar[Mapping[str, float]] = {"smooth": 0.40, "script": 0.30, "full_speed": 0.22, "hold": 0.08}
+    quasi_static: ClassVar[bool] = False
+    exactness: ClassVar[float] = 0.08  # the servo is still on its way when the step ends
     success_radius_m: float = 0.03
     step_budget: int = 60
     held_steps: int = 3

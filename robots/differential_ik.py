@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,22 @@ def damped_least_squares(
     1986). No component along a singular direction exceeds |error| / (2 damping)."""
     square = jacobian @ jacobian.T + damping**2 * np.eye(len(jacobian))
     return jacobian.T @ np.linalg.solve(square, error)
+
+
+def shortened(
+    turn: Float[np.ndarray, "n"], share: Callable[[Float[np.ndarray, "n"]], float]
+) -> Float[np.ndarray, "n"]:
+    """`turn`, shorter where need be for `share(turn)` of what is allowed to be at most 1.
+
+    A turn of joints that was cut to their speeds does not lead straight to where it would have ended: the hand may be
+    further along one axis than it would have been then. `share` is 0 without a turn.
+    """
+    for _ in range(8):
+        taken = share(turn)
+        if taken <= 1.0 + 1e-6:
+            return turn
+        turn = turn * (0.999 / taken)
+    return turn
 
 
 class SiteKinematics:

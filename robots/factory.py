@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
-from vjepa_mpc.core.errors import InputError, unknown_name
+from vjepa_mpc.core.errors import InputError, first_line, unknown_name
 from vjepa_mpc.robots.base import Robot
 from vjepa_mpc.robots.task import Task
 
@@ -99,6 +100,11 @@ def _class_of(kind: str, name: str, known: Mapping[str, str]) -> Callable[..., A
 
         return partial(GymnasiumRobot, name[len(PREFIX) :])
     if ":" not in name:
+        if name.startswith("gymnasium/"):
+            raise InputError(
+                f"{name} is an environment, of which no goal or success is known: show or collect it (--robot), or "
+                "write a task for it; see docs/tasks.md."
+            )
         if name not in known:
             raise unknown_name(kind, name, [*known, "module:Class"])
         name = known[name]
@@ -109,6 +115,17 @@ def _class_of(kind: str, name: str, known: Mapping[str, str]) -> Callable[..., A
         raise InputError(
             f"{kind.capitalize()} {name!r} cannot be imported ({error}); check module and class."
         ) from error
+    except Exception as error:  # whatever goes wrong in a stranger's file
+        where = _where(error)
+        raise InputError(f"{kind.capitalize()} {name!r} cannot be imported: {where}; mend it there.") from error
     if not callable(built):
         raise InputError(f"{name} is not a class; name one that follows the contract of docs/robots.md.")
     return built
+
+
+def _where(error: Exception) -> str:
+    """Kind, message and place of an error in somebody's module."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__} in {error.filename}, line {error.lineno}: {error.msg}"
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} in {last.filename}, line {last.lineno}: {first_line(error)}"

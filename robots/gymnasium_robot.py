@@ -22,8 +22,8 @@ from vjepa_mpc.robots.base import Camera, Observation, RobotSpec
 
 PREFIX = "gymnasium/"
 CAMERA = "view"
-PACKAGES = {"ogbench": "ogbench", "stable_worldmodel": "stable-worldmodel"}
-"""Packages that register environments when they are imported, and what pip calls them."""
+PACKAGES = {"ogbench": ("ogbench", ""), "stable_worldmodel": ("stable-worldmodel", "swm")}
+"""Packages that register environments when they are imported, what pip calls them, and the namespace of their ids."""
 
 
 class GymnasiumRobot:
@@ -68,6 +68,8 @@ class GymnasiumRobot:
     def _begin(self, seed: int | None) -> None:
         if seed is not None:
             self._drawn = np.random.RandomState(seed % 2**32)
+            # Its own generator too: some resets (stable-worldmodel's cube) draw from it without handing on the seed.
+            self._env.unwrapped.np_random = np.random.default_rng(seed)
         with self._own_globals():
             self._observed, self._info = self._env.reset(seed=seed)
         self._time_s = 0.0
@@ -233,9 +235,9 @@ def _make(env_id: str) -> Any:
     import gymnasium
 
     missing, broken = [], ""
-    for module, package in PACKAGES.items():
-        if env_id in gymnasium.registry:
-            break
+    for module, (package, namespace) in PACKAGES.items():
+        if env_id in gymnasium.registry or env_id.rpartition("/")[0] != namespace:
+            continue
         if importlib.util.find_spec(module) is None:
             missing.append(package)
             continue

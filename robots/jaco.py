@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vjepa_mpc.robots.base import RobotSpec
-from vjepa_mpc.robots.jaco_arm import STEP_M, JacoArm, arm_model, hand_spec
+from vjepa_mpc.robots.jaco_arm import STEP_M, JacoArm, arm_missing, arm_model, hand_spec
 from vjepa_mpc.robots.task import Script, Task
 
 LOW_M, HIGH_M = (-0.2, -0.55, 0.06), (0.2, -0.3, 0.32)
@@ -64,6 +64,10 @@ class JacoReachTask(Task):
     @property
     def spec(self) -> RobotSpec:
         return jaco_spec()
+
+    @property
+    def missing(self) -> str | None:
+        return arm_missing()
 
     def sample_pair(
         self, generator: np.random.Generator

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import Camera, RobotSpec
-from vjepa_mpc.robots.differential_ik import SiteKinematics
+from vjepa_mpc.robots.differential_ik import SiteKinematics, shortened
 from vjepa_mpc.robots.rendering import dm_control_folder, import_mujoco
 from vjepa_mpc.robots.stage import dress, looking
 from vjepa_mpc.robots.world import MujocoWorld
@@ -95,10 +95,16 @@ class JacoArm(MujocoWorld):
     ) -> Float[np.ndarray, "3"]:
         """One control step; `others` are the targets of the servos after the arm's. Returns the displacement [m]."""
         before, start = self._data.qpos[self._arm].copy(), self.end_effector()
-        turn, held = self._turns(wanted), self._data.ctrl[len(JOINTS) :].copy()
+
+        def applied(turn: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3"]:
+            return self._kinematics.pose(before + turn)[0] - start
+
+        allowed = np.array(self._spec.action_high[:3])
+        turn = shortened(self._turns(wanted), lambda turn: float((np.abs(applied(turn)) / allowed).max()))
+        held = self._data.ctrl[len(JOINTS) :].copy()
         after = held if others is None else others
         self._glide(np.concatenate([before, held]), np.concatenate([before + turn, after]), jumps=10)
-        return self._kinematics.pose(before + turn)[0] - start
+        return applied(turn)
 
     def _place_of_hand(self) -> Float[np.ndarray, "3"]:
         return np.clip(self.end_effector(), self._low_m, self._high_m)
@@ -111,6 +117,15 @@ class JacoArm(MujocoWorld):
     def end_effector(self) -> Float[np.ndarray, "3"]:
         """The point between the fingertips, m."""
         return self._data.site(PINCH).xpos.copy()
+
+
+def arm_missing() -> str | None:
+    """Why the arm's description cannot be had here, with the way to mend that; None where it can."""
+    try:
+        dm_control_folder()
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def arm_model(fingers: bool = False, looked_at: tuple[float, float, float] = ARM_M) -> Any:

@@ -20,6 +20,7 @@ from vjepa_mpc.robots.jaco_arm import (
     PINCH,
     STEP_M,
     JacoArm,
+    arm_missing,
     arm_model,
 )
 from vjepa_mpc.robots.rendering import import_mujoco
@@ -192,6 +193,10 @@ class JacoPlaceTask(Task):
     @property
     def spec(self) -> RobotSpec:
         return jaco_place_spec()
+
+    @property
+    def missing(self) -> str | None:
+        return arm_missing()
 
     @property
     def world(self) -> StateSpec:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import RobotSpec, StateSpec
-from vjepa_mpc.robots.jaco_arm import FLOOR_M, PINCH, STEP_M, JacoArm, arm_model, hand_spec
+from vjepa_mpc.robots.jaco_arm import FLOOR_M, PINCH, STEP_M, JacoArm, arm_missing, arm_model, hand_spec
 from vjepa_mpc.robots.push_script import PushScript, PushShape
 from vjepa_mpc.robots.push_task import PushTask, add_floating, from_the_block, wrapped
 from vjepa_mpc.robots.rendering import import_mujoco
@@ -127,6 +127,10 @@ class JacoPushTask(PushTask):
     @property
     def spec(self) -> RobotSpec:
         return jaco_push_spec()
+
+    @property
+    def missing(self) -> str | None:
+        return arm_missing()
 
     @property
     def world(self) -> StateSpec:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import Camera, RobotSpec
-from vjepa_mpc.robots.differential_ik import SiteKinematics, rotation_vector
+from vjepa_mpc.robots.differential_ik import SiteKinematics, rotation_vector, shortened
 from vjepa_mpc.robots.panda_model import CAMERA, JOINTS, build_panda, fetches, panda_folder
 from vjepa_mpc.robots.task import Script, Task
 from vjepa_mpc.robots.world import MujocoWorld
@@ -103,13 +103,20 @@ class Panda(MujocoWorld):
     def _move(self, wanted: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
         start, before = self.true_state(), self._data.qpos[self._arm].copy()
         goal = kept(moved(start, wanted))
-        turn = self._kinematics.solve(before, goal[:3], matrix(goal[3:6])) - before
+        # From home, as `_rest` does: seven joints have a pose in many ways, and a picture is to tell the pose alone.
+        turn = self._kinematics.solve(np.array(HOME_RAD), goal[:3], matrix(goal[3:6]), iterations=40) - before
         limit = SPEED_RAD_S * CONTROL_PERIOD_S * 0.5  # the servos go there in half of the step
         turn *= min(1.0, float((limit / np.maximum(np.abs(turn), 1e-9)).min()))
+
+        def applied(turn: Float[np.ndarray, "n"]) -> Float[np.ndarray, "7"]:
+            place, rotation = self._kinematics.pose(before + turn)
+            return difference(start, np.array([*place, *angles_of(rotation), goal[6]]))
+
+        allowed = np.array(self._spec.action_high[:6])
+        turn = shortened(turn, lambda turn: float((np.abs(applied(turn)[:6]) / allowed).max()))
         fingers = np.full(2, FINGER_M * (1.0 - goal[6]))
         self._glide(self._data.ctrl.copy(), np.concatenate([before + turn, fingers]), jumps=10)
-        place, rotation = self._kinematics.pose(before + turn)
-        return difference(start, np.array([*place, *angles_of(rotation), goal[6]]))
+        return applied(turn)
 
     def stop(self) -> None:
         """Brake, and hold the present pose."""

@@ -94,6 +94,8 @@ def import_mujoco() -> Any:
     """The mujoco module; `InputError` with the way out when it cannot be imported."""
     try:
         return importlib.import_module("mujoco")
+    except ModuleNotFoundError as error:
+        raise InputError(f"mujoco cannot be imported ({error}): pip install 'mujoco>=3.17,<4'.") from error
     except Exception as error:  # a bad MUJOCO_GL makes the import itself raise, with any type
         asked = os.environ.get("MUJOCO_GL")
         blame = (

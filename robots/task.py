@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot, StateSpec
 
 Script = Callable[[np.ndarray], np.ndarray]
@@ -51,6 +52,11 @@ class Task(ABC):
     """One line for `vjepa-mpc tasks`."""
     mixture: ClassVar[Mapping[str, float]] = {"smooth": 0.35, "script": 0.45, "full_speed": 0.12, "hold": 0.08}
     """The share of each behaviour in collected data (`vjepa_mpc/exploration.py` says what they are)."""
+    quasi_static: ClassVar[bool] = True
+    """Whether everything is at rest between steps, so that one picture tells all."""
+    exactness: ClassVar[float] = 0.02
+    """How far the measured motion of a step may be from the action that `apply` returned where nothing is in the way,
+    as a share of that action's limit."""
     success_radius_m: float
     step_budget: int
     held_steps: int = 3
@@ -112,12 +118,20 @@ class Task(ABC):
 
     def hit(self, distances: Sequence[float]) -> bool:
         """Whether any of the distances [m] after each step lies within the success radius."""
+        self._all_numbers(distances)
         return any(distance <= self.success_radius_m for distance in distances)
 
     def held(self, distances: Sequence[float]) -> bool:
         """Whether the budget was used and its last `held_steps` distances [m] lie within the radius."""
+        self._all_numbers(distances)
         last = distances[self.step_budget - self.held_steps : self.step_budget]
         return len(last) == self.held_steps and all(distance <= self.success_radius_m for distance in last)
+
+
+    def _all_numbers(self, distances: Sequence[float]) -> None:
+        for step, distance in enumerate(distances, 1):
+            if not math.isfinite(distance):
+                raise NotFiniteError(f"{self.name} judges step {step} to be {distance} m from the goal.", distances)
 
 
 @runtime_checkable

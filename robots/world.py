@@ -130,6 +130,14 @@ class MujocoWorld(ABC):
             rest = self._substeps - part * (jumps - 1)
             self._mujoco.mj_step(self._model, self._data, rest if jump == jumps else part)
 
+    def penetration_m(self) -> float:
+        """How deep bodies in contact are inside each other now, at worst, m."""
+        return max(0.0, -float(self._data.contact.dist.min())) if self._data.ncon else 0.0
+
+    def warned(self) -> bool:
+        """Whether MuJoCo warned of anything (numbers that blow up, full buffers) since the world was placed."""
+        return any(int(warning.number) for warning in self._data.warning)
+
     def snapshot(self) -> Float[np.ndarray, "n"]:
         """All that the simulation's future depends on, for `restore` (the world's clock included)."""
         kind = int(self._mujoco.mjtState.mjSTATE_INTEGRATION)

@@ -27,7 +27,7 @@ def _raiser(error: BaseException) -> object:
 
 ERRORS: dict[str, BaseException] = {
     "input": InputError("goal.png is empty; give a picture."),
-    "unknown": unknown_name("planner", "cme", ["cem", "gradient"]),
+    "unknown": unknown_name("planner", "cme", ["cem", "cma", "gradient"]),
     "interrupt": KeyboardInterrupt(),
     "full": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/plan.json"),
     "denied": PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out"),
@@ -75,6 +75,11 @@ def test_ctrl_c_leaves_with_130_and_a_sentence(capsys: pytest.CaptureFixture[str
     assert _leave("interrupt") == 130
     err = capsys.readouterr().err
     assert err.startswith("Interrupted") and err.count("\n") == 1
+
+
+def test_equally_near_names_are_all_offered() -> None:
+    assert "did you mean 'cem' or 'cma'?" in str(ERRORS["unknown"])
+    assert "did you mean" not in str(unknown_name("planner", "xyz", ["cem", "cma"]))
 
 
 def test_threads_do_not_spin_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from vjepa_mpc.cli.pretrain import _settings
 from vjepa_mpc.cli.starting_points import PRESETS
 from vjepa_mpc.cli.training import training_progress
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.pretrain.optimising import TrainSettings
 from vjepa_mpc.pretrain.predictor import PredictorSettings
 from vjepa_mpc.pretrain.trainer import Trainer
 from vjepa_mpc.world_model import WorldModel
@@ -307,6 +308,18 @@ def test_progress_is_said_while_the_number_of_steps_is_not_known(capsys: pytest.
         on_step(1, None, {})
         on_step(2, None, {})
     assert capsys.readouterr().err.splitlines() == ["training: 1/? "]
+
+
+def test_settings_are_told_with_the_first_progress_and_where_a_run_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with training_progress("training", [TrainSettings(steps=9)]) as (on_step, caching):
+        assert capsys.readouterr().err == "", "what is refused before this is one sentence alone"
+        caching("frames", 1, 2)
+        for step in range(6, 10):
+            on_step(step, 9, {})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("TrainSettings: steps 9, ") and lines[1] == "caching frames: 1/2 "
+    assert lines[2] == "training: going on after step 5" and sum("going on" in line for line in lines) == 1
+    assert sum("TrainSettings" in line for line in lines) == 1
 
 
 def test_the_bar_on_a_terminal_does_not_stand_still(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer
 
-from vjepa_mpc.cli.building import CEM_DEFAULTS
+from vjepa_mpc.cli.building import CEM_DEFAULTS, CEM_DEFAULTS_MANY
 from vjepa_mpc.cli.main import build_app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,9 +149,11 @@ def test_the_readme_opens_with_the_command_that_plans_and_the_one_that_tests() -
 
 
 def test_the_planners_page_has_the_command_lines_defaults() -> None:
-    given = {name: CEM_DEFAULTS[name] for name in ("samples", "iterations", "elites")}
     text = (ROOT / "docs/planners.md").read_text(encoding="utf-8")
-    assert " ".join(f"--{name} {value}" for name, value in given.items()) in text
+    for defaults in (CEM_DEFAULTS, CEM_DEFAULTS_MANY):
+        given = {name: defaults[name] for name in ("samples", "iterations", "elites")}
+        assert " ".join(f"--{name} {value}" for name, value in given.items()) in text
+    assert f"`momentum_std` {CEM_DEFAULTS_MANY['momentum_std']:g}" in text
     assert f"noise exponent {CEM_DEFAULTS['noise_exponent']:g} " in text
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_world import save_tiny_model
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
-from vjepa_mpc.energy import EnergyLandscape, energy_slice, plot_energy
+from vjepa_mpc.energy import EnergyLandscape, energy_slice, plot_energy, step_units
 from vjepa_mpc.planners.base import Bounds, Evaluation
+from vjepa_mpc.world_model import read_config
 
 HORIZON, SIZE = 4, 3
 BOUNDS = Bounds(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([1.0, 2.0, 3.0]))
@@ -138,6 +141,12 @@ def test_three_axes_are_drawn_as_the_lowest_over_the_third(tmp_path: Path) -> No
     assert face.names == found.names[:2] and face.chosen == found.chosen[:2] and face.face() is face
     plot_energy(found, tmp_path / "energy.png")
     assert Image.open(tmp_path / "energy.png").format == "PNG"
+
+
+def test_units_say_what_a_model_step_spans(tmp_path: Path) -> None:
+    config = read_config(save_tiny_model(tmp_path))
+    assert step_units(replace(config, stride=1)) == config.robot.action_units == ("rad", "rad")
+    assert step_units(replace(config, stride=15)) == ("rad in 15 control steps",) * 2
 
 
 def test_refusals() -> None:

@@ -12,13 +12,13 @@ import torch
 from solvable_world import SpelledRobot, picture, settings, solvable_model
 from test_controller import GOAL, GivenPlans, view
 
+from vjepa_mpc.cli.building import leg_bounds
 from vjepa_mpc.controller import Controller, ControllerState
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.costs import Penalty, WayLength
+from vjepa_mpc.costs import ModelSpan, Penalty, WayLength
 from vjepa_mpc.governors import ChangeLimits, Guards, LastLook, Surprise, Watchdog, straight_step
 from vjepa_mpc.guardrails import AvoidPictures, KeepOut, PoseBox, Situation, Workspace
 from vjepa_mpc.loop import run_episode
-from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.rollout import Rollout
 from vjepa_mpc.thresholds import load_thresholds, measure_thresholds, prediction_errors, save_thresholds
@@ -28,10 +28,8 @@ ALL = torch.arange(1)
 
 def guarded(guards: Guards, *, stride: int = 1, legs: int = 1, goal: np.ndarray = GOAL, **changes: Any) -> Controller:
     model = solvable_model(stride=stride, reached=0.02)
-    bounds = model.action_bounds
-    planner = CEM(
-        Bounds(bounds.low / legs, bounds.high / legs), CEMSettings(samples=96, elites=8, iterations=6)
-    )
+    bounds = leg_bounds(model, legs, changes.get("leg_steps"))
+    planner = CEM(bounds, CEMSettings(samples=96, elites=8, iterations=6))
     generator = torch.Generator().manual_seed(0)
     return Controller(model, planner, picture(goal), settings(legs=legs, **changes), generator, guards)
 
@@ -137,6 +135,33 @@ def test_the_length_of_a_way_counts_control_steps() -> None:
 
 
 # ---- what is sent ------------------------------------------------------------------------------------
+
+
+def test_legs_may_be_longer_than_a_model_step() -> None:
+    """The way round takes more than the 4 control steps that a model step spans; the model sees where it ends."""
+    region, ends = KeepOut(itself, (0.5, 0.0), 0.45), []
+    goal = np.array([1.0, 0.0])
+    for more in ({"legs": 4}, {"legs": 3, "leg_steps": 4}):
+        loop, robot = guarded(Guards((region,)), stride=4, horizon=1, goal=goal, **more), SpelledRobot()
+        decision, _ = loop.step(robot.observe(), ControllerState())
+        assert "keep_out" not in decision.held_by
+        ends.append(decision.terms["goal"])
+    assert ends[1] < 0.2 < 0.35 < ends[0], ends
+
+
+def test_the_sum_of_long_legs_stays_what_the_model_was_trained_on() -> None:
+    span = ModelSpan(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 0.0]), legs=2)
+    rollout = Rollout(torch.zeros(1, 1, 2, 1, 1), torch.zeros(1, 1, 2, 2))
+    inside = torch.tensor([[[[3.0, 0.0], [-2.0, 0.0], [0.5, 0.0], [0.5, 0.0]]]])
+    assert span(rollout, inside).tolist() == [[0.0]], "out and back again is inside"
+    outside = inside + torch.tensor([0.5, 0.0])
+    torch.testing.assert_close(span(rollout, outside), torch.tensor([[(1.0 / 2 + 1.0 / 2) / 2]]))
+    with pytest.raises(InputError, match="need 2 legs"):
+        settings(leg_steps=3)
+    rules = guarded(Guards(), stride=4, legs=3, leg_steps=4)._constraints(situation(0.0, 0.0))
+    assert [rule.name for rule in rules] == ["state_box", "model_span"]
+    rules = guarded(Guards(), stride=4, legs=2)._constraints(situation(0.0, 0.0))
+    assert [rule.name for rule in rules] == ["state_box"]
 
 
 def test_a_straight_step_keeps_the_direction_and_leaves_short_legs_out() -> None:

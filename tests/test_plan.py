@@ -24,8 +24,8 @@ from vjepa_mpc.cli import building
 from vjepa_mpc.cli.plan_screen import TABLE_ROWS
 from vjepa_mpc.controller import ControlSettings
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.planning import CLEARLY_AWAY, GoalController, interrupt_held, place_start, reach
-from vjepa_mpc.robots.reacher import Reacher
+from vjepa_mpc.planning import CLEARLY_AWAY, GoalController, interrupt_held, long_way, place_start, reach
+from vjepa_mpc.robots.reacher import Reacher, reacher_spec
 from vjepa_mpc.world_model import Calibration, WorldModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -283,6 +283,41 @@ def test_a_failing_robot_is_stopped_and_its_records_kept(never: Path) -> None:
         outcome = reach(pilot, robot, max_steps=10)
         assert outcome.ended == "failed" and len(outcome.records) == 2 and outcome.actions == 2
         assert isinstance(outcome.error, InputError) and "not finite" in str(outcome.error)
+
+
+class CutShort(Reacher):
+    """Ctrl-C comes while its third action is under way, half done."""
+
+    sent = stopped = 0
+
+    def apply(self, action: np.ndarray) -> np.ndarray:
+        self.sent += 1
+        if self.sent < 3:
+            return super().apply(action)
+        super().apply(0.5 * action)
+        raise KeyboardInterrupt
+
+    def stop(self) -> None:
+        self.stopped += 1
+        super().stop()
+
+
+def test_an_action_that_ctrl_c_cuts_short_is_recorded(never: Path) -> None:
+    with CutShort(64, backend="rays") as robot:
+        pilot = controller(never, robot.place(np.array(GOAL_STATE)).images["top"])
+        outcome = reach(pilot, robot, max_steps=10)
+        assert outcome.ended == "interrupted" and outcome.actions == len(outcome.records) == robot.sent == 3
+        assert [record.executed for record in outcome.records] == ["planned", "planned", "interrupted"]
+        assert np.array_equal(outcome.records[2].action, outcome.records[2].wanted) and robot.stopped
+
+
+def test_the_long_way_round_is_said() -> None:
+    spec = reacher_spec(64)  # the shoulder turns freely, the elbow does not
+    found = long_way(spec, np.array([[-2.0, 0.5], [-2.5, 3.0]]))
+    assert found is not None and "shoulder by -4.50 rad, where +1.78 leads to the same pose" in found
+    assert "elbow" not in found and long_way(spec, np.array([[-2.0, 0.5], [-1.0, 3.0]])) is None
+    poses = replace(spec, action_units=("m", "m"))
+    assert long_way(poses, np.array([[-2.0, 0.5], [-2.5, 3.0]])) is None
 
 
 def test_a_drawn_start_is_not_at_the_goal(never: Path) -> None:

@@ -112,7 +112,7 @@ def test_adaptive_norm_by_hand() -> None:
     shift, scale, gate, shift2, scale2, gate2 = (moved + block.modulation.bias).split(config.width, dim=-1)
     plain = lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + config.eps).sqrt()  # noqa: E731
     x = one.predictor_embed(given[0])[:, 0]
-    cos, sin = (one._angles(table, 0, 1) for table in (one._cos, one._sin))
+    cos, sin = one._turns(0, 1)
     inner = plain(x) * (1 + scale[:, None]) + shift[:, None]
     x = x + gate[:, None] * block.attn(inner, cos, sin, None, None)
     x = x + gate2[:, None] * block.mlp(plain(x) * (1 + scale2[:, None]) + shift2[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from vjepa_mpc.cli.main import build_app
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.rollout_bench import RolloutCase, _cached, _made, _plain, measure, summary
+from vjepa_mpc.rollout_bench import RolloutCase, RolloutTimes, _cached, _made, _plain, measure, summary
 
 SMALL = RolloutCase(horizon=3, width=24, depth=2, heads=2, grid=2, latent_dim=10, candidates=5, chunk=2)
 
@@ -25,8 +26,16 @@ def test_cached_and_plain_judge_alike() -> None:
 
 def test_times_and_ratios() -> None:
     times = measure(SMALL, repeats=1)
-    assert times.cached > 0 and times.plain > 0 and times.reference is None and times.difference is None
-    assert times.ratio() == times.plain / times.cached == pytest.approx(summary([times]))
+    assert min(times.cached + times.other) > 0 and not times.published and times.difference is None
+    assert times.ratio() == times.other[0] / times.cached[0] == pytest.approx(summary([times]))
+    assert times.bar() is None
+
+
+def test_the_ratio_is_the_median_of_pairs_and_bars_are_for_the_usual_shape() -> None:
+    times = RolloutTimes(RolloutCase(2), (1.0, 2.0, 1.0), (2.0, 8.0, 3.0), True, 0.0)
+    assert times.ratio() == 3 and times.ratio_of_least() == 2 and times.bar() == 2.0
+    assert dataclasses.replace(times, case=RolloutCase(2, width=768)).bar() is None
+    assert dataclasses.replace(times, published=False).bar() is None
 
 
 def test_the_command(tmp_path: Path) -> None:

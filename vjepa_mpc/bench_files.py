@@ -12,7 +12,8 @@ from typing import Any
 from vjepa_mpc.benchmark import EPISODES
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import read_json, write_json, write_text
-from vjepa_mpc.evaluation import EpisodeResult, read_log
+from vjepa_mpc.episodes import EpisodeResult
+from vjepa_mpc.evaluation import read_log
 
 RESULTS, TABLE, EPISODE_TABLE, PAGE = "results.json", "results.csv", "episodes.csv", "report.html"
 SCHEMA = "vjepa-mpc-bench-1"
@@ -69,7 +70,7 @@ def _lines(run: Run, row: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             **{name: row[name] for name in names}, "seed": seed, "pair": one.index, "held": int(one.held),
             "hit": int(one.hit), "start_distance_m": one.start_distance, "final_distance_m": one.distances[-1],
-            "milliseconds_median": sorted(one.milliseconds)[len(one.milliseconds) // 2],
+            "milliseconds_median": sorted(one.milliseconds)[len(one.milliseconds) // 2], "together": one.together,
             "evaluations": one.evaluations, "intrusion_m": one.intrusion,
         }
         for seed, episodes in run.episodes(row).items() for one in episodes

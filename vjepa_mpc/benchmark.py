@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +20,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vjepa_mpc.episodes import EpisodeResult
 from vjepa_mpc.evaluation import (
+    Arenas,
     ArenaSetup,
-    EpisodeResult,
+    ArenasSetup,
     FailedEpisode,
     Film,
+    Group,
     Series,
     evaluate_all,
     read_log,
-    run_pair,
     summarise,
 )
 from vjepa_mpc.executor import Executor
@@ -63,7 +66,8 @@ SUITES = {
 @dataclass(frozen=True)
 class Cell:
     """One policy on one task, under the setup's seed and levels. `task`: as it was asked for; `played`: what the
-    episodes depend on besides; `factor` and `level`: the variation's name ("" for the plain world)."""
+    episodes depend on besides; `factor` and `level`: the variation's name ("" for the plain world); `batch`: episodes
+    that are decided together."""
 
     task: str
     policy: str
@@ -75,6 +79,7 @@ class Cell:
     level: float = 0.0
     played: Mapping[str, Any] = field(default_factory=dict)
     flops: Flops | None = None
+    batch: int = 1
 
     @property
     def key(self) -> str:
@@ -93,7 +98,7 @@ class Cell:
     def series(self, folder: Path) -> Series:
         """Its episodes, kept in `folder`; pictures only of what is worth being looked at."""
         log = folder / EPISODES / f"{self.key}.jsonl"
-        return Series(self.manifest, self.setup, self.pairs, log, film=self.kind != "floor")
+        return Series(self.manifest, self.setup, self.pairs, log, film=self.kind != "floor", batch=self.batch)
 
     def finished(self, folder: Path) -> list[EpisodeResult]:
         """Those of its episodes that are in `folder`, in order."""
@@ -110,7 +115,13 @@ Told = Callable[[int, EpisodeResult], object]
 
 
 def play(
-    cells: Sequence[Cell], executor: Executor, folder: Path, told: Told | None = None, *, tries: int = 2
+    cells: Sequence[Cell],
+    executor: Executor,
+    folder: Path,
+    told: Told | None = None,
+    *,
+    tries: int = 2,
+    physics: int = 0,
 ) -> list[FailedEpisode]:
     """Play what is missing of the cells into `folder`; `told(number of the cell, result)` as episodes come.
 
@@ -125,7 +136,8 @@ def play(
         if told is not None:
             told(number, result)
 
-    evaluate_all([cell.series(folder) for cell in cells], executor, on_result=on_result, tries=tries, failed=failed)
+    some = [cell.series(folder) for cell in cells]
+    evaluate_all(some, executor, on_result=on_result, tries=tries, failed=failed, physics=physics)
     return failed
 
 
@@ -176,7 +188,7 @@ class Price:
     step_ms: Mapping[str, float]
 
 
-def price(cells: Sequence[Cell], folder: Path, workers: int = 1) -> Price:
+def price(cells: Sequence[Cell], folder: Path, workers: int = 1, physics: int = 0) -> Price:
     """Measure a few steps of every policy on every task, here, in the plain world, and add up what is missing; every
     one of the `workers` builds each cell's world once."""
     measured: dict[tuple[str, str], tuple[float, float, float]] = {}
@@ -187,7 +199,7 @@ def price(cells: Sequence[Cell], folder: Path, workers: int = 1) -> Price:
         total, left_episodes = total + pairs, left_episodes + left
         name = (cell.task, cell.policy)
         if left and name not in measured:
-            measured[name] = _cost(cell)
+            measured[name] = _cost(cell, physics)
         build_s, begin_s, step_s = measured.get(name, (0.0, 0.0, 0.0))
         each.append(begin_s + step_s * cell.setup.task.step_budget)
         seconds += left * each[-1] + bool(left) * workers * build_s
@@ -195,24 +207,18 @@ def price(cells: Sequence[Cell], folder: Path, workers: int = 1) -> Price:
     return Price(total, left_episodes, tuple(each), seconds, steps)
 
 
-def _cost(cell: Cell) -> tuple[float, float, float]:
-    """Seconds to build the arena, of an episode's beginning, and of each of its steps; the first step, which warms up,
-    is not counted."""
-    started = time.perf_counter()
-    arena = cell.setup()
-    build = time.perf_counter() - started
-    try:
-        item = (0, cell.manifest.pairs[0])
-        run_pair(arena, item, steps=1)
-        times = []
-        for steps in (1, 3):
+def _cost(cell: Cell, physics: int) -> tuple[float, float, float]:
+    """Seconds to build what plays it and do a first step, which warms up; of an episode's beginning; and of each of its
+    steps: shares of the batch's, where episodes are decided together."""
+    pairs = tuple(enumerate(cell.manifest.pairs[: cell.pairs]))[: cell.batch]
+    times = []
+    with closing(Arenas(ArenasSetup((cell.setup,), (cell.batch,), physics))) as arenas:
+        for steps in (1, 1, 3):
             started = time.perf_counter()
-            run_pair(arena, item, steps=steps)
+            arenas.play(Group(0, pairs), steps)
             times.append(time.perf_counter() - started)
-        step = max((times[1] - times[0]) / 2, 1e-4)
-        return build, max(times[0] - step, 0.0), step
-    finally:
-        arena.close()
+    step = max((times[2] - times[1]) / 2, 1e-4)
+    return times[0], max(times[1] - step, 0.0) / len(pairs), step / len(pairs)
 
 
 def rows(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:

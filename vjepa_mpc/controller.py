@@ -22,6 +22,7 @@ from vjepa_mpc.costs import (
     Constraint,
     CostTerm,
     GoalDistance,
+    ModelSpan,
     PlanningCost,
     StateBox,
     WayLength,
@@ -44,8 +45,9 @@ class ControlSettings:
     there. `budget` bounds a plan. `action_rate` > 0 adds that wish; `state_box` keeps integrated states
     inside the joint limits. `chunk`: candidates imagined at a time (None: what fits); `memory_budget`: bytes that they
     may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given).
-    `legs`: displacements, one after the other, that a model step is planned as, each spanning stride / legs control
-    steps, so that a way can bend; `way_weight`: that of its length, with legs."""
+    `legs`: displacements, one after the other, that a model step is planned as, so that a way can bend; each takes up
+    to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs. `draft`: by
+    how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all."""
 
     horizon: int = 3
     running: float = 1.0
@@ -56,7 +58,9 @@ class ControlSettings:
     memory_budget: int | None = None
     budget: Budget = field(default_factory=Budget)
     legs: int = 1
+    leg_steps: int | None = None
     way_weight: float = 0.1
+    draft: int = 0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -67,8 +71,16 @@ class ControlSettings:
             raise InputError(f"The weight of earlier frames must be at least 0 and finite, got {self.running}.")
         if self.hold_steps < 1:
             raise InputError(f"The goal must be held for at least 1 step, got {self.hold_steps}.")
+        if self.draft < 0:
+            raise InputError(f"A draft takes the first blocks of the predictor, 1 at least, not {self.draft}.")
         if self.legs < 1 or not 0 <= self.way_weight < math.inf:
             raise InputError(f"A model step has at least 1 leg and a way weight >= 0, got {self.legs} legs.")
+        if self.leg_steps is not None and (self.legs < 2 or self.leg_steps < 1):
+            raise InputError(f"Legs of {self.leg_steps} control steps need 2 legs or more, and at least 1 step each.")
+
+    def steps_a_leg(self, stride: int) -> int:
+        """Control steps that one leg may take of a model that steps `stride` of them."""
+        return stride // self.legs if self.leg_steps is None else self.leg_steps
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,20 @@ class View:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What a controller hands to its planner: the cost of the moment, where the search begins, and plans of the last
+    step that its planner held worth keeping."""
+
+    cost: PlanningCost
+    init: Float[Tensor, "1 h a"]
+    suggestions: Float[Tensor, "1 m h a"] | None = None
+
+    def earlier(self) -> dict[str, Tensor]:
+        """The suggestions as the planner takes them; nothing where there are none."""
+        return {} if self.suggestions is None else {"suggestions": self.suggestions}
+
+
+@dataclass(frozen=True)
 class Decision:
     """The controller's answer to one observation. `held_by`: constraints that the plan breaks and governors that
     slowed or stopped it."""
@@ -112,6 +138,14 @@ class Decision:
     reached: bool
     cost: PlanningCost = field(repr=False)
     held_by: tuple[str, ...] = ()
+
+    def figures(self) -> dict[str, float]:
+        """What is kept of a step in an evaluation."""
+        return {
+            "latent_cost": self.latent_cost,
+            "evaluations": self.plan.evaluations,
+            "reached": float(self.reached),
+        }
 
 
 def fitting_chunk(model: WorldModel, horizon: int, memory_budget: int | None, *, sharers: int = 1) -> int:
@@ -159,14 +193,15 @@ class Controller:
                 f"A horizon of {settings.horizon} after {model.config.history} past frames is more than the "
                 f"{model.config.predictor.max_frames} frames this model was trained on; plan at most {longest} ahead."
             )
-        if model.config.stride % settings.legs:
+        if settings.leg_steps is None and model.config.stride % settings.legs:
             raise InputError(
                 f"A model step of {model.config.stride} control steps cannot be planned as {settings.legs} legs; "
-                "choose a divisor."
+                "choose a divisor, or say how many control steps a leg takes (leg_steps)."
             )
         self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
         self.guards = guards or Guards()
         self.governors = self.guards.all_governors(model.states)
+        self.draft = model.draft(settings.draft) if settings.draft else None
         self.straight = settings.legs > 1 or bool(self.guards.rails)
         self.chunk = _chunk(model, settings)
         with torch.no_grad():
@@ -198,30 +233,45 @@ class Controller:
 
     def decide(self, view: View, state: ControllerState) -> tuple[Decision, ControllerState]:
         """Plan from what was seen, and choose the action."""
-        model, settings = self.model, self.settings
-        situation = Situation(view.context.states[0, -1], model.states, 2 * model.config.stride // settings.legs)
-        constraints = [*self._constraints(situation), *(rail.constraint(situation) for rail in self.guards.rails)]
-        cost = PlanningCost(
-            model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs
-        )
-        earlier: dict[str, Tensor] = {}  # plans of the last step that its planner held worth keeping
-        if state.others is not None:
-            earlier["suggestions"] = state.others[None]
+        problem = self.problem(view, state)
         plan = self.planner.plan(
-            cost, self._init(state), budget=settings.budget, generators=[self.generator], **earlier
+            problem.cost, problem.init, budget=self.settings.budget, generators=[self.generator], **problem.earlier()
         )
         with torch.no_grad():
-            parts = cost.by_term(plan.actions[:, None], torch.zeros(1, dtype=torch.long, device=model.device))
-        terms = {name: float(value) for name, value in parts.items()}
-        wanted, kept = self.next_action(plan.actions[0], view, terms["goal"])
+            own = torch.zeros(1, dtype=torch.long, device=self.model.device)
+            terms = problem.cost.by_term(plan.actions[:, None], own)
+        return self.conclude(problem, plan, terms, view, state)
+
+    def problem(self, view: View, state: ControllerState) -> Problem:
+        """What is to be planned: the cost of this moment, and where the search begins."""
+        model, settings = self.model, self.settings
+        points = 2 * settings.steps_a_leg(model.config.stride)
+        situation = Situation(view.context.states[0, -1], model.states, points)
+        constraints = [*self._constraints(situation), *(rail.constraint(situation) for rail in self.guards.rails)]
+        cost = PlanningCost(
+            model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
+        )
+        return Problem(cost, self._init(state), None if state.others is None else state.others[None])
+
+    def conclude(
+        self,
+        problem: Problem,
+        plan: ActionPlan,
+        terms: Mapping[str, Float[Tensor, "1 1"]],
+        view: View,
+        state: ControllerState,
+    ) -> tuple[Decision, ControllerState]:
+        """Choose the action, once there is a `plan` for this problem alone, and its cost by `terms`."""
+        values = {name: float(value) for name, value in terms.items()}
+        wanted, kept = self.next_action(plan.actions[0], view, values["goal"])
         action, held_by, state = self.governed(wanted, view, state)
         decision = Decision(
             action=action,
             plan=plan,
             latent_cost=view.latent_cost,
-            terms=terms,
-            reached=state.reached_for >= settings.hold_steps,
-            cost=cost,
+            terms=values,
+            reached=state.reached_for >= self.settings.hold_steps,
+            cost=problem.cost,
             held_by=(*plan.held_by[0], *held_by),
         )
         return decision, replace(state, plan=kept, others=None if plan.others is None else plan.others[0])
@@ -324,9 +374,15 @@ class Controller:
 
     def _constraints(self, situation: Situation) -> list[Constraint]:
         if not self.settings.state_box:
-            return []
-        space = self.model.states
-        return [StateLimits(space).constraint(situation) if self.straight else StateBox(space)]
+            rules: list[Constraint] = []
+        else:
+            space = self.model.states
+            rules = [StateLimits(space).constraint(situation) if self.straight else StateBox(space)]
+        stride, legs = self.model.config.stride, self.settings.legs
+        if legs * self.settings.steps_a_leg(stride) > stride:
+            bounds = self.model.action_bounds
+            rules.append(ModelSpan(bounds.low, bounds.high, legs))
+        return rules
 
 
 def _carried(plan: Float[Tensor, "h a"], applied: Float[Tensor, "1 a"], done: bool) -> Float[Tensor, "h a"]:

@@ -9,7 +9,8 @@ in `ids` are dropped before the first layer, so nothing of them can leak.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,10 @@ def load_encoder(source: str | Path) -> VJEPA2Model:
     if not Path(source).exists() and (source.count("/") != 1 or source.startswith((".", "~")) or here.exists()):
         raise InputError(f"{source} does not exist; give an encoder's folder or a Hugging Face id (owner/name).")
     try:
-        loaded: Any = VJEPA2Model.from_pretrained(
-            source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
+        with without_bars() if config_file.is_file() else nullcontext():
+            loaded: Any = VJEPA2Model.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+            )
     except Exception as error:  # transformers raises a dozen kinds for files that cannot be read
         raise InputError(f"No encoder could be loaded from {source!r}: {first_line(error)}.") from error
     model, report = loaded
@@ -73,6 +75,20 @@ def load_encoder(source: str | Path) -> VJEPA2Model:
     return freeze(model)
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Transformers draws a bar for every file it reads or writes, also in milliseconds; kept for downloads only."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def freeze(model: VJEPA2Model) -> VJEPA2Model:
     """Evaluation mode, no gradients into its weights."""
     model.eval()
@@ -83,8 +99,13 @@ def freeze(model: VJEPA2Model) -> VJEPA2Model:
 
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names, shapes and bytes of all parameters and buffers: equal only for equal weights."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """The same of tensors by their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

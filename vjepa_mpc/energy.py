@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from vjepa_mpc.world_model import WorldModelConfig
+
 
 @dataclass(frozen=True)
 class EnergyLandscape:
@@ -130,6 +132,12 @@ def energy_slice(
         broken=broken.any(dim=-1).reshape([points] * len(axes)).numpy() if evaluation.names else None,
         broken_by=tuple(name for name, some in zip(evaluation.names, broken.any(dim=0), strict=True) if some),
     )
+
+
+def step_units(config: WorldModelConfig) -> tuple[str, ...]:
+    """The units of one model step's action, which may be the sum of several control steps' displacements."""
+    over = f" in {config.stride} control steps" if config.stride > 1 else ""
+    return tuple(unit + over for unit in config.robot.action_units)
 
 
 def _check(axes: tuple[int, ...], step: int, points: int, horizon: int, bounds: Bounds, size: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +22,18 @@ from jaxtyping import Float, UInt8
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_text
-from vjepa_mpc.executor import Executor
+from vjepa_mpc.episodes import Diary, EpisodeResult, Picture, Scene
+from vjepa_mpc.executor import Executor, Pool, portable
 from vjepa_mpc.fixed_rate import FixedRate, Metronome
 from vjepa_mpc.governors import Guards
 from vjepa_mpc.intervals import upper_bound, wilson_interval
+from vjepa_mpc.lockstep import play_together
 from vjepa_mpc.planners.base import Planner
 from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
-from vjepa_mpc.robots.task import Task, intrusion
-from vjepa_mpc.robots.tasks import MANIFEST_SEEDS, Manifest, Pair
-from vjepa_mpc.robots.world import MujocoWorld, vary_world
+from vjepa_mpc.robots.task import Task
+from vjepa_mpc.robots.tasks import Manifest, Pair
+from vjepa_mpc.robots.world import MujocoWorld
+from vjepa_mpc.scenes import Failure, Scenes, ScenesElsewhere, SceneSetup, ScenesHere
 from vjepa_mpc.world_model import WorldModel
 
 
@@ -69,17 +72,17 @@ class PlannedPolicy:
     def begin(
         self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
     ) -> None:
-        generator = torch.Generator(self.model.device).manual_seed(seed)
-        self._controller = Controller(self.model, self.planner, goal, self.settings, generator, self.guards)
+        self._controller = self.controller(goal, seed)
         self._state = ControllerState()
+
+    def controller(self, goal: UInt8[np.ndarray, "height width 3"], seed: int) -> Controller:
+        """Whoever decides towards a goal picture."""
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        return Controller(self.model, self.planner, goal, self.settings, generator, self.guards)
 
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
         decision, self._state = self._controller.step(observation, self._state)
-        self._figures = {
-            "latent_cost": decision.latent_cost,
-            "evaluations": decision.plan.evaluations,
-            "reached": float(decision.reached),
-        }
+        self._figures = decision.figures()
         return decision.action
 
     def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
@@ -226,26 +229,6 @@ class GreedyPixelPolicy(RandomPolicy):
         return tried[int(np.argmin(differences))]
 
 
-@dataclass(frozen=True)
-class EpisodeResult:
-    """One episode. `distances[i]` [m, as the task judges them] after action i, `latent_costs[i]` of the view
-    before it; `milliseconds` of each decision; `model_reached`: after how many steps the model itself first
-    judged the goal (the last, where there are sub-goals) reached and held (None: never); `intrusion`: how deep [m] the
-    end effector was, at worst, in a region the task forbids (at every physics step where the robot tells its way, else
-    after every action)."""
-
-    index: int
-    start_distance: float
-    distances: tuple[float, ...]
-    hit: bool
-    held: bool
-    model_reached: int | None
-    latent_costs: tuple[float, ...]
-    milliseconds: tuple[float, ...]
-    evaluations: int
-    intrusion: float = 0.0
-
-
 class Arena:
     """A worker's state: a robot, a task and a policy, built once."""
 
@@ -286,46 +269,17 @@ def run_pair(
     `steps` breaks it off earlier, to measure what it costs; to `film` are added the goal's picture and every view.
     """
     index, pair = item
-    robot, task, policy = arena.robot, arena.task, arena.policy
-    goal_state = np.asarray(pair.goal)
-    if arena.levels:  # the plain pairs' looks are seeded by their numbers
-        vary_world(robot, MANIFEST_SEEDS + index if pair.appearance is None else pair.appearance, arena.levels)
-    else:
-        robot.set_appearance(pair.appearance)
-    camera = next(iter(robot.spec.cameras))
-    stages = [
-        (stage, robot.place(stage.state).images[camera]) for stage in task.sub_goals(np.asarray(pair.start), goal_state)
-    ]
-    observation = robot.place(np.asarray(pair.start))
-    if film is not None:
-        film += [stages[-1][1], observation.images[camera]]
-    start_distance = task.distance(robot.true_state(), goal_state)
-    seeds = np.random.SeedSequence((arena.seed, index)).generate_state(len(stages))
-    distances, costs, times, evaluations, reached, deepest = [], [], [], 0, None, 0.0
-    begins = [0, *(stage.until for stage, _ in stages[:-1])]
-    for step in range(task.step_budget if steps is None else steps):
-        if step in begins:
-            turn = begins.index(step)
-            policy.begin(stages[turn][1], stages[turn][0].state, int(seeds[turn]))
+    scene, policy = Scene(arena.robot, arena.task, arena.levels), arena.policy
+    diary = Diary(index, arena.task, arena.seed, scene.begin(index, pair), film)
+    for _ in range(arena.task.step_budget if steps is None else steps):
+        diary.turn(policy.begin)
         started = time.perf_counter()
-        action = policy.act(observation)
-        times.append(round(1e3 * (time.perf_counter() - started), 2))
-        figures = policy.note(robot.apply(action))
-        observation = robot.observe()
-        if film is not None:
-            film.append(observation.images[camera])
-        deepest = max(deepest, intrusion(robot, task))
-        distances.append(round(task.distance(robot.true_state(), goal_state), 5))
-        evaluations += int(figures.get("evaluations", 0))
-        if "latent_cost" in figures:
-            costs.append(round(figures["latent_cost"], 5))
-        if reached is None and step >= begins[-1] and figures.get("reached"):
-            reached = step
-    robot.stop()
-    return EpisodeResult(
-        index, round(start_distance, 5), tuple(distances), task.hit(distances), task.held(distances),
-        reached, tuple(costs), tuple(times), evaluations, round(deepest, 5),
-    )  # fmt: skip
+        action = policy.act(diary.observation)
+        milliseconds = 1e3 * (time.perf_counter() - started)
+        moved = scene.act(action)
+        diary.note(milliseconds, moved, policy.note(moved.applied))
+    scene.stop()
+    return diary.result()
 
 
 FILM_FRAMES, FILM_SIDE = 121, 128  # of an episode, at most; pixels
@@ -336,63 +290,127 @@ Film = UInt8[np.ndarray, "t height width 3"]
 @dataclass(frozen=True)
 class Series:
     """Episodes of one policy: the first `pairs` of a manifest (None = all). Those already in `log` (JSON lines) are
-    not played again; finished ones are appended to it as they come. With `film` pictures are kept of each."""
+    not played again; finished ones are appended to it as they come. With `film` pictures are kept of each. `batch`:
+    episodes that are decided together (of a planner's series only; `vjepa_mpc.lockstep`)."""
 
     manifest: Manifest
     setup: ArenaSetup
     pairs: int | None = None
     log: Path | None = None
     film: bool = False
+    batch: int = 1
 
     def items(self) -> list[tuple[int, Pair]]:
         """The pairs to be played, by number."""
         return list(enumerate(self.manifest.pairs))[: self.pairs]
 
+    def groups(self, number: int, done: Collection[int]) -> list[Group]:
+        """What is not `done` yet of this series, which is number `number`, `batch` at a time."""
+        left = [(index, pair) for index, pair in self.items() if index not in done]
+        return [
+            Group(number, tuple(left[first : first + self.batch]), self.film)
+            for first in range(0, len(left), self.batch)
+        ]
+
 
 @dataclass(frozen=True)
-class _ArenasSetup:
-    """Builds the arenas of several series in a worker, one at a time, when their turn comes."""
+class Group:
+    """Pairs of series number `series` that are played at once: one, or as many as are decided together."""
+
+    series: int
+    pairs: tuple[tuple[int, Pair], ...]
+    film: bool = False
+
+
+@dataclass(frozen=True)
+class ArenasSetup:
+    """Builds the arenas of several series in a worker, when their turn comes. `batches`: how many episodes of each are
+    decided together; `physics`: processes beside the worker for those (0: none)."""
 
     setups: tuple[ArenaSetup, ...]
+    batches: tuple[int, ...]
+    physics: int = 0
 
-    def __call__(self) -> _Arenas:
-        return _Arenas(self.setups)
+    def __call__(self) -> Arenas:
+        return Arenas(self)
 
 
-class _Arenas:
-    """A worker's state: the arena of the series it is at. Series come one after the other, so one is kept; the next may
-    have its robot, for a pair places and paints it anew (factors of variation, too, where the next has some)."""
+Played = tuple[int, EpisodeResult | Failure, Film | None]
+"""A pair's number, what its episode came to, and its pictures where asked for."""
 
-    def __init__(self, setups: Sequence[ArenaSetup]) -> None:
-        self.setups = setups
+
+class Arenas:
+    """A worker's state: what the series it is at needs. Series come one after the other, so one arena is kept; the next
+    may have its robot, for a pair places and paints it anew (factors of variation, too, where the next has some)."""
+
+    def __init__(self, setup: ArenasSetup) -> None:
+        self.setup = setup
         self._at: tuple[int, Arena] | None = None
+        self._policy: tuple[int, PlannedPolicy] | None = None
+        self._scenes: Scenes | None = None
 
-    def arena(self, number: int) -> Arena:
+    def play(self, group: Group, steps: int | None = None) -> list[Played]:
+        """Play a group; `steps` breaks it off earlier. What fails is raised, unless others have come to an end."""
+        number = group.series
+        if self.setup.batches[number] == 1:
+            ((index, pair),) = group.pairs
+            film: list[Picture] | None = [] if group.film else None
+            try:
+                alone = run_pair(self._arena(number), (index, pair), steps=steps, film=film)
+            except Exception:
+                self._close_arena()  # whatever state it was left in, the next episode does not begin with it
+                raise
+            return [(index, alone, None if film is None else _shortened(film))]
+        arena, policy = self.setup.setups[number], self._decider(number)
+        if self._scenes is None:
+            some = [SceneSetup(one.robot, one.task, one.levels) for one in self.setup.setups]
+            self._scenes = ScenesElsewhere(some, self.setup.physics) if self.setup.physics else ScenesHere(some)
+        ended = play_together(
+            policy.controller, self._scenes, number, group.pairs, task=arena.task, seed=arena.seed, steps=steps,
+            filmed=group.film,
+        )  # fmt: skip
+        played: list[Played] = []
+        for (index, _), (result, seen) in zip(group.pairs, ended, strict=True):
+            if isinstance(result, Failure):
+                if len(group.pairs) == 1:
+                    raise result.error
+                played.append((index, Failure(portable(result.error)), None))
+            else:
+                played.append((index, result, None if seen is None else _shortened(seen)))
+        return played
+
+    def _arena(self, number: int) -> Arena:
         if self._at is not None and self._at[0] != number:
-            before, now = self.setups[self._at[0]], self.setups[number]
+            before, now = self.setup.setups[self._at[0]], self.setup.setups[number]
             if before.robot is now.robot and bool(before.levels) == bool(now.levels):
                 self._at = number, Arena(self._at[1].robot, now.task, now.policy(), now.seed, now.levels)
             else:
-                self.close()
+                self._close_arena()
         if self._at is None:
-            self._at = number, self.setups[number]()
+            self._at = number, self.setup.setups[number]()
         return self._at[1]
 
-    def close(self) -> None:
+    def _decider(self, number: int) -> PlannedPolicy:
+        if self._policy is None or self._policy[0] != number:
+            policy = self.setup.setups[number].policy()
+            if not isinstance(policy, PlannedPolicy) or isinstance(policy, FixedRatePolicy):
+                raise InputError(f"{policy.name} cannot be decided together with others; leave out the batch.")
+            self._policy = number, policy
+        return self._policy[1]
+
+    def _close_arena(self) -> None:
         if self._at is not None:
             self._at[1].close()
             self._at = None
 
+    def close(self) -> None:
+        self._close_arena()
+        if self._scenes is not None:
+            self._scenes.close()
 
-def _play(arenas: _Arenas, item: tuple[int, int, Pair, bool]) -> tuple[int, EpisodeResult, Film | None]:
-    number, index, pair, filmed = item
-    film: list[Any] | None = [] if filmed else None
-    try:
-        result = run_pair(arenas.arena(number), (index, pair), film=film)
-    except Exception:
-        arenas.close()  # whatever state it was left in, the next episode does not begin with it
-        raise
-    return number, result, None if film is None else _shortened(film)
+
+def _play(arenas: Arenas, group: Group) -> list[Played]:
+    return arenas.play(group)
 
 
 def _shortened(film: Sequence[UInt8[np.ndarray, "height width 3"]]) -> Film:
@@ -418,40 +436,54 @@ def evaluate_all(
     on_result: Callable[[int, EpisodeResult, Film | None], object] | None = None,
     tries: int | None = None,
     failed: list[FailedEpisode] | None = None,
+    physics: int = 0,
 ) -> list[list[EpisodeResult]]:
     """Play several series, one after the other, on the same workers; the results of each.
 
     `on_result` is called with the series' number, each episode that is played now and, where asked for, its pictures.
     The first episode that fails ends it all; with `tries` it is tried so often, then added to `failed`, and the others
-    are played. What is missing of a series is not in its results.
+    are played. What is missing of a series is not in its results. `physics`: processes for the robots of series that
+    are played in batches, beside each worker (none: in the worker). An episode of a batch that fails is tried again by
+    itself, and so are all of a batch whose worker dies.
     """
     done = [read_log(one.log) for one in series]
-    left = [
-        (number, index, pair, one.film)
-        for number, one in enumerate(series) for index, pair in one.items() if index not in done[number]
-    ]  # fmt: skip
+    groups = [group for number, one in enumerate(series) for group in one.groups(number, done[number])]
+    alone: list[Group] = []
 
-    def keep(played: tuple[int, EpisodeResult, Film | None]) -> None:
-        number, result, film = played
-        done[number][result.index] = result
-        log = series[number].log
-        if log is not None:
-            with log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(result)) + "\n")
-        if on_result is not None:
-            on_result(number, result, film)
+    def keep(group: Group, played: Sequence[Played]) -> None:
+        number, log = group.series, series[group.series].log
+        for (_, pair), (index, result, film) in zip(group.pairs, played, strict=True):
+            if isinstance(result, Failure):
+                alone.append(Group(number, ((index, pair),), group.film))
+                continue
+            done[number][index] = result
+            if log is not None:
+                with log.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(asdict(result)) + "\n")
+            if on_result is not None:
+                on_result(number, result, film)
 
-    if left:
-        with executor.open(_ArenasSetup(tuple(one.setup for one in series))) as pool:
-            if tries is None:
-                pool.map(_play, left, on_result=keep)
-            else:
-                for outcome in pool.outcomes(_play, left, tries):
-                    if outcome.result is not None:
-                        keep(outcome.result)
-                    elif failed is not None:
-                        reason = f"{type(outcome.error).__name__}: {outcome.error}"
-                        failed.append(FailedEpisode(*left[outcome.index][:2], reason, outcome.tries))
+    def play(pool: Pool, some: Sequence[Group], tries: int | None, before: int) -> None:
+        if tries is None:
+            order = iter(some)
+            pool.map(_play, some, on_result=lambda played: keep(next(order), played))
+            return
+        for outcome in pool.outcomes(_play, some, tries):
+            group = some[outcome.index]
+            if outcome.result is not None:
+                keep(group, outcome.result)
+            elif len(group.pairs) > 1:
+                alone.extend(Group(group.series, (pair,), group.film) for pair in group.pairs)
+            elif failed is not None:
+                reason = f"{type(outcome.error).__name__}: {outcome.error}"
+                failed.append(FailedEpisode(group.series, group.pairs[0][0], reason, before + outcome.tries))
+
+    if groups:
+        setup = ArenasSetup(tuple(one.setup for one in series), tuple(one.batch for one in series), physics)
+        with executor.open(setup) as pool:
+            play(pool, groups, tries, 0)
+            if alone:
+                play(pool, list(alone), None if tries is None else max(1, tries - 1), 1)
     return [
         [done[number][index] for index, _ in one.items() if index in done[number]] for number, one in enumerate(series)
     ]
@@ -465,6 +497,8 @@ def evaluate(
     pairs: int | None = None,
     log: Path | None = None,
     on_result: Callable[[EpisodeResult], object] | None = None,
+    batch: int = 1,
+    physics: int = 0,
 ) -> list[EpisodeResult]:
     """One series, see `Series` and `evaluate_all`."""
 
@@ -472,7 +506,8 @@ def evaluate(
         if on_result is not None:
             on_result(result)
 
-    return evaluate_all([Series(manifest, setup, pairs, log)], executor, on_result=told)[0]
+    one = Series(manifest, setup, pairs, log, batch=batch)
+    return evaluate_all([one], executor, on_result=told, physics=physics)[0]
 
 
 def read_log(log: Path | None) -> dict[int, EpisodeResult]:
@@ -523,6 +558,9 @@ def summarise(results: Sequence[EpisodeResult], task: Task | None = None) -> dic
             "of_which_held": sum(result.held for result in judged),
         },
     }
+    if any(result.together > 1 for result in results):  # a decision is everyone's: so long each has waited for it
+        shares = [value / result.together for result in results for value in result.milliseconds]
+        summary["milliseconds_each_median"] = statistics.median(shares)
     entered = sum(result.intrusion > 0 for result in results)
     summary["violations"] = {
         "count": entered, "rate": entered / n, "upper_95": upper_bound(entered, n),

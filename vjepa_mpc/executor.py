@@ -126,7 +126,7 @@ class LocalExecutor:
             finally:
                 pool.close()
             return
-        processes = _Processes(self.workers, cloudpickle.dumps(setup), self.threads)
+        processes = Processes(self.workers, cloudpickle.dumps(setup), self.threads)
         with _stopping(processes):
             yield _WorkersPool(processes)
 
@@ -222,18 +222,23 @@ class Worker:
 
 
 def _pack(error: BaseException) -> bytes:
-    """The exception as it is, or, where it cannot travel, a RuntimeError that quotes it."""
+    """The exception, or what stands for it, and its traceback as text."""
     text = "".join(traceback.format_exception(error))
+    return cloudpickle.dumps((False, portable(error), text))
+
+
+def portable(error: BaseException) -> Any:
+    """The exception as it is, or, where it cannot travel between processes, a RuntimeError that quotes it."""
     try:
-        packed = cloudpickle.dumps((False, error, text))
-        if type(cloudpickle.loads(packed)[1]).__name__ == type(error).__name__:
-            return packed
+        if type(cloudpickle.loads(cloudpickle.dumps(error))).__name__ == type(error).__name__:
+            return error
     except Exception:  # whatever its pickling raises, the sentence below still tells
         pass
-    return cloudpickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"), text))
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _unpack(answer: bytes) -> Any:
+def unpack(answer: bytes) -> Any:
+    """What `Worker.call` answered: its result, or its exception, raised."""
     ok, value, *trace = cloudpickle.loads(answer)
     if ok:
         return value
@@ -398,7 +403,7 @@ class _WorkersPool(_MapByStream):
                     break
                 self._send(work, index, packed)
             if wanted in done:
-                yield _unpack(done.pop(wanted))
+                yield unpack(done.pop(wanted))
                 wanted += 1
             elif self._busy:
                 index, packed, answer = self._receive()
@@ -461,15 +466,16 @@ def _outcome(index: int, answer: bytes | Death, tries: int) -> Outcome[Any]:
     if isinstance(answer, Death):
         return Outcome(index, None, WorkerDiedError(f"Its worker died ({answer.reason})."), tries)
     try:
-        return Outcome(index, _unpack(answer), None, tries)
+        return Outcome(index, unpack(answer), None, tries)
     except InputError:
         raise
     except Exception as error:
         return Outcome(index, None, error, tries)
 
 
-class _Processes:
-    """Worker processes, each at the other end of a pipe; one that sees its pipe closed ends by itself."""
+class Processes:
+    """Worker processes, each at the other end of a pipe; one that sees its pipe closed ends by itself. Items are sent
+    to a worker by its number, so that what it holds can be addressed."""
 
     def __init__(self, count: int, setup: bytes, threads: int) -> None:
         self.count = count

@@ -18,7 +18,7 @@ from vjepa_mpc.controller import fitting_chunk
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.costs import GoalDistance, PlanningCost
 from vjepa_mpc.datasets.store import ZarrStore
-from vjepa_mpc.energy import EnergyLandscape, energy_slice
+from vjepa_mpc.energy import EnergyLandscape, energy_slice, step_units
 from vjepa_mpc.log_fit import check_numbers, check_period
 from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.rollout import Context
@@ -79,7 +79,7 @@ def study(model: WorldModel, moment: Moment, axes: Sequence[str] = (), points: i
         cost = PlanningCost(model, context, [GoalDistance(goal, running=0.0)], chunk=chunk)
         still = torch.zeros(1, len(robot.action_names), device=model.device)
         found = energy_slice(
-            cost, still, bounds, axes=chosen, points=points, names=robot.action_names, units=robot.action_units
+            cost, still, bounds, axes=chosen, points=points, names=robot.action_names, units=step_units(model.config)
         )
         if moment.action is None:
             return replace(found, chosen=None)

@@ -23,7 +23,8 @@ class StepRecord:
     """One control step as recorders see it. `latent_cost`: distance of the present view to the goal;
     `planned_cost`: of the imagined future; `action`: truly applied; `distance`: task units, simulator only;
     `held_by`: constraints that the plan breaks and governors that slowed or stopped it. At a fixed rate
-    (`vjepa_mpc.fixed_rate`) also what was `executed`, how many steps ago it was planned, how late the tick was."""
+    (`vjepa_mpc.fixed_rate`) also what was `executed` (everywhere
+    "interrupted": Ctrl-C came while it was sent), how many steps ago it was planned, how late the tick was."""
 
     step: int
     image: UInt8[np.ndarray, "height width 3"]
@@ -109,8 +110,9 @@ def drive(
     """Drive `robot` until the pilot judges the goal reached and held, or for `max_steps` actions.
 
     `wait` is called before each look and returns by how many seconds it is late. The robot is stopped at the end, on
-    Ctrl-C and on any error. `distance` is asked for the records only. The last record is of the final view, without
-    an action.
+    Ctrl-C and on any error. An action that Ctrl-C cut short is recorded as it was wanted, as `executed` "interrupted":
+    the robot may have done a part of it. `distance` is asked for the records only. The last record is of the final
+    view, without an action.
     """
     records: list[StepRecord] = []
     try:
@@ -121,19 +123,28 @@ def drive(
             last = step == max_steps or (known.reached and stop_when_reached) or "watchdog" in known.held_by
             milliseconds = 1e3 * (time.perf_counter() - started)
             away = distance() if distance is not None else None
-            action = known.action if last else robot.apply(known.wanted)
-            pilot.applied(action)
-            record = replace(
-                known, step=step, action=action, milliseconds=milliseconds, distance=away, late_ms=1e3 * late_s
-            )
-            records.append(record)
-            for watcher in watchers:
-                watcher.step(record)
+            known = replace(known, step=step, milliseconds=milliseconds, distance=away, late_ms=1e3 * late_s)
+            try:
+                action = known.action if last else robot.apply(known.wanted)
+                pilot.applied(action)
+                records.append(replace(known, action=action))
+            except KeyboardInterrupt:
+                robot.stop()
+                if len(records) == step and not last:  # it was on its way, so it belongs to what was done
+                    records.append(replace(known, action=known.wanted, executed="interrupted"))
+                    _tell(watchers, records[-1])
+                raise
+            _tell(watchers, records[-1])
             if last:
                 break
     finally:
         robot.stop()
     return records
+
+
+def _tell(watchers: Sequence[Watcher], record: StepRecord) -> None:
+    for watcher in watchers:
+        watcher.step(record)
 
 
 class Stepwise:

@@ -19,7 +19,7 @@ from vjepa_mpc.controller import Controller, Decision
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import provenance
-from vjepa_mpc.energy import energy_slice, plot_energy
+from vjepa_mpc.energy import energy_slice, plot_energy, step_units
 from vjepa_mpc.loop import StepRecord
 from vjepa_mpc.memory import peak_bytes
 from vjepa_mpc.planning import Goal, OrderedOutcome
@@ -224,11 +224,12 @@ def save_energy(controller: Controller, decision: Decision, folder: Path) -> Non
 
     The axes are the first two actions that the planner's bounds leave free.
     """
-    robot, bounds = controller.model.config.robot, controller.planner.bounds
+    config, bounds = controller.model.config, controller.planner.bounds
+    robot = config.robot
     free = [axis for axis in range(len(robot.action_names)) if float(bounds.low[axis]) < float(bounds.high[axis])]
     landscape = energy_slice(  # in float32: the steps of bfloat16 would show
         decision.cost, decision.plan.actions[0], bounds, axes=free[:2], points=ENERGY_POINTS, hold=True,
-        names=robot.action_names, units=robot.action_units,
+        names=robot.action_names, units=step_units(config),
     )  # fmt: skip
     plot_energy(landscape, folder / ENERGY)
 

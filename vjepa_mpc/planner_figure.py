@@ -1,4 +1,4 @@
-"""The picture of `vjepa-mpc bench planners`: median best cost against evaluations."""
+"""The picture of `vjepa-mpc bench planners`: median best cost against evaluations and wall time."""
 
 from __future__ import annotations
 
@@ -6,37 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from vjepa_mpc.core.files import atomic_path
 
 if TYPE_CHECKING:
-    from vjepa_mpc.planner_bench import Course
+    from vjepa_mpc.planner_courses import Course
 
 
-def save_courses(courses: Sequence[Course], budget: int, path: Path) -> None:
-    """One panel a set of problems; lines are medians over its problems, for each planner."""
+def save_courses(courses: Sequence[Course], path: Path) -> None:
+    """Two panels a set of problems, by evaluations and by wall time; lines are medians over its problems."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(course.problems for course in courses))
     planners = list(dict.fromkeys(course.planner for course in courses))
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(5 * columns, 3.8 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(names) + 1, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis, name in zip(axes, names, strict=False):
+    axes = figure.subplots(2, len(names), squeeze=False)
+    for column, name in enumerate(names):
         for course in (course for course in courses if course.problems == name):
-            style = f"C{planners.index(course.planner) % 10}"
-            line = "-" if planners.index(course.planner) < 10 else "--"
-            medians = [float(np.median(row)) for row in course.best]
-            axis.plot(course.evaluations, medians, line, color=style, label=course.planner, linewidth=1.4)
-        axis.set(title=name, xlabel="evaluations a problem", ylabel="median best cost", xscale="log", yscale="log")
-        axis.axvline(budget, color="0.8", linewidth=0.8)
-    for axis in axes[len(names) :]:
-        axis.set_axis_off()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=8)
+            number = planners.index(course.planner)
+            style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "linewidth": 1.3}
+            for axis, across in zip(axes[:, column], (course.evaluations, course.wall), strict=True):
+                axis.plot(across, course.medians, label=course.planner, **style)
+        for axis, what in zip(axes[:, column], ("evaluations a problem", "wall time a problem, s"), strict=True):
+            axis.set(title=name, xlabel=what, ylabel="median best cost", xscale="log", yscale="log")
+    lines = {}
+    for axis in axes[0]:
+        found = zip(*axis.get_legend_handles_labels(), strict=True)
+        lines |= {label: handle for handle, label in found}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=7, fontsize=8)
     with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=110)
+        figure.savefig(partial, format="png", dpi=90)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,20 @@ def doubt(picture: str, likeness: Likeness, calibration: Calibration) -> str | N
         f"{picture} lies far from anything the model was trained on (score {score:.3g}; 99 % of such pictures stay "
         f"below {limit:.3g}): the plan means little; take the picture with the robot's own camera."
     )
+
+
+def long_way(spec: RobotSpec, actions: Float[np.ndarray, "h a"]) -> str | None:
+    """A note when displacements turn a joint by more than half its circle, else None. The model may imagine either way
+    round, for the poses are the same."""
+    if spec.action_units != spec.state_units:
+        return None
+    total = actions.sum(axis=0)
+    turned = [
+        f"{name} by {turn:+.2f} rad, where {turn - math.copysign(2 * math.pi, turn):+.2f} leads to the same pose"
+        for name, turn, free in zip(spec.state_names, total, spec.state_periodic, strict=True)
+        if free and abs(turn) > math.pi
+    ]
+    return f"This plan goes the long way round: it turns {', and '.join(turned)}." if turned else None
 
 
 class GoalController(Controller):

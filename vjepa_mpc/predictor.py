@@ -7,7 +7,8 @@ names are those of Meta's published checkpoints, which load strictly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError, unknown_name
-from vjepa_mpc.predictor_blocks import AdaptiveBlock, Block, KeyValues
-from vjepa_mpc.rotary import rotary_tables
+from vjepa_mpc.linear import Linear
+from vjepa_mpc.predictor_blocks import AdaptiveBlock, Block, KeyValues, beside
+from vjepa_mpc.rotary import half_order, rotary_tables
 
 CONDITIONING = {"tokens": Block, "adaptive_norm": AdaptiveBlock}
 ROTARY = ("tiled", "interleaved")
@@ -90,7 +92,7 @@ class ActionConditionedPredictor(nn.Module):
     Runs in the type of its parameters (`predictor.to(torch.bfloat16)` is the fast form on CPUs with
     bfloat16 products); takes and returns the latents' own type. Action and state tokens are made in
     float32 at least: a bfloat16 metre has steps of millimetres. With `recompute` set, training keeps less of the
-    forward pass and computes it again on the way back.
+    forward pass and computes it again on the way back. `prepare` makes it fast on CPUs where no gradients are wanted.
     """
 
     _cos: Tensor
@@ -100,7 +102,9 @@ class ActionConditionedPredictor(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.predictor_embed = nn.Linear(config.latent_dim, config.width)
+        self._prepared = False
+        self._made: dict[tuple[str, int, int], tuple[Tensor, ...]] = {}
+        self.predictor_embed = Linear(config.latent_dim, config.width)
         self.action_encoder = nn.Linear(config.action_dim, config.width)
         self.state_encoder = nn.Linear(config.state_dim, config.width)
         self.extrinsics_encoder = nn.Linear(config.extrinsics_dim, config.width)
@@ -111,7 +115,7 @@ class ActionConditionedPredictor(nn.Module):
             for _ in range(config.depth)
         )
         self.predictor_norm = nn.LayerNorm(config.width, eps=config.eps)
-        self.predictor_proj = nn.Linear(config.width, config.latent_dim)
+        self.predictor_proj = Linear(config.width, config.latent_dim)
         grid = (config.grid_height, config.grid_width)
         cos, sin = rotary_tables(
             frames=config.max_frames,
@@ -134,6 +138,34 @@ class ActionConditionedPredictor(nn.Module):
         blocks: list[Any] = list(self.predictor_blocks)
         for number, block in enumerate(blocks, start=1):
             block.reset_parameters(number)
+
+    def prepare(self) -> ActionConditionedPredictor:
+        """Lay the weights out for the CPU's matrix units, which then hold them a second time; the same but for
+        rounding, and parameters and their names stay as they are."""
+        self._prepared = True
+        self._made.clear()
+        block: Any
+        for block in self.predictor_blocks:
+            block.prepare()
+        self.predictor_embed.prepare()
+        self.predictor_proj.prepare()
+        return self
+
+    def first_blocks(self, count: int) -> ActionConditionedPredictor:
+        """This predictor with its first `count` blocks alone, and the same weights: quicker, and rougher.
+
+        Raises `InputError` unless that leaves some out and some in.
+        """
+        if not 1 <= count < self.config.depth:
+            raise InputError(
+                f"This predictor has {self.config.depth} blocks; a draft takes the first 1 to {self.config.depth - 1} "
+                f"of them, not {count}."
+            )
+        short = copy.copy(self)  # its own record of modules and of what was made, the same modules
+        short._modules, short._made = dict(self._modules), {}
+        short.config = replace(self.config, depth=count)
+        short.predictor_blocks = nn.ModuleList(list(self.predictor_blocks)[:count])
+        return short
 
     def forward(
         self,
@@ -170,8 +202,9 @@ class ActionConditionedPredictor(nn.Module):
 
     def advance(
         self, tokens: Float[Tensor, "b t k w"], start: int = 0, caches: list[KeyValues] | None = None
-    ) -> Float[Tensor, "b t m w"]:
-        """Run the blocks over the embedded frames start..start+t-1; `caches` (one a block) hold those before.
+    ) -> Float[Tensor, "b t p w"]:
+        """Run the blocks over the embedded frames start..start+t-1, and return their patches; `caches` (one a block)
+        hold the frames before.
 
         One frame at a time needs no mask: it sees everything in the cache. Several frames need the block mask
         and must come first (start = 0).
@@ -181,28 +214,95 @@ class ActionConditionedPredictor(nn.Module):
             condition, tokens = tokens[:, :, 0], tokens[:, :, 1:]
         frames, size = tokens.shape[1], tokens.shape[2]
         assert frames == 1 or start == 0, "several frames at once must be the first ones"
-        cos, sin = (self._angles(table, start, frames) for table in (self._cos, self._sin))
-        mask = None
-        if frames > 1:
-            frame = torch.arange(frames, device=tokens.device).repeat_interleave(size)
+        mask = self._mask(frames, tokens) if frames > 1 else None
+        x = self._through(tokens.flatten(1, 2), 0, start, frames, mask, caches, condition)
+        return x[:, None] if frames == 1 else x.unflatten(1, (frames, size))[:, :, self.config.conditions :]
+
+    def begin(
+        self,
+        latents: Float[Tensor, "r p d"],
+        actions: Float[Tensor, "r c a"],
+        states: Float[Tensor, "r s"],
+        extrinsics: Float[Tensor, "r e"] | None = None,
+        start: int = 0,
+        caches: list[KeyValues] | None = None,
+    ) -> Float[Tensor, "r c p w"]:
+        """`embed` and `advance` for c actions from each of r frames: what a frame's candidates share is embedded, and
+        goes through what it can of the first block, once and not c times."""
+        seen = None if extrinsics is None else extrinsics[:, None]
+        self._check(latents[:, None], actions, states[:, None], seen)
+        patches = self.predictor_embed(latents.to(self.predictor_embed.weight.dtype))
+        own = _project(self.action_encoder, actions)[:, :, None]
+        given = [_project(self.state_encoder, states[:, None])]
+        if seen is not None:
+            given.append(_project(self.extrinsics_encoder, seen))
+        if self.config.conditions:
+            cos, sin = self._turns(start, 1)
+            first: Any = self.predictor_blocks[0]
+            shared, skip = torch.cat((*given, patches), dim=1), self._skipped(0, 1)
+            x = first.begun(own, shared, cos, sin, None if caches is None else caches[0], skip)
+            x = (first.widened_again if self._recomputing() else first.widened)(x, None)
+            x = self._through(x, 1, start, 1, None, caches, None)
+        else:
+            condition = torch.stack([own[:, :, 0], *(part.expand_as(own[:, :, 0]) for part in given)]).sum(0)
+            x = beside(own[:, :, :0], patches)
+            x = self._through(x, 0, start, 1, None, caches, condition.flatten(0, 1)[:, None])
+        return x.unflatten(0, actions.shape[:2])
+
+    def _through(
+        self, x: Tensor, first: int, start: int, frames: int, mask: Tensor | None, caches: list[KeyValues] | None,
+        condition: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """x through the blocks from number `first` on; of a single frame patches alone come out of the last one."""
+        cos, sin = self._turns(start, frames)
+        for number in range(first, self.config.depth):
+            block: Any = self.predictor_blocks[number]
+            run = block.recomputed if self._recomputing() else block
+            cache = None if caches is None else caches[number]
+            x = run(x, cos, sin, mask, cache, condition, self._skipped(number, frames))
+        return x
+
+    def _recomputing(self) -> bool:
+        return self.recompute and torch.is_grad_enabled()
+
+    def _skipped(self, number: int, frames: int) -> int:
+        """How many tokens block `number` need not answer: nobody asks what became of the last one's conditions."""
+        return self.config.conditions if frames == 1 and number == self.config.depth - 1 else 0
+
+    def _turns(self, start: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of some frames, for every head's queries and keys: [tokens, 2 heads, head_dim]; kept."""
+        if ("turns", start, frames) not in self._made:
+            order = half_order(self._cos.shape[-1]) if self._prepared else slice(None)
+            cos, sin = (
+                table[start : start + frames, :, order].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
+                for table in (self._cos, self._sin)
+            )
+            self._made["turns", start, frames] = cos, sin
+        cos, sin = self._made["turns", start, frames]
+        return cos, sin
+
+    def _mask(self, frames: int, tokens: Tensor) -> Tensor:
+        """The block-causal mask of some frames, in the type and on the device of `tokens`; kept."""
+        kept = self._made.get(("mask", frames, tokens.shape[2]))
+        if kept is None or kept[0].dtype != tokens.dtype or kept[0].device != tokens.device:
+            frame = torch.arange(frames, device=tokens.device).repeat_interleave(tokens.shape[2])
             mask = torch.zeros(len(frame), len(frame), dtype=tokens.dtype, device=tokens.device)
             mask.masked_fill_(frame[:, None] < frame[None], float("-inf"))
-        x = tokens.flatten(1, 2)
-        block: Any
-        for index, block in enumerate(self.predictor_blocks):
-            run = block.recomputed if self.recompute and torch.is_grad_enabled() else block
-            x = run(x, cos, sin, mask, None if caches is None else caches[index], condition)
-        return x.unflatten(1, (frames, size))
+            self._made["mask", frames, tokens.shape[2]] = kept = (mask,)
+        return kept[0]
 
-    def _angles(self, table: Tensor, start: int, frames: int) -> Tensor:
-        """Rows of a rotary table for every head's queries and keys: [tokens, 2 heads, head_dim]."""
-        return table[start : start + frames].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
+    def _apply(self, *given: Any, **named: Any) -> Any:
+        self._made.clear()  # of another type, or on another device
+        return super()._apply(*given, **named)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}
 
     def predict(
-        self, tokens: Float[Tensor, "b t k w"], latents: Float[Tensor, "b t p d"]
-    ) -> Float[Tensor, "b t p d"]:
-        """The next frame's latents from the blocks' output; `latents` are those of the present frame."""
-        output = self.predictor_proj(self.predictor_norm(tokens[:, :, self.config.conditions :])).to(latents.dtype)
+        self, tokens: Float[Tensor, "*batch p w"], latents: Float[Tensor, "*#batch p d"]
+    ) -> Float[Tensor, "*batch p d"]:
+        """The next frame's latents from what came out of the blocks; `latents` are those of the present frame."""
+        output = self.predictor_proj(self.predictor_norm(tokens)).to(latents.dtype)
         return latents + output if self.config.residual else output
 
     def _check(self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> None:

@@ -6,7 +6,7 @@ history's are computed once a problem and shared by all its candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +69,26 @@ class _Dynamics:
         features = self.action_features(actions, states), self.state_features(states)
         return self.predictor.embed(latents, *features, extrinsics)
 
+    def begin(
+        self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None, start: int,
+        caches: list[KeyValues],
+    ) -> Tensor:  # fmt: skip
+        """The first step of c actions from each of r frames: the next latents [r c, p, d], renormalised."""
+        several = states[:, None].expand(-1, actions.shape[1], -1)
+        features = self.action_features(actions, several), self.state_features(states)
+        output = self.predictor.begin(latents, *features, extrinsics, start, caches)
+        return self.renormalise(self.predictor.predict(output, latents[:, None]).flatten(0, 1))
+
+    def advance(
+        self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None, start: int,
+        caches: list[KeyValues],
+    ) -> Tensor:  # fmt: skip
+        """A further step of m candidates: the next latents [m, p, d], renormalised."""
+        seen = None if extrinsics is None else extrinsics[:, None]
+        tokens = self.embed(latents[:, None], actions[:, None], states[:, None], seen)
+        output = self.predictor.advance(tokens, start, caches)[:, 0]
+        return self.renormalise(self.predictor.predict(output, latents))
+
 
 def rollout(
     predictor: ActionConditionedPredictor,
@@ -97,23 +117,27 @@ def rollout(
     past = context.latents.shape[1] - 1
     dynamics = _Dynamics(predictor, integrate, state_features, action_features, renormalise)
     history = _history(dynamics, context, extrinsics)
-    latents = context.latents.new_empty(problems, candidates, horizon, *context.latents.shape[2:])
-    states = context.states.new_empty(problems, candidates, horizon, context.states.shape[2])
     frames = past + horizon
     buffered = frames > 1 and not torch.is_grad_enabled()
     capacity = frames * predictor.config.tokens if buffered else None
     together = max(1, chunk // candidates)
+    parts = []
     for first in range(0, problems, together):
         rows = slice(first, min(first + together, problems))
+        beside = []
         for start in range(0, candidates, chunk):
             columns = slice(start, min(start + chunk, candidates))
-            copies = columns.stop - columns.start
-            caches = [cache.repeated(rows, copies, capacity) for cache in history]
-            steps = _imagine(dynamics, context, actions[rows, columns], rows, caches, extrinsics)
-            for step, (imagined, state) in enumerate(steps):
-                latents[rows, columns, step] = imagined.unflatten(0, (-1, copies))
-                states[rows, columns, step] = state.unflatten(0, (-1, copies))
-    return Rollout(latents, states)
+            caches = [cache.repeated(rows, columns.stop - columns.start, capacity) for cache in history]
+            beside.append(_imagine(dynamics, context, actions[rows, columns], rows, caches, extrinsics))
+        parts.append(_joined(beside, 1))
+    return _joined(parts, 0)
+
+
+def _joined(parts: list[Rollout], dim: int) -> Rollout:
+    """Rollouts side by side; a single one is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rollout(torch.cat([part.latents for part in parts], dim), torch.cat([part.states for part in parts], dim))
 
 
 def _history(dynamics: _Dynamics, context: Context, extrinsics: Tensor | None) -> list[KeyValues]:
@@ -135,20 +159,26 @@ def _imagine(
     rows: slice,
     caches: list[KeyValues],
     extrinsics: Tensor | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each step's renormalised latents [r*c, p, d] and states [r*c, s] of the problems in `rows`."""
+) -> Rollout:
+    """The futures of the problems in `rows`. The first step begins from one frame a problem, which is not copied."""
     copies, past = actions.shape[1], context.latents.shape[1] - 1
-    latents = context.latents[rows, past].detach().repeat_interleave(copies, 0)
-    states = context.states[rows, past].detach().repeat_interleave(copies, 0)
-    for step, action in enumerate(actions.flatten(0, 1).unbind(1)):
-        seen = None
-        if extrinsics is not None:
-            seen = extrinsics[rows, past + step].repeat_interleave(copies, 0)[:, None]
-        tokens = dynamics.embed(latents[:, None], action[:, None], states[:, None], seen)
-        output = dynamics.predictor.advance(tokens, past + step, caches)
-        latents = dynamics.renormalise(dynamics.predictor.predict(output, latents[:, None])[:, 0])
-        states = dynamics.integrate(states, action)
-        yield latents, states
+    latents, states = context.latents[rows, past].detach(), context.states[rows, past].detach()
+    given = None if extrinsics is None else extrinsics[rows, past:]
+    imagined, visited = [], []
+    for step in range(actions.shape[2]):
+        seen = None if given is None else given[:, step]
+        if step == 0:
+            latents = dynamics.begin(latents, actions[:, :, 0], states, seen, past, caches)
+            states = states.repeat_interleave(copies, 0)
+        else:
+            seen = None if seen is None else seen.repeat_interleave(copies, 0)
+            latents = dynamics.advance(latents, actions[:, :, step].flatten(0, 1), states, seen, past + step, caches)
+        states = dynamics.integrate(states, actions[:, :, step].flatten(0, 1))
+        imagined.append(latents.unflatten(0, (-1, copies)))
+        visited.append(states.unflatten(0, (-1, copies)))
+    if len(imagined) == 1:
+        return Rollout(imagined[0][:, :, None], visited[0][:, :, None])
+    return Rollout(torch.stack(imagined, dim=2), torch.stack(visited, dim=2))
 
 
 def _check(

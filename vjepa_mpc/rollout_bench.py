@@ -1,6 +1,6 @@
-"""How long imagining takes: the cached rollout, the plain loop over it, and the published code beside them.
+"""How long imagining takes: the cached rollout, and beside it the plain loop over it or the published code.
 
-All in one process, on the same weights, threads and inputs, in turn; what counts is the ratio. The published code
+Both in one process, on the same weights, threads and inputs, in turn; what counts is the ratio. The published code
 is a clone of facebookresearch/vjepa2 that the caller names: nothing of it is in this repository.
 """
 
@@ -55,43 +55,58 @@ class RolloutCase:
             raise InputError("A measurement needs sizes of at least 1, and 2 candidates.")
 
 
+BARS = {("float32", 1): 1.1, ("float32", 2): 2.0, ("float32", 3): 2.7, ("float32", 5): 4.0,
+        ("bfloat16", 1): 1.4, ("bfloat16", 2): 2.2, ("bfloat16", 3): 3.0, ("bfloat16", 5): 4.3}  # fmt: skip
+"""How many times as long the published code should take by precision and horizon, for a `RolloutCase` of the usual
+shape on two cores."""
+
+
 @dataclass(frozen=True)
 class RolloutTimes:
-    """Seconds (the least of the repeats) of judging all candidates once: `cached` is this package's rollout, `plain`
-    its predictor run on the whole trajectory again for every step, `reference` the published loop (None: not asked
-    for). `difference`: the largest one between our first prediction and the reference's, in layer-normed units."""
+    """Seconds of judging all candidates once, for every repeat: `cached` is this package's rollout, `other` what it is
+    compared with in turn: the published loop (`published`), or this package's predictor run on the whole trajectory
+    again for every step. `difference`: the largest one between our first prediction and the published one, in
+    layer-normed units."""
 
     case: RolloutCase
-    cached: float
-    plain: float
-    reference: float | None
+    cached: tuple[float, ...]
+    other: tuple[float, ...]
+    published: bool
     difference: float | None
 
     def ratio(self) -> float:
-        """How many times as long the slower way takes: the reference, or else the plain loop."""
-        return (self.plain if self.reference is None else self.reference) / self.cached
+        """How many times as long the other way takes: the median over the repeats, in each of which the two ran one
+        after the other, so that what else the machine did weighs on both."""
+        return statistics.median(theirs / ours for ours, theirs in zip(self.cached, self.other, strict=True))
+
+    def ratio_of_least(self) -> float:
+        """The same of the least times of both."""
+        return min(self.other) / min(self.cached)
+
+    def bar(self) -> float | None:
+        """What the ratio should be; None where none was set: other shapes, or nothing published beside."""
+        usual = self.case == RolloutCase(self.case.horizon, self.case.precision)
+        return BARS.get((self.case.precision, self.case.horizon)) if usual and self.published else None
 
 
 def measure(case: RolloutCase, repeats: int, reference: Path | None = None) -> RolloutTimes:
-    """Time a case, each way in turn, `repeats` times after one that is not counted."""
+    """Time a case, both ways in turn, `repeats` times after one that is not counted."""
     predictor, context, goal, actions = _made(case)
-    judged: dict[str, Callable[[], object]] = {
-        "cached": lambda: _cached(predictor, context, goal, actions, case.chunk),
-        "plain": lambda: _plain(predictor, context, goal, actions),
-    }
     difference = None
     with _published(reference) as modules, torch.no_grad():
-        if modules is not None:
-            judged["reference"], difference = _reference(modules, case, context, goal, actions)
-        times: dict[str, list[float]] = {name: [] for name in judged}
+        if modules is None:
+            other: Callable[[], object] = lambda: _plain(predictor, context, goal, actions)  # noqa: E731
+        else:
+            other, difference = _reference(modules, case, context, goal, actions)
+        ways = lambda: _cached(predictor, context, goal, actions, case.chunk), other
+        times: tuple[list[float], list[float]] = [], []
         for repeat in range(repeats + 1):
-            for name, work in judged.items():
+            for work, seconds in zip(ways, times, strict=True):
                 began = time.perf_counter()
                 work()
                 if repeat:
-                    times[name].append(time.perf_counter() - began)
-    least = {name: min(values) for name, values in times.items()}
-    return RolloutTimes(case, least["cached"], least["plain"], least.get("reference"), difference)
+                    seconds.append(time.perf_counter() - began)
+    return RolloutTimes(case, tuple(times[0]), tuple(times[1]), modules is not None, difference)
 
 
 def summary(times: Sequence[RolloutTimes]) -> float:
@@ -117,7 +132,7 @@ def _made(case: RolloutCase) -> tuple[ActionConditionedPredictor, Context, Tenso
     pose = torch.tensor([[[0.4, 0.1, 0.3, 0.1, -0.2, 0.3, 0.5]]])
     actions = 0.05 * torch.randn(1, case.candidates, case.horizon, 7, generator=g)
     context = Context(latents[:1], pose, torch.zeros(1, 0, 7))
-    return predictor.to(PRECISIONS[case.precision]), context, latents[1:, 0], actions
+    return predictor.to(PRECISIONS[case.precision]).prepare(), context, latents[1:, 0], actions
 
 
 def _cached(
@@ -192,7 +207,7 @@ def _reference(
         embed_dim=case.latent_dim, predictor_embed_dim=case.width, depth=case.depth, num_heads=case.heads,
     )  # fmt: skip
     theirs.load_state_dict(predictor.state_dict(), strict=True)
-    theirs.eval().requires_grad_(False)
+    theirs.eval()  # its weights want gradients, as published: autocast keeps what it cast only of such
     cast: Any = nullcontext()
     if case.precision == "bfloat16":
         cast = torch.autocast("cpu", torch.bfloat16)

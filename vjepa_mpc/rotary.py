@@ -11,7 +11,7 @@ Action and state tokens have a time and no place: they turn on the time axis alo
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _THETA = 10000.0
@@ -66,3 +66,26 @@ def rotate(
     if even != x.shape[-1]:  # an odd head's last dimension is never turned
         swapped = torch.cat((swapped, x[..., even:]), dim=-1)
     return torch.addcmul(x * cos, swapped, sin)
+
+
+def half_order(head_dim: int) -> Int[Tensor, "head_dim"]:
+    """A head's dimensions in the order that `rotate_halves` takes: of all pairs the first, then the second ones."""
+    even = head_dim // 2 * 2
+    return torch.cat([torch.arange(0, even, 2), torch.arange(1, even, 2), torch.arange(even, head_dim)])
+
+
+def rotate_halves(
+    x: Float[Tensor, "b tokens heads head_dim"],
+    cos: Float[Tensor, "... tokens #heads head_dim"],
+    sin: Float[Tensor, "... tokens #heads head_dim"],
+) -> Float[Tensor, "b tokens heads head_dim"]:
+    """`rotate` of what is in `half_order`, tables and all, to the same numbers in that order. A pair's partners lie in
+    two whole runs of memory, which saves gathering them one by one."""
+    half = x.shape[-1] // 2
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = x * cos
+    if torch.is_grad_enabled():
+        return torch.addcmul(turned, torch.cat((second, first, rest), dim=-1), sin)
+    turned[..., :half].addcmul_(second, sin[..., :half])
+    turned[..., half : 2 * half].addcmul_(first, sin[..., half : 2 * half])
+    return turned

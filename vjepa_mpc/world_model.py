@@ -6,6 +6,7 @@ be the same elsewhere. What does not fit the robot at hand is refused with both 
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json, write_text
 from vjepa_mpc.core.settings import from_plain, to_plain
-from vjepa_mpc.encoder import FrameEncoder, frame_encoder
+from vjepa_mpc.encoder import FrameEncoder, frame_encoder, tensors_hash, weights_hash
 from vjepa_mpc.familiarity import Familiarity, Likeness
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
@@ -31,6 +32,7 @@ from vjepa_mpc.states import state_space
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
+ENCODER = "encoder."
 STATISTICS = ("latent_space.", "familiarity.mean", "familiarity.scale")
 
 
@@ -62,7 +64,8 @@ class WorldModelConfig:
 
     One model step spans `stride` control steps: its actions are the sums of that many displacements.
     `history` frames, that far apart, are seen before the first prediction. `familiar`: directions of the subspace
-    that training pictures span (`Familiarity`); 0: not known.
+    that training pictures span (`Familiarity`); 0: not known. `encoder_in`: the folder beside this one whose encoder
+    this model shares, which then must have the hash `encoder_sha256` (`weights_hash`); "": it has its own.
     """
 
     robot: RobotSpec
@@ -76,6 +79,8 @@ class WorldModelConfig:
     calibration: Calibration | None = None
     renderer: str = ""
     familiar: int = 0
+    encoder_in: str = ""
+    encoder_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -91,6 +96,8 @@ class WorldModelConfig:
         wanted = (self.predictor.grid_height, self.predictor.grid_width, self.predictor.latent_dim)
         if seen != wanted:
             raise InputError(f"The predictor takes latents of {wanted} (height, width, channels), not {seen}.")
+        if self.encoder_in != Path(self.encoder_in).name:
+            raise InputError(f"A shared encoder is in a folder beside this: give its name, not {self.encoder_in!r}.")
 
 
 class WorldModel(nn.Module):
@@ -109,10 +116,21 @@ class WorldModel(nn.Module):
         self.eval()
 
     def for_planning(self, *, bf16: bool = True) -> WorldModel:
-        """This model with its predictor's weights in bfloat16: 2 to 3 times faster on CPUs with AMX."""
+        """This model with its predictor's weights in bfloat16 (2 to 3 times faster on CPUs with AMX), and laid out for
+        the CPU's matrix units."""
         if bf16:
             self.predictor.to(torch.bfloat16)
+        if self.device.type == "cpu":
+            self.predictor.prepare()
         return self
+
+    def draft(self, blocks: int) -> WorldModel:
+        """This model with the first `blocks` blocks of its predictor alone: the same weights, not a copy of them."""
+        rough = copy.copy(self)
+        rough._modules = dict(self._modules)
+        rough.predictor = self.predictor.first_blocks(blocks)
+        rough.config = replace(self.config, predictor=rough.predictor.config)
+        return rough
 
     @property
     def longest_horizon(self) -> int:
@@ -196,18 +214,35 @@ class WorldModel(nn.Module):
                 f"This model looks through camera {self.config.camera!r}; {spec.name} has {', '.join(spec.cameras)}."
             )
 
-    def save_pretrained(self, folder: Path | str, *, card: str = "", half: bool = True) -> None:
-        """Write the folder, atomically. `half`: weights as float16 (statistics stay float32)."""
+    def save_pretrained(
+        self, folder: Path | str, *, card: str = "", half: bool = True, encoder_in: str = ""
+    ) -> None:
+        """Write the folder, atomically. `half`: weights as float16 (statistics stay float32).
+
+        `encoder_in`: leave the encoder to a model in a folder of that name beside this one; `InputError` unless that
+        has the very same, as it is stored.
+        """
         from safetensors.torch import save_file
 
-        tensors = {}
+        tensors, config = {}, self.config
+        if encoder_in:
+            theirs = _encoder_beside(Path(folder), encoder_in)
+            mine = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(ENCODER)}
+            if theirs.keys() != mine.keys() or not all(
+                torch.equal(theirs[name], mine[name].cpu().to(theirs[name].dtype)) for name in mine
+            ):
+                raise InputError(f"The encoder in {Path(folder).parent / encoder_in} is another than this model's.")
+            shared = {name.removeprefix(ENCODER): tensor.float() for name, tensor in theirs.items()}
+            config = replace(config, encoder_in=encoder_in, encoder_sha256=tensors_hash(shared))
         for name, tensor in self.state_dict().items():
+            if encoder_in and name.startswith(ENCODER):
+                continue
             kept = tensor.detach().cpu().contiguous()
             tensors[name] = kept.half() if half and not name.startswith(STATISTICS) else kept
         with atomic_folder(folder) as temporary:
             save_file(tensors, temporary / WEIGHTS)
-            write_json(temporary / "config.json", to_plain(self.config))
-            write_text(temporary / "README.md", card or default_card(self.config))
+            write_json(temporary / "config.json", to_plain(config))
+            write_text(temporary / "README.md", card or default_card(config))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, device: torch.device | str = "cpu") -> WorldModel:
@@ -221,6 +256,8 @@ class WorldModel(nn.Module):
             model = WorldModel(config, frame_encoder(config.encoder))
         model.states = state_space(config.robot, config.stride)  # its limits are in no file
         tensors = read_weights(folder / WEIGHTS)
+        if config.encoder_in:
+            tensors |= _encoder_beside(folder, config.encoder_in)
         expected = model.state_dict()
         for name, tensor in expected.items():
             if name not in tensors:
@@ -236,6 +273,12 @@ class WorldModel(nn.Module):
         if left_over:
             raise InputError(f"{folder / WEIGHTS} holds {left_over[0]}, which config.json knows nothing of.")
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+        if config.encoder_in and weights_hash(model.encoder) != config.encoder_sha256:
+            raise InputError(
+                f"The encoder in {folder.resolve().parent / config.encoder_in} is another than the one that {folder} "
+                "was trained on; keep folders together that belong together."
+            )
+        model.config = replace(config, encoder_in="", encoder_sha256="")  # in memory it has its own
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return model.to(device).eval()
@@ -244,6 +287,17 @@ class WorldModel(nn.Module):
         """This model with `calibration` in its configuration (the same object)."""
         self.config = replace(self.config, calibration=calibration)
         return self
+
+
+def _encoder_beside(folder: Path, name: str) -> dict[str, Tensor]:
+    """The encoder's tensors of the model in the folder `name` beside this one, as they are stored."""
+    beside = folder.resolve().parent / name
+    if not (beside / WEIGHTS).is_file():
+        raise InputError(f"{folder} has its encoder in {beside}, which is not there; keep both folders side by side.")
+    found = {name: tensor for name, tensor in read_weights(beside / WEIGHTS).items() if name.startswith(ENCODER)}
+    if not found:
+        raise InputError(f"{beside / WEIGHTS} has no encoder of its own that {folder} could share.")
+    return found
 
 
 def _equal(a: object, b: object) -> bool:

@@ -2,8 +2,9 @@
 
 Each check takes a `PlannerFactory` (a planner from its bounds) and raises `AssertionError` with a
 sentence when the planner breaks the contract. `CHECKS` are for every planner, `SEARCHES_WELL` for those that
-claim to find optima; `check_finds_the_global_optimum` and `check_spends_the_whole_budget` are promises that
-not every planner makes. `vjepa_mpc.planners.testing.defects` shows what they catch.
+claim to find optima; `check_finds_the_global_optimum`, `check_spends_the_whole_budget` and `check_draws_anew` (for
+planners that sample) are promises that not every planner makes. `vjepa_mpc.planners.testing.defects` shows what they
+catch.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from vjepa_mpc.planners.testing.limits import (
     check_bad_input_refused,
     check_budget_kept,
     check_deadline_kept,
+    check_patience_kept,
     check_shift,
     check_spends_the_whole_budget,
 )
 from vjepa_mpc.planners.testing.same import (
     check_batch_equals_loop,
+    check_draws_anew,
     check_global_generators_untouched,
     check_problems_stop_one_by_one,
     check_same_on_cuda,
@@ -66,6 +69,7 @@ CHECKS: tuple[Callable[[PlannerFactory], None], ...] = (
     check_all_infeasible_progresses,
     check_budget_kept,
     check_deadline_kept,
+    check_patience_kept,
     check_bad_input_refused,
 )
 SEARCHES_WELL: tuple[Callable[[PlannerFactory], None], ...] = (
@@ -84,6 +88,7 @@ __all__ = [
     "Watch",
     "box",
     "check_bounds_kept",
+    "check_draws_anew",
     "check_finds_the_global_optimum",
     "check_shift",
     "check_spends_the_whole_budget",

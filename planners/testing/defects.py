@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from vjepa_mpc.planners import cem, search
+from vjepa_mpc.planners import cem, noise, search
 from vjepa_mpc.planners import evaluation as judging
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Evaluation
 from vjepa_mpc.planners.cem import CEM, CEMProposal, CEMSettings
@@ -88,6 +88,47 @@ def last_step_is_noise(plant: Plant) -> None:
 def _with_actions(plant: Plant, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     original = Ledger._call
     plant(Ledger, "_call", lambda self, actions, problems: original(self, change(actions), problems))
+
+
+def same_noise_every_iteration(plant: Plant) -> None:
+    """Each iteration draws the first one's noise again."""
+    original = noise.draw
+
+    def draw(n: int, like: torch.Tensor, generators: Any, exponent: float = 0.0) -> torch.Tensor:
+        again = [torch.Generator().manual_seed(generator.initial_seed()) for generator in generators]
+        return original(n, like, again, exponent)
+
+    plant(cem, "draw", draw)
+
+
+def suggestions_of_another_problem(plant: Plant) -> None:
+    """What is suggested for one problem is judged by another's cost."""
+    original = search._Search._iterate
+
+    def iterate(self: Any, live: Any, n: int, suggestions: Any) -> Any:
+        return original(self, live, n, None if suggestions is None else suggestions.roll(1, 0))
+
+    plant(search._Search, "_iterate", iterate)
+
+
+def deadline_between_iterations_only(plant: Plant) -> None:
+    """Within an iteration, however long, the clock is not looked at."""
+    original = Ledger._in_chunks
+
+    def in_chunks(self: Ledger, *parts: Any) -> Evaluation:
+        budget = self._budget
+        self._budget = dataclasses.replace(budget, deadline_s=None)
+        try:
+            return original(self, *parts)
+        finally:
+            self._budget = budget
+
+    plant(Ledger, "_in_chunks", in_chunks)
+
+
+def never_better(plant: Plant) -> None:
+    """Every iteration counts as one that brought nothing."""
+    plant(Best, "clearly_better", lambda self, than, tolerance: torch.zeros_like(self.cost, dtype=torch.bool))
 
 
 def best_that_forgets(plant: Plant) -> None:
@@ -270,6 +311,7 @@ def check_shift_of_the_module(make: PlannerFactory) -> None:
 PLANNERS: dict[str, PlannerFactory] = {
     "cem": lambda bounds: CEM(bounds, CEMSettings(samples=128, elites=16, iterations=20)),
     "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
+    "chunked": lambda bounds: CEM(bounds, CEMSettings(samples=200, elites=20, iterations=20, chunk=25)),
 }
 ONLY_CEM, ONLY_GRADIENT = ("cem",), ("gradient",)
 DEFECTS: tuple[Defect, ...] = (
@@ -281,6 +323,10 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(fixed_seed, same.check_same_seed_same_plan),
     Defect(off_by_one_step, known.check_finds_every_step),
     Defect(last_step_is_noise, known.check_finds_every_step),
+    Defect(same_noise_every_iteration, same.check_draws_anew, ONLY_CEM),
+    Defect(suggestions_of_another_problem, honest.check_suggestions_are_judged),
+    Defect(deadline_between_iterations_only, limits.check_deadline_kept, ("chunked",)),
+    Defect(never_better, limits.check_patience_kept, ONLY_CEM),
     Defect(best_that_forgets, honest.check_never_worse_than_start),
     Defect(start_not_counted, honest.check_never_worse_than_start),
     Defect(infinity_wins, honest.check_rejected_never_wins),

@@ -50,6 +50,28 @@ def check_deadline_kept(make: PlannerFactory) -> None:
         assert plan.seconds < deadline_s + 0.25, f"{plan.seconds:.2f} s were taken of {deadline_s} s"
         assert plan.stopped == "deadline", f"stopped by {plan.stopped!r}, not by the deadline"
     assert float(plan.cost[0]) < float(bowl(init[:, None], torch.arange(1)).cost[0, 0]), "no progress in time"
+    began, deadline_s, late = time.perf_counter(), 0.08, 0
+
+    def counted(actions: Tensor, problems: Tensor) -> Evaluation:
+        nonlocal late
+        late += time.perf_counter() - began > deadline_s
+        return slow(actions, problems)
+
+    solve(make(box(2)), counted, init, budget=Budget(deadline_s=deadline_s))
+    assert late <= 2, f"{late} calls were begun after the deadline"  # where a descent ended is judged all the same
+
+
+def check_patience_kept(make: PlannerFactory) -> None:
+    """A search that is said to have converged brought nothing for as many iterations as it was to wait, and one that
+    still brings something is not stopped."""
+    bowl, patience = Bowl(distinct_goals(1, 2, 2)), 3
+    init = torch.zeros(1, 2, 2)
+    plan = solve(make(box(2)), bowl, init, budget=Budget(patience=patience, tolerance=0.0))
+    if plan.stopped != "converged":
+        return
+    start = float(bowl(init[:, None], torch.arange(1)).cost[0, 0])
+    best = [start, *(record.best[0] for record in plan.iterations)]
+    assert best[-1 - patience] <= best[-1], "stopped as converged while it still got better"
 
 
 def check_bad_input_refused(make: PlannerFactory) -> None:

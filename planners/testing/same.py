@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from vjepa_mpc.planners.base import Bounds, Budget, Evaluation
-from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, assert_near, box, distinct_goals, generators, solve
+from vjepa_mpc.planners.testing.worlds import (
+    Bowl,
+    PlannerFactory,
+    Watch,
+    assert_near,
+    box,
+    distinct_goals,
+    generators,
+    solve,
+)
 
 
 def check_same_seed_same_plan(make: PlannerFactory) -> None:
@@ -50,6 +59,19 @@ def check_global_generators_untouched(make: PlannerFactory) -> None:
         torch.set_rng_state(kept[0])
         np.random.set_state(kept[1])
         random.setstate(kept[2])
+
+
+def check_draws_anew(make: PlannerFactory) -> None:
+    """For planners that draw: where nothing is learned, all candidates being rejected, each iteration tries others."""
+    watch = Watch(lambda actions, problems: _rejected(actions))
+    solve(make(box(2)), watch, torch.zeros(1, 2, 2), budget=Budget(max_evaluations=600))
+    tried = watch.candidates[0]
+    different = len(torch.unique(tried.flatten(1), dim=0))
+    assert different > 0.9 * len(tried), f"of {len(tried)} candidates only {different} differ"
+
+
+def _rejected(actions: Tensor) -> Evaluation:
+    return Evaluation(actions.new_full(actions.shape[:2], torch.inf), actions.new_zeros(*actions.shape[:2], 0))
 
 
 def check_batch_equals_loop(make: PlannerFactory) -> None:

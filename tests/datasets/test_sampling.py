@@ -118,8 +118,18 @@ def test_robots_of_other_widths_have_pictures_in_common_only(tmp_path: Path, cli
     }  # fmt: skip
     mixture = ClipMixture([clips, other(tmp_path, **wide)])
     batch = mixture.batch(np.array([0, len(clips)]))
-    assert batch.frames.shape[:2] == (2, 2) and batch.states.shape == (2, 2, 0) and batch.actions.shape == (2, 1, 0)
+    assert batch.frames.shape[:2] == (2, 2) and batch.states.shape == (2, 2, 0)
+    assert batch.actions.shape == (2, 1, 2), "the same robot's actions"
     np.testing.assert_allclose(mixture.shares, [len(clips) / len(mixture), 1 - len(clips) / len(mixture)])
+
+
+def test_each_robot_s_actions_have_columns_of_their_own(tmp_path: Path, clips: ClipDataset) -> None:
+    metres = other(tmp_path, robot="slide", action_units=("m", "m"))
+    batch = ClipMixture([clips, metres, clips]).batch(np.array([3, len(clips), 2 * len(clips)]))
+    assert batch.actions.shape == (3, 1, 4) and torch.equal(batch.actions[0, :, :2], clips[3].actions)
+    assert torch.equal(batch.actions[1, :, 2:], metres[0].actions)
+    absent = batch.actions.isnan().squeeze(1).tolist()
+    assert absent == [[False, False, True, True], [True, True, False, False], [False, False, True, True]]
 
 
 def test_what_does_not_mix_is_refused(tmp_path: Path, clips: ClipDataset) -> None:

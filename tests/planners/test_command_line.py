@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from vjepa_mpc.cli.building import PLANNERS, make_planner
+from vjepa_mpc.cli.building import PLANNERS, make_planner, plan_numbers, planner_and_control
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.planner_bench import FUNCTIONS, PUBLISHED, contenders, drawn, measure, measure_pycma, summary
+from vjepa_mpc.planner_bench import contenders, measure, measure_pycma
+from vjepa_mpc.planner_courses import DEFAULT, PUBLISHED, summary
+from vjepa_mpc.planner_problems import FUNCTIONS, drawn
 from vjepa_mpc.planners import CEM, LBFGS, Budget, Refined
 from vjepa_mpc.planners.testing import Bowl, box, solve
+from vjepa_mpc.world_model import WorldModel
 
 
 @pytest.mark.parametrize("name", [*PLANNERS, "cem+lbfgs"])
@@ -22,6 +25,19 @@ def test_every_name_is_a_planner_that_plans(name: str) -> None:
     planner = make_planner(name, box(2), samples=20, iterations=2)
     plan = solve(planner, Bowl(torch.full((1, 2, 2), 0.3)), torch.zeros(1, 2, 2), budget=Budget(max_evaluations=30))
     assert float(plan.cost[0]) < 0.3601
+
+
+def test_the_default_is_another_for_plans_of_many_numbers_at_as_many_evaluations(tiny_model: Path) -> None:
+    few, many = (make_planner("cem", box(2), numbers=numbers) for numbers in (8, 9))
+    for made in (few, many):
+        assert made.settings.samples * made.settings.iterations == 768  # type: ignore[attr-defined]
+    assert (few.settings.samples, many.settings.samples) == (192, 32)  # type: ignore[attr-defined]
+    world = WorldModel.from_pretrained(tiny_model)  # two actions, seen six steps ahead
+    assert [plan_numbers(world, None), plan_numbers(world, 3), plan_numbers(world, 1, 3)] == [12, 6, 6]
+    chosen, _ = planner_and_control(
+        world, None, "cem", horizon=None, samples=None, iterations=None, elites=None, settings=[]
+    )
+    assert chosen.settings == many.settings  # type: ignore[attr-defined]
 
 
 def test_settings_reach_the_planner_in_their_own_type() -> None:
@@ -86,18 +102,29 @@ def test_courses_count_evaluations_and_never_rise() -> None:
     assert all(row["median"] <= row["median_half"] for row in rows[1:])
 
 
-def test_the_command_leaves_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_leaves_a_table_and_a_picture_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from vjepa_mpc.cli.main import main
 
-    arguments = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "100", "--no-overhead", "--out", str(tmp_path)]
-    with pytest.raises(SystemExit) as left:
-        main(["bench", "planners", "--planner", "cem", "--planner", PUBLISHED, *arguments])
-    assert left.value.code == 0
-    record = json.loads((tmp_path / "planners.json").read_text())
+    def run(*planners: str) -> dict[str, Any]:
+        asked = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "400", "--no-overhead", "--out", str(tmp_path)]
+        with pytest.raises(SystemExit) as left:
+            main(["bench", "planners", *(word for name in planners for word in ("--planner", name)), *asked])
+        assert left.value.code == 0
+        found: dict[str, Any] = json.loads((tmp_path / "planners.json").read_text())
+        return found
+
+    record = run("cem", PUBLISHED)
     assert [row["planner"] for row in record["rows"]] == ["cem", PUBLISHED]
     assert record["rows"][1]["evaluations"] == 8000 and record["rows"][1]["evaluations_to_published"] <= 8000
     assert (tmp_path / "planners.png").read_bytes().startswith(b"\x89PNG")
-    assert "ellipsoid-20" in capsys.readouterr().out
+    assert "ellipsoid-20" in capsys.readouterr().out and not record["bars"]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "courses").iterdir()}
+    again = run(DEFAULT, "cem", PUBLISHED)
+    assert again["rows"][1:] == record["rows"] and again["bars"][0]["what"] == "default at a quarter"
+    assert len(kept) == 2 and all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert "default at a quarter, ellipsoid-20" in capsys.readouterr().out
     for wrong, words in ((["--on", "elipsoid-20"], "ellipsoid-20"), (["--planner", "cmaa"], "'cma'")):
         with pytest.raises(SystemExit) as left:
             main(["bench", "planners", *wrong, "--out", str(tmp_path)])

@@ -50,6 +50,7 @@ from vjepa_mpc.planners.testing import (
     SEARCHES_WELL,
     PlannerFactory,
     check_bounds_kept,
+    check_draws_anew,
     check_finds_the_global_optimum,
     check_spends_the_whole_budget,
 )
@@ -109,6 +110,10 @@ PLAIN = ("shooting", "predictive")
 GLOBAL = ("cem", "cem-coloured", "cem-plain-chunked", "icem", "mppi", "cma", "discrete", "predictive", "cem-then-lbfgs")
 
 
+DESCENDING = ("gradient", "gradient-noisy", "lbfgs", "lagrangian", "cem-then-lbfgs")
+DRAWING = tuple(name for name in PLANNERS if name not in DESCENDING)
+
+
 # V-JEPA 2-AC's planner returns its mean, be it worse than its start, and begins at zero: what it does not promise.
 EXEMPT: dict[str, tuple[str, ...]] = {
     "published": ("check_never_worse_than_start", "check_suggestions_are_judged"),
@@ -141,6 +146,11 @@ def test_searches_well(check: Callable[[PlannerFactory], None], name: str) -> No
 @pytest.mark.parametrize("name", marked(GLOBAL))
 def test_finds_the_global_optimum(name: str) -> None:
     check_finds_the_global_optimum(PLANNERS[name])
+
+
+@pytest.mark.parametrize("name", marked(DRAWING))
+def test_draws_anew(name: str) -> None:
+    check_draws_anew(PLANNERS[name])
 
 
 @pytest.mark.parametrize("name", marked(PLANNERS))

@@ -197,3 +197,17 @@ def test_a_start_that_meets_the_target_is_the_answer_at_once(name: str) -> None:
     plan = solve(make_planner(name, box(2)), Bowl(goals), goals.clone(), budget=Budget(target=1e-6))
     assert torch.equal(plan.actions, goals) and plan.stopped == "target"
     assert [ending.evaluations for ending in plan.endings] == [2 if "+" in name else 1] * 2
+
+
+def test_a_start_that_no_curve_can_follow_is_the_answer_at_once_too() -> None:
+    start = torch.tensor([[[0.5], [-0.5], [0.25]]])
+    planner = ByKnots(CEM(box(1)), Blocks(3))
+    plan = solve(planner, Bowl(start), start.clone(), budget=Budget(target=1e-6))
+    assert torch.equal(plan.actions, start) and (plan.stopped, plan.evaluations) == ("target", 1)
+
+
+def test_an_augmented_lagrangian_leaves_a_start_that_meets_the_target() -> None:
+    start = torch.tensor([[[0.1, 0.1]]])
+    planner = make_planner("lagrangian", box(2))
+    plan = solve(planner, Bowl(start, limit=0.3), start.clone(), budget=Budget(target=1e-6))
+    assert torch.equal(plan.actions, start) and (plan.stopped, plan.evaluations) == ("target", 1)

@@ -90,6 +90,28 @@ def test_saying_nothing_costs_one_and_the_truth_costs_nothing(store: ZarrStore) 
     assert float(head.loss(tokens, tokens, told.expand(len(tokens), -1)).detach()) == pytest.approx(0.0, abs=1e-9)
 
 
+def test_of_another_robot_s_actions_nothing_is_asked(tmp_path: Path) -> None:
+    """Two robots: each is asked for its own, in its own units."""
+    parts = [
+        ClipDataset(ZarrStore.open(make_store(tmp_path / "a.zarr")), 4),
+        ClipDataset(ZarrStore.open(make_store(tmp_path / "b.zarr", robot="other")), 4),
+    ]
+    mixed = MixtureBatches(ClipMixture(parts, [0.5, 0.5]), 64, 0)
+    source = PairSource(mixed, 0)
+    assert source.scale.shape == (4,) and bool((source.scale > 0).all())
+    pairs = source.pairs(mixed.batch(0), 0)
+    assert bool((pairs.actions.isnan().sum(dim=1) == 2).all()), "every pair is of one robot"
+    head = InverseDynamics(4, 24, source.scale)
+    for parameter in head.read.parameters():
+        torch.nn.init.zeros_(parameter)
+    tokens = torch.randn(64, 16, 24, generator=torch.Generator().manual_seed(0))
+    loss = head.loss(tokens, tokens, pairs.actions)
+    own = (pairs.actions / source.scale).square().nanmean(dim=1).mean()
+    torch.testing.assert_close(loss.detach(), own)
+    loss.backward()
+    assert all(bool(one.grad.isfinite().all()) for one in head.parameters() if one.grad is not None)
+
+
 def test_what_a_planner_does_not_see_is_not_read() -> None:
     """Tokens are layer-normed and a picture's mean is taken away: neither scale nor a common change may help."""
     generator = torch.Generator().manual_seed(0)

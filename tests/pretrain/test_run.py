@@ -20,11 +20,13 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import encode_frames, load_encoder, weights_hash
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.pretrain import run_folder
 from vjepa_mpc.pretrain.calibration import calibrate
+from vjepa_mpc.pretrain.objective import EncoderSize
 from vjepa_mpc.pretrain.run import pretrain_encoder, train_world_model
 from vjepa_mpc.pretrain.run_folder import begin
 from vjepa_mpc.pretrain.source import Source, picture_size
-from vjepa_mpc.pretrain.starting import open_encoder, robot_of
+from vjepa_mpc.pretrain.starting import encoder_to_go_on_from, open_encoder, robot_of
 from vjepa_mpc.robots.base import Observation
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
@@ -85,6 +87,29 @@ def test_pretraining_leaves_the_target_encoder_as_a_plain_hugging_face_folder(en
     assert weights_hash(opened) == weights_hash(open_encoder(str(encoder / "encoder"), 999, 0)[0])
     assert preparation == ImagePreparation(SIZE, contrast=ENCODER.contrast) and about["steps"] == 3
     assert {"settings.json", "log.jsonl", "checkpoint.pt", "tensorboard"} < {path.name for path in encoder.iterdir()}
+
+
+def test_pretraining_goes_on_from_an_encoder_that_is_there(store: Path, encoder: Path, tmp_path: Path) -> None:
+    """At a rate of next to nothing it stays what it was; a larger picture and longer clips are a cool-down phase."""
+    start, preparation = encoder_to_go_on_from(str(encoder))
+    assert preparation.contrast == ENCODER.contrast and EncoderSize.of(start.config) == ENCODER.size
+    still = training(2, lr=1e-12, weight_decay=0.0)
+    pretrain_encoder(Source(store), tmp_path / "a", ENCODER, still, CPU, init=start)
+    for name, tensor in load_encoder(tmp_path / "a/encoder").state_dict().items():
+        torch.testing.assert_close(tensor, start.state_dict()[name], rtol=0, atol=1e-6)
+    note = json.loads((tmp_path / "a/encoder/vjepa_mpc.json").read_text())["training"]
+    assert note["init"] == weights_hash(start.encoder)
+    with pytest.raises(InputError, match=r"init: .* there, None asked for"):
+        pretrain_encoder(Source(store), tmp_path / "a", ENCODER, still, CPU)
+    larger = dataclasses.replace(ENCODER, size=EncoderSize.of(start.config, 2 * SIZE), frames=6)
+    pretrain_encoder(Source(store), tmp_path / "b", larger, training(1), CPU, init=start)
+    assert load_encoder(tmp_path / "b/encoder").config.crop_size == 2 * SIZE
+    other = dataclasses.replace(ENCODER, size=dataclasses.replace(ENCODER.size, width=2 * ENCODER.size.width))
+    with pytest.raises(InputError, match="of another shape: size mismatch"):
+        pretrain_encoder(Source(store), tmp_path / "c", other, training(1), CPU, init=start)
+    for name in ("untrained", "pixels"):
+        with pytest.raises(InputError, match="nothing to go on from"):
+            encoder_to_go_on_from(name)
 
 
 def test_pretraining_on_a_mixture_records_it_and_goes_on_with_it_alone(store: Path, tmp_path: Path) -> None:
@@ -265,11 +290,25 @@ def test_calibration_by_hand(trained: Path) -> None:
                 apart = (states[i] - states[j]).abs()
                 if 0.5 * LIMIT / 3 <= float(apart.max()) <= LIMIT / 3:
                     near.append(float(apart.mean()))
-    found = calibrate(model, episodes, torch.arange(101.0), torch.arange(1001.0), torch.arange(1001.0))
+    spread = torch.linspace(-1, 1, 1001)
+    found = calibrate(model, episodes, torch.arange(101.0), (0.1 * spread - 2).exp(), (0.1 * spread).sigmoid())
     assert found.reached_cost == pytest.approx(sorted(near)[(len(near) - 1) // 2], abs=2e-3)
     assert found.state_radius == pytest.approx(LIMIT / 3)
-    assert found.goal_score == pytest.approx(99.0) and found.contrast == pytest.approx(1.0)
-    assert found.grain == pytest.approx(999.0)
+    assert found.goal_score == pytest.approx(99.0)
+    normal = 3.09 * 0.1 * float(spread.std())  # even values end before a normal distribution does
+    assert found.contrast == pytest.approx(np.exp(-2 - normal), rel=1e-3)
+    assert found.grain == pytest.approx(1 / (1 + np.exp(-normal)), rel=1e-3)
+
+
+def test_a_rare_picture_is_rarer_than_all_that_were_seen_only_where_many_were(trained: Path) -> None:
+    """Among thousands of pictures a thousandth is a quantile; the least of a handful is no limit."""
+    model = WorldModel.from_pretrained(trained / "model")
+    states = torch.linspace(0, 0.15, 30)[:, None].repeat(1, 2)
+    episodes, none = [(states[:, None].clone(), states)], torch.zeros(3)
+    few = calibrate(model, episodes, none, torch.tensor([0.1, 0.11, 0.12]), torch.tensor([0.4, 0.42, 0.44]))
+    assert few.contrast < 0.095 and few.grain is not None and few.grain > 0.45
+    many = torch.cat([torch.full((9_950,), 0.1), torch.full((50,), 0.01)])
+    assert calibrate(model, episodes, none, many, many).contrast == pytest.approx(0.01)
 
 
 def test_a_trained_model_knows_its_pictures_and_what_is_none_of_them(trained: Path, store: Path) -> None:
@@ -310,6 +349,16 @@ def test_settings_are_written_once_with_where_they_come_from(tmp_path: Path) -> 
     (tmp_path / "settings.json").write_text("[1]")
     with pytest.raises(InputError):
         begin(tmp_path, "train", {"a": 1})
+
+
+def test_every_version_that_went_on_with_a_run_is_noted(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for commit, stop_at in (("a", 1), ("a", 2), ("b", None)):
+        monkeypatch.setattr(run_folder, "provenance", lambda now=commit: {"commit": now})
+        pretrain_encoder(Source(store), tmp_path, ENCODER, training(3), CPU, stop_at=stop_at)
+    assert json.loads((tmp_path / "settings.json").read_text())["provenance"] == {"commit": "a"}
+    assert json.loads((tmp_path / "encoder/vjepa_mpc.json").read_text())["training"]["commits"] == ["a", "b"]
 
 
 def test_predictor_runs_from_before_there_were_families_go_on(tmp_path: Path) -> None:

@@ -466,3 +466,31 @@ def test_curves_go_to_weights_and_biases_where_asked_for(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="pip install wandb"):
         Trainer(Line(), training(3), tmp_path / "b", CPU, "arms").run()
+
+
+def test_accumulated_batches_make_one_step_of_their_mean_gradient(tmp_path: Path) -> None:
+    """Two batches of eight a step are one of sixteen, in the memory of eight; stopped and resumed too."""
+
+    class Pairs(Line):
+        def batch(self, step: int) -> Tensor:
+            return torch.cat([super().batch(2 * step), super().batch(2 * step + 1)])
+
+    two, _ = run(tmp_path / "two", training(6, accumulate=2))
+    large, _ = run(tmp_path / "large", training(6), Pairs())
+    torch.testing.assert_close(two.learner.modules.weight, large.learner.modules.weight, rtol=1e-5, atol=1e-6)
+    for one, other in zip(rows(tmp_path / "two"), rows(tmp_path / "large"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    run(tmp_path / "stopped", training(6, accumulate=2), stop_at=3)
+    again, result = run(tmp_path / "stopped", training(6, accumulate=2))
+    assert result.finished and torch.equal(again.learner.modules.weight, two.learner.modules.weight)
+    with pytest.raises(InputError, match="at least one batch"):
+        training(6, accumulate=0)
+
+
+def test_arithmetic_is_counted_once_the_training_is_over(tmp_path: Path) -> None:
+    """8 rows through 3 weights: 48 operations forwards and 48 backwards, 12 a row."""
+    plain, _ = run(tmp_path / "plain", training(4, batch=8, bf16=False))
+    trainer, result = run(tmp_path / "run", training(4, batch=8, bf16=False), measure=True)
+    assert result.flops_a_second == pytest.approx(12 * result.clips_a_second)
+    assert 0 < result.utilisation < 1 and "matrices here" in result.peak
+    assert torch.equal(trainer.learner.modules.weight, plain.learner.modules.weight)

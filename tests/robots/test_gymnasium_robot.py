@@ -118,8 +118,9 @@ def test_pictures_are_brought_to_size() -> None:
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vjepa_mpc.robots.gymnasium_robot.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install ogbench, or pip install stable-worldmodel"):
-        make_robot("gymnasium/cube-single-v0")
+    for name, package in (("cube-single-v0", "ogbench"), ("swm/PushT-v1", "stable-worldmodel")):
+        with pytest.raises(InputError, match=f"check the id, or pip install {package}.$"):
+            make_robot(f"gymnasium/{name}")
 
 
 class Dice(Bead):
@@ -174,6 +175,21 @@ def test_the_global_generator_is_left_alone_and_does_not_matter(dice: GymnasiumR
         assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before)
         np.random.uniform(size=1000)
     assert np.array_equal(*ends)
+
+
+def test_a_reset_that_keeps_its_seed_to_itself_repeats(dice: GymnasiumRobot) -> None:
+    """stable-worldmodel's cube draws from np_random, and hands no seed on to what would seed it."""
+    bare = dice._env.unwrapped
+    starts = []
+
+    def reset(**_: Any) -> tuple[Any, dict[str, Any]]:
+        bare.data.qpos = bare.np_random.uniform(-1, 1, 2)
+        return {"proprio": bare._get_obs()}, {}
+
+    dice._env = SimpleNamespace(reset=reset, unwrapped=bare, render=bare.render, close=bare.close)
+    for _ in range(2):
+        starts.append(dice.reset(11).proprioception)
+    assert np.array_equal(*starts) and not np.array_equal(starts[0], dice.reset(12).proprioception)
 
 
 def test_a_package_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

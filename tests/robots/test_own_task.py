@@ -51,8 +51,15 @@ def test_the_pages_task_is_shown_frozen_collected_and_evaluated(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "message"),
     [("push", "did you mean 'push-t'"), ("nowhere:Task", "cannot be imported"), ("collections:Counter", "not a task"),
-     ("vjepa_mpc.robots.task:Task", "cannot be built")],
+     ("vjepa_mpc.robots.task:Task", "cannot be built"), ("gymnasium/cube-single-v0", "no goal or success is known"),
+     ("torn:Task", r"SyntaxError in .*torn.py, line 1: .*; mend it"),
+     ("hasty:Task", r"NameError in .*hasty.py, line 2")],
 )  # fmt: skip
-def test_tasks_that_are_none_are_refused(name: str, message: str) -> None:
+def test_tasks_that_are_none_are_refused(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torn.py").write_text("class Task(", encoding="utf-8")
+    (tmp_path / "hasty.py").write_text("\nTask = later", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
         find_task(name)

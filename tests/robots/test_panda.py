@@ -29,6 +29,7 @@ from vjepa_mpc.robots.panda import (
 )
 from vjepa_mpc.robots.panda_model import FOLDER_VARIABLE, build_panda, cluster_vertices, fetches, panda_folder
 from vjepa_mpc.robots.tasks import load_manifest, play_script
+from vjepa_mpc.sanity import bold
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,19 @@ def test_actions_are_differences_of_poses(panda: Panda) -> None:
         assert difference(before, panda.true_state()) == pytest.approx(applied, abs=4e-3)
         turned = np.abs(panda._data.qpos[panda._arm] - angles)
         assert (turned <= SPEED_RAD_S * 0.25).all() and np.abs(panda._data.qvel).max() < 0.05
+
+
+@pytest.mark.parametrize("seed", [2026, 4])
+def test_what_is_applied_keeps_the_limits_and_a_pose_is_one_posture(panda: Panda, seed: int) -> None:
+    """Seven joints have a pose in many ways: a picture would not tell it, nor a goal's picture be reached."""
+    panda.reset(seed)
+    limits = np.array(panda.spec.action_high)
+    for action in bold(panda.spec, np.random.default_rng([seed, 1]), 24):
+        applied = panda.apply(action)
+        assert (np.abs(applied) <= limits + 1e-6).all()
+    joints, state = panda._data.qpos[panda._arm].copy(), panda.true_state()
+    panda.place(np.clip(state, panda.spec.state_low, panda.spec.state_high))
+    assert panda._data.qpos[panda._arm] == pytest.approx(joints, abs=0.02)
 
 
 def test_a_turn_is_about_the_bases_axes(panda: Panda) -> None:

@@ -33,6 +33,7 @@ class Asked:
     varied_pairs: int
     backend: str
     split: str
+    batch: int = 1
 
 
 def chosen_tasks(names: Sequence[str], models: Sequence[str]) -> tuple[str, ...]:
@@ -141,7 +142,8 @@ def _planning(
             for guarded in (False, True)[: 1 + rails.any]:
                 label = f"{source}, {name}" + ", guarded" * guarded
                 guards = guarding.make_guards(rails, world, folder, task) if guarded else None
-                one = planning(world, stage, label, replace(options, planner=name), chunk, guards=guards)
+                chosen = replace(options, planner=name)
+                one = planning(world, stage, label, chosen, chunk, guards=guards, batch=asked.batch)
                 one.played.update(threads=threads, device=device.type, optimiser=name)
                 if guarded:
                     one.played["guards"] = rails.record()
@@ -175,6 +177,6 @@ def _variants(
             for seed in range(asked.seeds if changing else 1):
                 setup = ArenaSetup(one.robot, one.policy, task, seed, levels_of(factor, level))
                 cells.append(
-                    Cell(name, label, kind, setup, frozen, pairs, factor, level, one.played, counted)  # type: ignore[arg-type]
+                    Cell(name, label, kind, setup, frozen, pairs, factor, level, one.played, counted, one.batch)  # type: ignore[arg-type]
                 )
     return cells

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
+from vjepa_mpc.cli.contenders import BATCH_HELP, PHYSICS_HELP
 from vjepa_mpc.core.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     from vjepa_mpc.bench_files import Run
     from vjepa_mpc.benchmark import Cell, Price
-    from vjepa_mpc.evaluation import EpisodeResult, FailedEpisode
+    from vjepa_mpc.episodes import EpisodeResult
+    from vjepa_mpc.evaluation import FailedEpisode
     from vjepa_mpc.executor import Executor
 else:
     Context = typer.Context.__base__  # what typer hands over is of no narrower class
@@ -64,6 +66,8 @@ def bench(
     retries: int = typer.Option(
         1, min=0, max=100, help="Times an episode that fails is tried again.", rich_help_panel=_SPREADING
     ),
+    batch: int = typer.Option(1, min=1, max=10_000, help=BATCH_HELP, rich_help_panel=_SPREADING),
+    physics_workers: int = typer.Option(0, min=0, help=PHYSICS_HELP, rich_help_panel=_SPREADING),
     chunk: int | None = typer.Option(
         None, min=1, help="Candidates imagined at a time; pinned like the threads.", rich_help_panel=_SPREADING
     ),
@@ -83,33 +87,34 @@ def bench(
     from vjepa_mpc.benchmark import SUITES, failures, price
     from vjepa_mpc.cli.bench_cells import Asked, by_task, cells_of, chosen_tasks, chosen_variations
     from vjepa_mpc.cli.building import check_planner, choose_device, limit_threads
-    from vjepa_mpc.cli.contenders import PlannerOptions
+    from vjepa_mpc.cli.contenders import PlannerOptions, check_batch
     from vjepa_mpc.plan_files import check_writable
 
     if suite not in SUITES:
         raise unknown_name("suite", suite, SUITES)
     for name in planners:
         check_planner(name)
+    check_batch(batch, physics_workers, workers=workers, ray=ray or ray_address is not None)
     executor = _executor(workers, threads, ray, ray_address)
     limit_threads(threads)  # the price is measured as the workers will play
     asked = Asked(
         chosen_tasks(tasks, models), by_task(models, "--models"), by_task(manifest, "--manifest", alone=True),
         tuple(planners or ["cem"]), seeds, pairs or SUITES[suite].pairs, greedy, guarded,
-        chosen_variations(factors, levels, SUITES[suite]), varied_pairs, backend, SUITES[suite].split,
+        chosen_variations(factors, levels, SUITES[suite]), varied_pairs, backend, SUITES[suite].split, batch,
     )  # fmt: skip
     check_writable(out)
     share = 1 if ray_address else max(1, workers)
     options = PlannerOptions("cem", horizon, samples, iterations, elites, tuple(settings))
     cells = cells_of(asked, options, choose_device(device), chunk or _recorded_chunk(out), share, threads)
     _begin(out, cells)
-    cost = price(cells, out, workers)
+    cost = price(cells, out, workers, physics_workers)
     told = _told(suite, cells, cost, workers, local=ray_address is None)
     typer.echo(told, err=True)
     if only_price:
         return
     record = {"suite": suite, "price": told, "step_ms": cost.step_ms, "workers": workers, "threads": threads}
     try:
-        lost = failures(cells, _play(cells, executor, out, cost, retries + 1))
+        lost = failures(cells, _play(cells, executor, out, cost, retries + 1, physics_workers))
     except KeyboardInterrupt:
         _finish(out, cells, record | {"failures": []}, complete=False)
         raise
@@ -170,7 +175,9 @@ def _told(suite: str, cells: Sequence[Cell], cost: Price, workers: int, local: b
     )
 
 
-def _play(cells: Sequence[Cell], executor: Executor, out: Path, cost: Price, tries: int) -> list[FailedEpisode]:
+def _play(
+    cells: Sequence[Cell], executor: Executor, out: Path, cost: Price, tries: int, physics: int
+) -> list[FailedEpisode]:
     """Play, and show how far it is; time left is judged by what episodes of each kind cost."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -190,7 +197,7 @@ def _play(cells: Sequence[Cell], executor: Executor, out: Path, cost: Price, tri
             where = f", {cell.factor} {cell.level:g}" if cell.factor else ""
             bar.update(shown, advance=cost.each[number], done=done, description=f"{cell.task}: {cell.policy}{where}")
 
-        return play(cells, executor, out, told, tries=tries)
+        return play(cells, executor, out, told, tries=tries, physics=physics)
 
 
 def _finish(out: Path, cells: Sequence[Cell], record: dict[str, Any], *, complete: bool) -> Run:
@@ -235,6 +242,12 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
         row["policy"] + world, str(row["episodes"]),
         f"{100 * held['rate']:.0f} % [{100 * held['wilson_low']:.0f}, {100 * held['wilson_high']:.0f}]",
         f"{100 * row['hit']['rate']:.0f} %", f"{100 * row['final_distance_median_m']:.1f} cm",
-        f"{row['milliseconds_median']:.3g} ({row['milliseconds_p95']:.3g})",
+        f"{row['milliseconds_median']:.3g} ({row['milliseconds_p95']:.3g})" + _each(row),
         f"{100 * row['deadline_misses']['rate']:.0f} %",
     )  # fmt: skip
+
+
+def _each(row: dict[str, Any]) -> str:
+    """An episode's share of a decision that is made for several."""
+    each = row.get("milliseconds_each_median")
+    return "" if each is None else f", {each:.3g} each"

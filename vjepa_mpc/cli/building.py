@@ -39,8 +39,37 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "lagrangian": ("lagrangian", "LagrangianLBFGS", "LagrangianLBFGSSettings", _STARTS),
 }
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
+DRAFT_HELP = "Sift candidates by the first so many blocks of the predictor: quicker and rougher (docs/performance.md)."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
 SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
+
+
+FEW_NUMBERS = 8
+CEM_DEFAULTS: dict[str, Any] = {
+    "samples": 192,
+    "elites": 8,
+    "iterations": 4,
+    "noise_exponent": 2.0,
+}
+"""For plans of up to `FEW_NUMBERS` numbers, as docs/experiments.md says under "Planner and cost"."""
+CEM_DEFAULTS_MANY: dict[str, Any] = {
+    "samples": 32,
+    "elites": 8,
+    "iterations": 24,
+    "momentum_std": 0.8,
+}
+"""For plans of more numbers, at as many evaluations, as docs/planners.md says under "Measured"."""
+
+
+def cem_defaults(numbers: int) -> dict[str, Any]:
+    """What the command line's CEM is told of itself for plans of so many numbers."""
+    return dict(CEM_DEFAULTS if numbers <= FEW_NUMBERS else CEM_DEFAULTS_MANY)
+
+
+def plan_numbers(model: WorldModel, horizon: int | None, legs: int = 1) -> int:
+    """How many numbers a plan of `model` has, by default as far ahead as it can see."""
+    ahead = model.longest_horizon if horizon is None else horizon
+    return ahead * legs * len(model.config.robot.action_names)
 
 
 def choose_device(name: str) -> torch.device:
@@ -194,8 +223,10 @@ def make_planner(
     iterations: int | None = None,
     elites: int | None = None,
     settings: Sequence[str] = (),
+    numbers: int = FEW_NUMBERS,
 ) -> Planner:
-    """The planner called `name` within action bounds; None leaves a setting at its default.
+    """The planner called `name` within action bounds; None leaves a setting at its default, which CEM's is by how many
+    `numbers` the plans have.
 
     `settings` are "name=value"; of two planners ("cem+lbfgs") the first takes the numbers and each the settings
     it knows. `InputError` for names that do not exist (with the nearest) and values that do not fit.
@@ -211,7 +242,7 @@ def make_planner(
     for key in wanted:
         if key not in known:
             raise unknown_name(f"setting of {name}", key, known)
-    made = [_one_planner(part, bounds, {} if i else given, wanted) for i, part in enumerate(parts)]
+    made = [_one_planner(part, bounds, {} if i else given, wanted, numbers) for i, part in enumerate(parts)]
     if len(made) == 1:
         return made[0]
     from vjepa_mpc.planners.wrappers import Refined
@@ -224,12 +255,14 @@ def _setting_types(name: str) -> dict[str, Any]:
     return get_type_hints(getattr(import_module(f"vjepa_mpc.planners.{module}"), settings))
 
 
-def _one_planner(name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[str, str]) -> Planner:
+def _one_planner(
+    name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[str, str], numbers: int
+) -> Planner:
     from vjepa_mpc.core.settings import from_text
 
     module, planner, settings, aliases = PLANNERS[name]
     place, types = import_module(f"vjepa_mpc.planners.{module}"), _setting_types(name)
-    values: dict[str, Any] = dict(CEM_DEFAULTS) if name == "cem" else {}
+    values: dict[str, Any] = cem_defaults(numbers) if name == "cem" else {}
     for key, value in given.items():
         own = aliases.get(key, key)
         if own not in types:
@@ -240,15 +273,6 @@ def _one_planner(name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[
             values[key] = from_text(types[key], key, text)
     made: Planner = getattr(place, planner)(bounds, getattr(place, settings)(**values))
     return made
-
-
-CEM_DEFAULTS: dict[str, Any] = {
-    "samples": 192,
-    "elites": 8,
-    "iterations": 4,
-    "noise_exponent": 2.0,
-}
-"""As docs/experiments.md says under "Planner and cost"."""
 
 
 PRESETS = ("vjepa2-ac",)
@@ -265,19 +289,26 @@ def planner_and_control(
     elites: int | None,
     settings: Sequence[str],
     legs: int = 1,
+    leg_steps: int | None = None,
     deadline_s: float | None = None,
+    draft: int = 0,
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
+    check_draft(draft, elites)
     if preset is None:
         made = make_planner(
-            planner, leg_bounds(model, legs), samples=samples, iterations=iterations, elites=elites, settings=settings
+            planner, leg_bounds(model, legs, leg_steps), samples=samples, iterations=iterations, elites=elites,
+            settings=settings, numbers=plan_numbers(model, horizon, legs),
+        )  # fmt: skip
+        return made, control_settings(
+            model, horizon=horizon, running=1.0, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft
         )
-        return made, control_settings(model, horizon=horizon, running=1.0, legs=legs, deadline_s=deadline_s)
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    if planner != "cem" or settings or legs != 1 or deadline_s is not None:
+    if planner != "cem" or settings or legs != 1 or leg_steps is not None or deadline_s is not None or draft:
         raise InputError(
-            f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs and --deadline out."
+            f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs, --deadline "
+            "and --draft out."
         )
     from vjepa_mpc.vjepa2_ac import published_control, published_planner
 
@@ -285,8 +316,23 @@ def planner_and_control(
     return own, published_control(horizon)
 
 
+def check_draft(draft: int, elites: int | None) -> None:
+    """Refuse more elites than a draft leaves candidates."""
+    from vjepa_mpc.costs import DRAFT_KEEPS
+
+    if draft and (elites or 0) > DRAFT_KEEPS:
+        raise InputError(f"A draft may leave {DRAFT_KEEPS} candidates, fewer than --elites {elites}; lower the elites.")
+
+
 def control_settings(
-    model: WorldModel, *, horizon: int | None, running: float, legs: int = 1, deadline_s: float | None = None
+    model: WorldModel,
+    *,
+    horizon: int | None,
+    running: float,
+    legs: int = 1,
+    leg_steps: int | None = None,
+    deadline_s: float | None = None,
+    draft: int = 0,
 ) -> Any:
     """The controller's settings from the command line's options; by default as far ahead as `model` can see."""
     from vjepa_mpc.controller import ControlSettings
@@ -295,15 +341,21 @@ def control_settings(
     if deadline_s is not None and not 0 < deadline_s < float("inf"):
         raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
     ahead = model.longest_horizon if horizon is None else horizon
-    return ControlSettings(horizon=ahead, running=running, legs=legs, budget=Budget(deadline_s=deadline_s))
+    budget = Budget(deadline_s=deadline_s)
+    return ControlSettings(horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget)
 
 
-def leg_bounds(model: WorldModel, legs: int) -> Bounds:
-    """The box of one leg of a model step that is planned as `legs` of them."""
+def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None) -> Bounds:
+    """The box of one leg of a model step that is planned as `legs` of them, of `leg_steps` control steps each."""
     from vjepa_mpc.planners.base import Bounds
 
     bounds = model.action_bounds
-    return bounds if legs == 1 else Bounds(bounds.low / legs, bounds.high / legs)
+    if legs == 1:
+        return bounds
+    if leg_steps is None:
+        return Bounds(bounds.low / legs, bounds.high / legs)
+    stride = model.config.stride
+    return Bounds(bounds.low * leg_steps / stride, bounds.high * leg_steps / stride)
 
 
 def parse_levels(texts: Sequence[str]) -> dict[str, float]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner
+from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner, plan_numbers
+from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
     from vjepa_mpc.governors import Guards
@@ -29,15 +30,18 @@ class PlannerOptions:
     settings: tuple[str, ...] = ()
     running: float = 1.0
     deadline: float | None = None
+    draft: int = 0
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Builds its robot and its policy in a worker. `played`: what its episodes depend on."""
+    """Builds its robot and its policy in a worker. `played`: what its episodes depend on. `batch`: episodes that are
+    decided together."""
 
     robot: Callable[[], Any]
     policy: Callable[[], Any]
     played: dict[str, Any]
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,24 @@ def planning(
     chunk: int,
     *,
     legs: int = 1,
+    leg_steps: int | None = None,
     guards: Guards | None = None,
     rate: float | None = None,
+    batch: int = 1,
 ) -> Contender:
-    """A planner on a world model, `legs` displacements a model step, guarded, or at a fixed rate."""
+    """A planner on a world model, `legs` displacements a model step, guarded, at a fixed rate, or for `batch` episodes
+    at once."""
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.evaluation import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
-        world, horizon=options.horizon, running=options.running, legs=legs, deadline_s=options.deadline
+        world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
+        deadline_s=options.deadline, draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
-        options.planner, leg_bounds(world, legs), samples=options.samples, iterations=options.iterations,
-        elites=options.elites, settings=options.settings,
+        options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
+        elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
     )  # fmt: skip
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
     played: dict[str, Any] = {
@@ -96,7 +104,31 @@ def planning(
     if rate is not None:
         policy = partial(FixedRatePolicy, world, optimiser, control, 1 / rate, label, guards)
         played["rate"] = rate
-    return Contender(stage.robot, policy, played)
+    if batch > 1:  # in the last bits: matrix products differ in them with how much is computed at once
+        played["batch"] = batch
+    return Contender(stage.robot, policy, played, batch)
+
+
+BATCH_HELP = "Episodes that a planner decides together, in step; results depend on it in the last bits."
+PHYSICS_HELP = "With --batch: processes for physics and rendering beside the world model (0: none)."
+
+
+def check_batch(batch: int, physics: int, *, workers: int, ray: bool, hurried: bool = False) -> None:
+    """Refuse with `InputError` what does not go with episodes that are decided together. `hurried`: plans have a
+    deadline, or go out at a rate."""
+    from vjepa_mpc.executor import LocalExecutor
+
+    if physics and batch == 1:
+        raise InputError("--physics-workers is for episodes that are decided together; add --batch.")
+    if physics and (ray or workers > 1):
+        raise InputError(
+            "--physics-workers go with one world model in this process; leave out --workers and Ray, or the physics "
+            "workers: each worker then moves the robots of its batch itself."
+        )
+    if batch > 1 and hurried:
+        raise InputError("Episodes that are decided together wait for each other; leave out --batch, or times.")
+    if physics:
+        LocalExecutor(physics)  # refuses more than this machine can do with
 
 
 def floors_of(task: Any, backend: str, *, greedy: bool = False, plain: bool = True) -> dict[str, Contender]:
@@ -125,6 +157,10 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs have, only with legs."""
+    """The controller's settings; what only legs or a draft have, only with them."""
     told = asdict(settings)
+    if settings.leg_steps is None:
+        del told["leg_steps"]
+    if not settings.draft:
+        del told["draft"]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

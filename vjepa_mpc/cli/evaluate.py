@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.building import DRAFT_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.contenders import BATCH_HELP, PHYSICS_HELP
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
-    from vjepa_mpc.evaluation import EpisodeResult
+    from vjepa_mpc.episodes import EpisodeResult
 
 
 GUARDRAILS = "Guardrails"
@@ -43,7 +44,9 @@ def evaluate(
         None, help="Actions a second of wall time, no plan waited for; what comes out depends on the machine."
     ),
     deadline: float | None = typer.Option(None, help="Seconds a plan may take; the same holds."),
+    draft: int = typer.Option(0, min=0, help=DRAFT_HELP),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
     margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
     workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
@@ -58,6 +61,8 @@ def evaluate(
     threads: int = typer.Option(1, help="Torch threads a worker; pinned, since results depend on it in the last bit."),
     ray: bool = typer.Option(False, "--ray", help="Spread over a Ray started on this machine."),
     ray_address: str | None = typer.Option(None, help="Spread over the Ray cluster at this address."),
+    batch: int = typer.Option(1, min=1, max=10_000, help=BATCH_HELP),
+    physics_workers: int = typer.Option(0, min=0, help=PHYSICS_HELP),
     chunk: int | None = typer.Option(
         None, min=1, help="Candidates imagined at a time; pinned like the threads (256, or what fits at first)."
     ),
@@ -72,8 +77,8 @@ def evaluate(
     With --vary every pair has a look and a world of its own, varied in the factors named, for models and floors alike.
     A --task without a --model is played by its floors and its ceiling alone.
     """
-    from vjepa_mpc.cli.building import check_planner, choose_device, load_model, model_folder, parse_levels
-    from vjepa_mpc.cli.contenders import PlannerOptions, floors_of, planning, shared_chunk, stage_of
+    from vjepa_mpc.cli.building import check_draft, check_planner, choose_device, load_model, model_folder, parse_levels
+    from vjepa_mpc.cli.contenders import PlannerOptions, check_batch, floors_of, planning, shared_chunk, stage_of
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
     from vjepa_mpc.memory import CHUNK
@@ -81,14 +86,21 @@ def evaluate(
     from vjepa_mpc.robots.tasks import load_manifest
 
     check_planner(planner)
+    check_draft(draft, elites)
     if rate is not None and not 0 < rate <= 1000:
         raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
+    check_batch(
+        batch, physics_workers, workers=workers, ray=ray or ray_address is not None,
+        hurried=rate is not None or deadline is not None,
+    )  # fmt: skip
     target = choose_device(device)
     sources: list[str | None] = [*model]
     if task is None or find_task(task).robot == "reacher":
         sources = sources or [None]  # the shipped one
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
+    if asked.missing:
+        raise InputError(asked.missing)
     frozen = load_manifest(manifest, asked)
     at_a_time = chunk or _recorded_chunk(out) or shared_chunk(worlds, horizon, max(1, workers))
     if guarded and not asked.forbidden:
@@ -97,16 +109,18 @@ def evaluate(
         (*keep_out, *(guarding.task_regions(asked) if guarded else ())), margin, workspace, pose_box, tuple(avoid),
         change_limit, acceleration_limit, watchdog, surprise, thresholds,
     )  # fmt: skip
-    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline)
+    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline, draft)
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
-            bends = legs if guards or not rails.any else 1  # beside guardrails the plain planner is as ever
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
             label = f"{name}, guarded" if guards else name
-            one = planning(world, stage, label, asked_for, at_a_time, legs=bends, guards=made, rate=rate)
+            one = planning(
+                world, stage, label, asked_for, at_a_time, legs=legs, leg_steps=leg_steps, guards=made,
+                rate=rate, batch=batch,
+            )  # fmt: skip
             if guards:
                 one.played["guards"] = guards.record()
             contenders[label] = one
@@ -123,16 +137,18 @@ def evaluate(
         options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
-    options |= {key: value for key, value in (("legs", legs), ("rate", rate), ("deadline", deadline)) if value}
-    if legs == 1:
-        options.pop("legs")
+    more = {
+        "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
+        "draft": draft or None, "batch": batch if batch > 1 else None,
+    }  # fmt: skip
+    options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)
     if levels:
         options["vary"] = levels
     run = _Run(frozen.split, frozen.sha256, options, out, json_output)
     for name, one in contenders.items():
         arena = ArenaSetup(one.robot, one.policy, asked, seed, levels)
-        run.play(name, one.played, frozen, arena, executor, pairs)
+        run.play(name, one, frozen, arena, executor, pairs, physics_workers)
     run.close()
 
 
@@ -148,9 +164,9 @@ class _Run:
             begin(out, "evaluate", options)
 
     def play(
-        self, name: str, played: dict[str, Any], manifest: Any, setup: Any, executor: Any, pairs: int | None
+        self, name: str, one: Any, manifest: Any, setup: Any, executor: Any, pairs: int | None, physics: int
     ) -> None:
-        """`played`: weights, control and planner settings of a model, by which its episodes are kept apart."""
+        """Play contender `one`; what its episodes depend on keeps them apart from others in the same folder."""
         import hashlib
         import json
 
@@ -160,6 +176,7 @@ class _Run:
         from vjepa_mpc.evaluation import evaluate as play
         from vjepa_mpc.evaluation import summarise
 
+        played = one.played
         total = len(manifest.pairs) if pairs is None else min(pairs, len(manifest.pairs))
         key = hashlib.sha256(json.dumps(played, sort_keys=True).encode()).hexdigest()[:8] if played else ""
         log = None if self.out is None else self.out / f"episodes-{_plain(f'{name} {key}')}.jsonl"
@@ -173,7 +190,9 @@ class _Run:
                 held += result.held
                 bar.update(task, advance=1, held=held)
 
-            results = play(manifest, setup, executor, pairs=pairs, log=log, on_result=on_result)
+            results = play(
+                manifest, setup, executor, pairs=pairs, log=log, on_result=on_result, batch=one.batch, physics=physics
+            )
             bar.update(task, completed=total, held=sum(result.held for result in results))  # with an earlier run's
         self.rows[name] = summarise(results, setup.task) | played
 
@@ -208,13 +227,19 @@ class _Run:
                 f"{100 * held['rate']:.0f} % [{100 * held['wilson_low']:.0f}, {100 * held['wilson_high']:.0f}]",
                 f"{100 * hit['rate']:.0f} %",
                 f"{100 * row['final_distance_median_m']:.1f} cm",
-                f"{row['milliseconds_median']:.0f} ms",
+                f"{row['milliseconds_median']:.0f} ms" + _each(row),
                 f"{row['evaluations_per_step']:.0f}",
                 *[f"{row['violations']['count']} [{100 * row['violations']['upper_95']:.1f} %]"] * forbids,
             )
         screen = Console()
         # A file or a pipe has no width: nothing is folded there.
         (screen if screen.is_terminal else Console(width=200)).print(table)
+
+
+def _each(row: dict[str, Any]) -> str:
+    """An episode's share of a decision that is made for several."""
+    each = row.get("milliseconds_each_median")
+    return "" if each is None else f" ({each:.0f} each)"
 
 
 def _recorded_chunk(out: Path | None) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import MODEL_HELP, PLANNER_HELP, SET_HELP
+from vjepa_mpc.cli.building import DRAFT_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP
 from vjepa_mpc.cli.plan_screen import Screen
 from vjepa_mpc.core.errors import InputError
 
@@ -61,7 +61,9 @@ def plan(
     deadline: float | None = typer.Option(
         None, help="Seconds a plan may take (results then depend on the machine).", rich_help_panel=PLANNING
     ),
+    draft: int = typer.Option(0, min=0, help=DRAFT_HELP, rich_help_panel=PLANNING),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
+    leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
     margin: float = typer.Option(0.01, help=guarding.MARGIN_HELP, rich_help_panel=GUARDRAILS),
     workspace: str | None = typer.Option(None, help=guarding.WORKSPACE_HELP, rich_help_panel=GUARDRAILS),
@@ -106,7 +108,7 @@ def plan(
     """Plan to a goal picture and go there, until the model judges the goal reached and held.
 
     Leaves plan.json, episode.mp4 and energy.png in --out. Exit status: 0 reached (or planned, with
-    --observation), 3 not reached, 2 bad input, 130 Ctrl-C (what was recorded is kept).
+    --observation), 3 not reached, 1 numbers stopped being finite, 2 bad input, 130 Ctrl-C (what was recorded is kept).
     """  # fmt: skip
     started = time.perf_counter()
     screen = Screen(json_output, quiet)
@@ -120,7 +122,7 @@ def plan(
             tuple(keep_out), margin, workspace, pose_box, tuple(avoid), change_limit, acceleration_limit, watchdog,
             surprise, thresholds,
         ),
-        legs,
+        legs, leg_steps, draft,
     )  # fmt: skip
     if observation is not None:
         given = {
@@ -165,6 +167,8 @@ class _Job:
     started: float
     guards: guarding.GuardOptions
     legs: int
+    leg_steps: int | None
+    draft: int
 
 
 @dataclass
@@ -178,6 +182,7 @@ class _Ready:
     controllers: list[GoalController]
     warnings: list[str | None]
     load_s: float
+    load_processor_s: float
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -218,7 +223,8 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         world = load_model(str(folder), device)
         optimiser, settings = planner_and_control(
             world, job.preset, job.planner, horizon=job.horizon, samples=job.samples, iterations=job.iterations,
-            elites=job.elites, settings=job.settings, legs=job.legs, deadline_s=job.options["deadline"],
+            elites=job.elites, settings=job.settings, legs=job.legs, leg_steps=job.leg_steps,
+            deadline_s=job.options["deadline"], draft=job.draft,
         )  # fmt: skip
         if job.memory_budget is not None:
             settings = replace(settings, memory_budget=parse_bytes(job.memory_budget))
@@ -236,13 +242,18 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         warnings.append(doubt(f"The goal {path}", controller.likeness, calibration))
         if warnings[-1] is not None:
             job.screen.warn(warnings[-1])
-    return _Ready(goals, folder, world, calibration, controllers, warnings, time.perf_counter() - job.started)
+    return _Ready(
+        goals, folder, world, calibration, controllers, warnings, time.perf_counter() - job.started,
+        time.process_time(),
+    )  # fmt: skip
 
 
 def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> int:
     """One plan from two pictures."""
+    import torch
+
     from vjepa_mpc.plan_files import ENERGY, remove_others, save_energy, save_record, single_record
-    from vjepa_mpc.planning import doubt, load_goal, plan_through
+    from vjepa_mpc.planning import doubt, load_goal, long_way, plan_through
 
     now = load_goal(observation)
     ready = _prepare(job, lambda spec: spec.check_state(state))
@@ -252,6 +263,11 @@ def _from_pictures(job: _Job, observation: Path, state: tuple[float, ...]) -> in
         ready.notes.append(warning)
     with job.screen.busy("Planning"):
         decisions = plan_through(ready.controllers, now.image, ready.world.config.robot.check_state(state))
+    steps = [decision.plan.actions[0].double().cpu() for decision in decisions]
+    note = long_way(ready.world.config.robot, torch.cat(steps).numpy())
+    if note is not None:
+        job.screen.note(note)
+        ready.notes.append(note)
     setting = _setting(job, ready, None)
     timing = {"load_s": ready.load_s, "total_s": time.perf_counter() - job.started}
     record = single_record(setting, now, state, decisions, timing)
@@ -290,7 +306,10 @@ def _closed_loop(
             )  # fmt: skip
     finally:
         robot.close()
-    timing = {"load_s": ready.load_s, "first_plan_s": first.seconds, "total_s": time.perf_counter() - job.started}
+    timing = {
+        "load_s": ready.load_s, "load_processor_s": ready.load_processor_s, "first_plan_s": first.seconds,
+        "first_plan_processor_s": first.processor_s, "total_s": time.perf_counter() - job.started,
+    }  # fmt: skip
     return _finish(job, ready, _setting(job, ready, known), outcome, timing, video)
 
 
@@ -392,8 +411,8 @@ class _FirstPlan:
     """Notes how long the command took to its first plan."""
 
     def __init__(self, started: float) -> None:
-        self.started, self.seconds = started, 0.0
+        self.started, self.seconds, self.processor_s = started, 0.0, 0.0
 
     def step(self, record: StepRecord) -> None:
         if not self.seconds:
-            self.seconds = time.perf_counter() - self.started
+            self.seconds, self.processor_s = time.perf_counter() - self.started, time.process_time()

@@ -29,6 +29,7 @@ def pretrain(
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 60 when neither is given."),
     batch: int = typer.Option(64, help="Clips a step."),
+    accumulate: int = typer.Option(1, help="Batches whose gradients make one step: a larger batch in the same memory."),
     preset_name: str | None = typer.Option(None, "--preset", help=PRESET_HELP, is_eager=True, callback=preset),
     resumed: Path | None = typer.Option(None, "--resume", help=RESUME_HELP, is_eager=True, callback=resume),
     optimizer: str = typer.Option("adamw", help="muon (for the matrices of hidden layers) or adamw."),
@@ -37,13 +38,21 @@ def pretrain(
     cooldown: float = typer.Option(0.3, help="Share of the steps, the last ones, over which the rate falls to 0."),
     clip: float = typer.Option(1.0, help="Largest norm of the gradient."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights, clips and masks."),
-    width: int = typer.Option(128, help="Encoder width."),
-    depth: int = typer.Option(6, help="Encoder layers."),
-    heads: int = typer.Option(2, help="Encoder heads."),
-    patch: int = typer.Option(8, help="Patch size, pixels."),
+    init: str | None = typer.Option(
+        None, help="An encoder to go on from, of its own shape: a VJEPA2Model folder or Hugging Face id, or a run."
+    ),
+    picture: int | None = typer.Option(
+        None, help="Pixels along a side that the encoder sees (default: the store's pictures', or those of --init)."
+    ),
+    width: int | None = typer.Option(None, help="Encoder width (default: 128)."),
+    depth: int | None = typer.Option(None, help="Encoder layers (default: 6)."),
+    heads: int | None = typer.Option(None, help="Encoder heads (default: 2)."),
+    patch: int | None = typer.Option(None, help="Patch size, pixels (default: 8)."),
     frames: int = typer.Option(4, help="Frames a clip."),
     stride: int = typer.Option(2, help="Control steps between the frames of a clip."),
-    contrast: str = typer.Option("picture", help="Normalise by each picture's own contrast, or dataset."),
+    contrast: str | None = typer.Option(
+        None, help="Normalise by each picture's own contrast (picture; default), or dataset (default: as --init does)."
+    ),
     still: float | None = typer.Option(
         None, help="Share of steps on single frames doubled, as planning encodes them (vjepa; default: 0.5)."
     ),
@@ -79,48 +88,61 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder by masked latent prediction, or another objective; the result is OUT/encoder.
 
-    Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT, OUT/health.png.
+    Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT; a run that
+    collapses stops and draws them in OUT/health.png.
     """
     if workers is not None and launches(workers):
         return train_in_workers(workers, context.obj)
     from vjepa_mpc.cli.building import choose_device, limit_threads
-    from vjepa_mpc.cli.training import report, tell_settings, training_progress
+    from vjepa_mpc.cli.training import report, training_progress
+    from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.objective import EncoderSize
     from vjepa_mpc.pretrain.objectives import find_objective
     from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.run import pretrain_encoder
     from vjepa_mpc.pretrain.source import Source, picture_size
-    from vjepa_mpc.pretrain.starting import ENCODER_FOLDER
+    from vjepa_mpc.pretrain.starting import ENCODER_FOLDER, encoder_to_go_on_from
 
     find_objective(objective)
     if steps is None and minutes is None:
         minutes = 60.0
-    size = EncoderSize(
-        picture=picture_size(ZarrStore.open(store), camera), patch=patch, width=width, depth=depth, heads=heads
-    )
+    shape = {name: value for name, value in (
+        ("patch", patch), ("width", width), ("depth", depth), ("heads", heads)
+    ) if value is not None}  # fmt: skip
+    seen = picture_size(ZarrStore.open(store), camera)
+    start = None
+    if init is None:
+        size = EncoderSize(picture=picture or seen, **shape)
+    elif shape:
+        raise InputError(f"--{next(iter(shape))} is part of the encoder that --init goes on from; leave it out.")
+    else:
+        start, prepared = encoder_to_go_on_from(init)
+        size, contrast = EncoderSize.of(start.config, picture), contrast or prepared.contrast
     given = {
         "still": still, "ema": ema, "sigreg_weight": sigreg, "sigreg_on": sigreg_on, "context_weight": context_loss,
         "inverse_weight": inverse,
     }  # fmt: skip
     settings = _settings(
         objective,
-        {"size": size, "frames": frames, "stride": stride, "contrast": contrast},
+        {"size": size, "frames": frames, "stride": stride, "contrast": contrast or "picture"},
         {name: value for name, value in given.items() if value is not None},
         other,
     )
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer, lr=lr, warmup=warmup, seed=seed, bf16=bf16,
-        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
+        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip, accumulate=accumulate,
     )  # fmt: skip
-    tell_settings(settings, training)
     limit_threads(None)
     most = None if cache_most is None else int(cache_most * 1e9)
-    with training_worker(choose_device(device)) as own, training_progress("pretraining") as (progress, caching):
+    with (
+        training_worker(choose_device(device)) as own,
+        training_progress("pretraining", [settings, training]) as (progress, caching),
+    ):
         result = pretrain_encoder(
             Source(store, camera, cache, most), out, settings, training, own,
-            progress=progress, caching=caching, mixed=[_mixed(text, camera, cache, most) for text in mix],
-            wandb=wandb,
+            progress=progress, caching=caching, init=start, mixed=[_mixed(text, camera, cache, most) for text in mix],
+            wandb=wandb, measure=True,
         )  # fmt: skip
     report(result, out, out / ENCODER_FOLDER, f"next: `vjepa-mpc train {store} --encoder {out}`", json_output)
 

@@ -68,7 +68,7 @@ def _print_list(rows: list[dict[str, Any]], as_json: bool) -> None:
 @app.command()
 def show(
     name: str = NAME,
-    out: Path = typer.Option(Path("."), help="Folder for the contact sheet (PNG) and the video (MP4)."),
+    out: Path = typer.Option(Path("shown"), help="Folder for the contact sheet (PNG) and the video (MP4)."),
     size: int = typer.Option(96, min=8, max=1024, help="Width and height of the pictures, pixels."),
     seed: int = typer.Option(0, min=0, help="Of the episode's start and goal."),
     vary: list[str] = typer.Option([], help=VARY_HELP),
@@ -143,6 +143,68 @@ def cost(
         values = (figure.physics, figure.picture, figure.step, figure.script)
         table.add_row(name, *(f"{value:.2f}" for value in values))
     Console().print(table)
+
+
+@app.command()
+def check(
+    names: list[str] = typer.Argument(None, help="Tasks, or module:Class (default: all that can be had here)."),
+    seed: int = typer.Option(0, min=0, help="Of every motion and pair."),
+    steps: int = typer.Option(1000, min=24, help="Bold steps into whatever there is."),
+    pairs: int = typer.Option(20, min=1, help="Pairs drawn for the script."),
+    backend: str = BACKEND,
+    json_output: bool = typer.Option(False, "--json", help="Print it as JSON."),
+) -> None:
+    """Measure whether tasks keep their word: units, rest, contacts, pictures, ceiling. Exit code 3: not all do.
+
+    As told: steps whose measured motion is the returned action, as exactly as the task says (mostly 2 % of limits).
+    Moving: steps after which something moves on by over 1 mm or mrad. Deepest: bodies in contact inside each other.
+    Repeats: another process with the same seed, to the bit. Changed: share of the picture that is another when the
+    world is placed in the state it says it is in. Script: pairs held, of those drawn now.
+    """
+    import json
+    from dataclasses import asdict
+    from functools import partial
+
+    from vjepa_mpc.core.errors import InputError
+    from vjepa_mpc.robots.factory import available_tasks, find_task, make_robot
+    from vjepa_mpc.sanity import Sanity, check_task
+
+    rows: dict[str, Sanity] = {}
+    for name in names or available_tasks():
+        task = find_task(name)
+        if task.missing:
+            raise InputError(task.missing)
+        build: Any = partial(make_robot, task.robot, camera_size=48, backend=backend)
+        rows[name] = check_task(build, task, seed=seed, steps=steps, pairs=pairs)
+    if json_output:
+        typer.echo(json.dumps({name: asdict(row) for name, row in rows.items()}, indent=2))
+    else:
+        _print_checks(rows, f"seed {seed}, {steps} bold steps, {pairs} pairs")
+    if any(row.faults for row in rows.values()):
+        raise typer.Exit(3)
+
+
+def _print_checks(rows: dict[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.3g} %"
+
+    table = Table(title=title)
+    for column in ("task", "as told", "moving", "deepest", "repeats", "changed", "script [95 % Wilson]"):
+        table.add_column(column)
+    for name, row in rows.items():
+        deepest = "-" if row.deepest_m is None else f"{1e3 * row.deepest_m:.2f} mm"
+        low, high = row.interval
+        script = f"{row.held} of {row.pairs} [{100 * low:.0f}, {100 * high:.0f}]"
+        repeats = "yes" if row.repeats else "no"
+        table.add_row(name, share(row.as_told), share(row.unrest), deepest, repeats, share(row.changed), script)
+    screen = Console()
+    (screen if screen.is_terminal else Console(width=120)).print(table)
+    for name, row in rows.items():
+        for fault in row.faults:
+            typer.echo(f"{name}: {fault}.")
 
 
 @app.command("collect")

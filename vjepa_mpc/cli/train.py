@@ -30,6 +30,7 @@ def train(
     steps: int | None = typer.Option(None, help="Optimiser steps."),
     minutes: float | None = typer.Option(None, help="Instead of --steps: about how long; 30 when neither is given."),
     batch: int = typer.Option(256, help="Clips a step."),
+    accumulate: int = typer.Option(1, help="Batches whose gradients make one step: a larger batch in the same memory."),
     preset_name: str | None = typer.Option(None, "--preset", help=PRESET_HELP, is_eager=True, callback=preset),
     resumed: Path | None = typer.Option(None, "--resume", help=RESUME_HELP, is_eager=True, callback=resume),
     optimizer: str | None = typer.Option(
@@ -92,7 +93,7 @@ def train(
     """
     if workers is not None and launches(workers):
         return train_in_workers(workers, context.obj)
-    from vjepa_mpc.cli.training import report, tell_settings, training_progress
+    from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
     from vjepa_mpc.pretrain.source import Source
@@ -113,9 +114,8 @@ def train(
     training = TrainSettings(
         steps=steps, minutes=minutes, batch=batch, optimizer=optimizer or ("muon" if init is None else "adamw"),
         lr=lr if lr is not None else (3e-3 if init is None else 7.5e-5), warmup=warmup, seed=seed, bf16=bf16,
-        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip,
+        checkpoint_every=checkpoint_every, keep=keep, cooldown=cooldown, clip=clip, accumulate=accumulate,
     )  # fmt: skip
-    tell_settings(settings, training)
     if need:
         _say_need(start, settings, training, recompute, json_output)
         return
@@ -123,11 +123,14 @@ def train(
 
     limit_threads(None)
     source = Source(store, camera, cache, None if cache_most is None else int(cache_most * 1e9), latents)
-    with training_worker(choose_device(device)) as own, training_progress("training") as (progress, caching):
+    with (
+        training_worker(choose_device(device)) as own,
+        training_progress("training", [settings, training]) as (progress, caching),
+    ):
         result = train_world_model(
             source, out, start, settings, training, own, recompute=recompute, other_period=other_period,
             keep_limits=keep_limits, executor=_encoders(encode_workers, ray, ray_address, own.type),
-            progress=progress, caching=caching, wandb=wandb,
+            progress=progress, caching=caching, wandb=wandb, measure=True,
         )  # fmt: skip
     report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,10 +30,11 @@ SILENT_S = 30.0
 
 @contextmanager
 def training_progress(
-    title: str, clock: Callable[[], float] = time.monotonic
+    title: str, settings: Sequence[Any] = (), clock: Callable[[], float] = time.monotonic
 ) -> Iterator[tuple[StepProgress, RowProgress]]:
     """Bars on stderr, redrawn ten times a second from beginning to end, with the time they have taken; without a
-    terminal, a line about every tenth of the way and at least every `SILENT_S`."""
+    terminal, a line about every tenth of the way and at least every `SILENT_S`. `settings` are told once there is
+    something to show, so that what is refused is refused in one sentence."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -59,11 +60,16 @@ def training_progress(
     # The first step can be long in coming: something moves until then.
     tasks = {FIRST: bar.add_task(f"{title}: preparing", total=None, note="")}
     said: dict[str, int] = {}
+    to_tell = list(settings)
     last = clock()
 
     def show(name: str, done: int, total: int | None, note: str) -> None:
         nonlocal last
+        while to_tell:
+            console.print(_told(to_tell.pop(0)), soft_wrap=True, markup=False, highlight=False)
         if name not in tasks:
+            if name == title and done > 1:
+                console.print(f"{title}: going on after step {done - 1}", soft_wrap=True)
             if FIRST in tasks:
                 bar.remove_task(tasks.pop(FIRST))
             tasks[name] = bar.add_task(name, total=total, completed=done, note=note)
@@ -88,13 +94,10 @@ def training_progress(
             bar.remove_task(tasks[name])
 
 
-def tell_settings(*settings: Any) -> None:
-    """All settings on stderr, as they were resolved."""
-    if not speaks():
-        return
-    for one in settings:
-        told = ", ".join(f"{name} {value}" for name, value in _flat(asdict(one)).items())
-        typer.echo(f"{type(one).__name__}: {told}", err=True)
+def _told(settings: Any) -> str:
+    """All settings in a line, as they were resolved."""
+    told = ", ".join(f"{name} {value}" for name, value in _flat(asdict(settings)).items())
+    return f"{type(settings).__name__}: {told}"
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -109,6 +112,14 @@ def speaks() -> bool:
     return not is_worker() or os.environ["RANK"] == "0"
 
 
+def _arithmetic(result: TrainResult) -> str:
+    """How well the machine was used."""
+    if not result.flops_a_second:
+        return ""
+    share = f"{100 * result.utilisation:.0f} % of {result.peak}"
+    return f"; {result.flops_a_second / 1e12:.3g} TFLOP/s, {share} (model FLOP utilisation)"
+
+
 def report(result: TrainResult, run: Path, product: Path, next_step: str, as_json: bool) -> None:
     """Say what was made, or how to go on; exit code 130 after an interruption."""
     if as_json and speaks():
@@ -117,7 +128,7 @@ def report(result: TrainResult, run: Path, product: Path, next_step: str, as_jso
         typer.echo(f"{product}: done after {result.step} steps ({result.seconds / 60:.1f} minutes); {next_step}.")
         if result.clips_a_second:
             waited = f"{100 * result.data_wait:.0f} % of the time waiting for data"
-            typer.echo(f"{result.clips_a_second:.0f} clips a second, {waited}.", err=True)
+            typer.echo(f"{result.clips_a_second:.0f} clips a second, {waited}{_arithmetic(result)}.", err=True)
     if not result.finished:
         if speaks():
             typer.echo(f"Interrupted at step {result.step}: saved; run the same command to go on.", err=True)

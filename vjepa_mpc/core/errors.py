@@ -33,8 +33,10 @@ class WorkerDiedError(RuntimeError):
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """The error for a `kind` (robot, planner, ...) that does not exist: offers the nearest, lists the rest."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    like = {one: difflib.SequenceMatcher(None, one, name).ratio() for one in names}
+    best = max(like.values(), default=0.0)
+    near = [repr(one) for one in names if best >= 0.5 and like[one] > best - 0.01]  # equally near ones are all offered
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
     return InputError(f"There is no {kind} named {name!r}: {hint}The valid names are {', '.join(names)}.")
 
 

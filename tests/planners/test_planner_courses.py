@@ -1,0 +1,168 @@
+"""Courses of planners are kept and read back as they were, compared rightly, and drawn of the right problems."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_world import save_tiny_model
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.costs import PlanningCost
+from vjepa_mpc.planner_bench import PENALTY, Judge, measure_pycma
+from vjepa_mpc.planner_courses import (
+    DEFAULT,
+    PUBLISHED,
+    Course,
+    algorithm_of_peer,
+    bars,
+    course_file,
+    load_course,
+    save_course,
+    summary,
+)
+from vjepa_mpc.planner_problems import LEAST_HORIZON, OneByOne, Problems, pairs_through_model
+from vjepa_mpc.planners import CEM, Bounds, Budget, CEMSettings, Evaluation
+from vjepa_mpc.predictor import PredictorConfig
+from vjepa_mpc.robots.reacher import Reacher
+from vjepa_mpc.robots.tasks import Pair
+from vjepa_mpc.rollout import Context
+from vjepa_mpc.world_model import WorldModel
+
+WHAT = {"problems": "a set, 20", "planner": "cem+lbfgs", "seed": 0}
+
+
+def course(planner: str, *costs: float, problems: str = "a set") -> Course:
+    spent = tuple(1000 * (i + 1) for i in range(len(costs)))
+    return Course(planner, problems, spent, tuple((cost, cost) for cost in costs), tuple(i * 0.1 for i in spent))
+
+
+def test_a_course_is_read_back_as_it_was_and_other_terms_are_another_file(tmp_path: Path) -> None:
+    made = Course("cem", "a set, 20", (1, 65), ((math.inf, 2.0), (0.25, 1.5)), (0.1, 0.2), 3.0, 0.5, 2)
+    save_course(tmp_path, WHAT, made)
+    assert load_course(tmp_path, WHAT) == made
+    assert load_course(tmp_path, {**WHAT, "seed": 1}) is None
+    assert course_file(tmp_path, WHAT) != course_file(tmp_path, {**WHAT, "planner": "cem-lbfgs"})
+    kept = json.loads(course_file(tmp_path, WHAT).read_text())
+    assert kept["what"] == WHAT and kept["course"]["best"][0] == [None, 2.0] and "commit" in kept["provenance"]
+
+
+def test_an_altered_course_is_refused(tmp_path: Path) -> None:
+    save_course(tmp_path, WHAT, course("cem", 2.0))
+    path = course_file(tmp_path, WHAT)
+    path.write_text(path.read_text().replace('"evaluations"', '"evaluation"'))
+    with pytest.raises(InputError, match="not valid"):
+        load_course(tmp_path, WHAT)
+
+
+def test_bars_compare_a_quarter_of_the_published_evaluations_and_the_best_of_the_peers_settings() -> None:
+    published = course(PUBLISHED, *[5.0] * 7, 1.0)
+    table = [
+        published, course(DEFAULT, 3.0, 0.9, 0.8), course("cem", 3.0, 2.0), course("mppi", 1.0, 1.0),
+        course("swm-cem", 4.0, 2.5), course("swm-cem-small", 4.0, 1.9), course("swm-mppi", 1.0, 1.0),
+    ]  # fmt: skip
+    found = {bar.what: bar for bar in bars(table, 2000)}
+    assert found["default at a quarter"].met and found["default at a quarter"].ours == 0.9
+    assert not found["cem against the peer's"].met and found["cem against the peer's"].theirs == 1.9
+    assert found["mppi against the peer's"].met and len(found) == 3
+    late = [published, course(DEFAULT, 3.0, 1.1, 0.1)]  # good enough, but only after 3,000
+    assert not bars(late, 3000)[0].met
+    assert algorithm_of_peer("swm-gradient-adam") == "gradient" and algorithm_of_peer("cem") is None
+
+
+def test_costs_that_are_never_allowed_are_no_numbers_in_json() -> None:
+    row = summary([course(PUBLISHED, 1.0), course("cem", math.inf, math.inf)], 2000)[1]
+    assert row["median"] is None and row["evaluations_to_published"] is None and row["count"] == 2
+    json.dumps(row, allow_nan=False)
+
+
+def fenced(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+    """A bowl around 0.9 of a box from 0 to 2, forbidden above 0.5."""
+    cost = (actions - 1.8).square().sum(dim=(2, 3))
+    return Evaluation(cost, (actions - 0.5).clamp(min=0).sum(dim=(2, 3))[..., None], ("fence",))
+
+
+def test_a_judge_projects_prices_and_counts_the_allowed_alone() -> None:
+    work = Problems("fenced", fenced, torch.full((2, 1, 1), 0.4), Bounds(torch.zeros(1), torch.full((1,), 2.0)))
+    judge = Judge(work)
+    assert torch.allclose(judge.start, torch.full((2, 1, 1), -0.6))
+    told = judge(torch.tensor([[[[-0.7]], [[3.0]]], [[[0.0]], [[0.5]]]], requires_grad=True))
+    assert torch.allclose(told[0], torch.tensor([1.5**2, 0.2**2 + PENALTY * 1.5]), atol=1e-5), "3 is judged at 1"
+    assert told.requires_grad
+    spent, best, _ = judge.points[0]
+    assert spent == 2 and best[0] == pytest.approx(2.25) and best[1] == math.inf
+    reached = measure_pycma(work, 200)
+    assert reached.best[-1] == pytest.approx((1.69, 1.69), abs=0.02), "never below what the fence allows"
+    assert list(reached.evaluations) == sorted(reached.evaluations) and reached.evaluations[-1] <= 200
+    assert list(reached.wall) == sorted(reached.wall)
+
+
+@pytest.fixture(scope="module")
+def short_sighted(tmp_path_factory: pytest.TempPathFactory) -> WorldModel:
+    """As the shipped model: it sees one frame and one model step of 15 control steps ahead."""
+    shape = PredictorConfig(
+        grid_height=2, grid_width=2, latent_dim=48, width=48, depth=1, heads=3, max_frames=2,
+        action_dim=27, state_dim=25,
+    )  # fmt: skip
+    folder = save_tiny_model(tmp_path_factory.mktemp("short") / "model", predictor=shape, history=1, stride=15)
+    return WorldModel.from_pretrained(folder)
+
+
+PAIRS = [Pair((0.0, 1.0), (1.0, 0.5)), Pair((2.0, -1.0), (-1.0, 0.2), 5)]
+
+
+def test_beyond_the_models_sight_its_predictions_are_fed_back(short_sighted: WorldModel) -> None:
+    with Reacher(64, backend="rays") as robot:
+        work = pairs_through_model(short_sighted, robot, PAIRS)
+    assert isinstance(work.cost_fn, OneByOne) and work.init.shape == (2, LEAST_HORIZON, 2)
+    assert work.bounds.high.tolist() == pytest.approx([0.9, 0.9]), "15 control steps, shared out among 5"
+    actions = 0.5 * torch.randn(2, 3, LEAST_HORIZON, 2, generator=torch.Generator().manual_seed(0))
+    found = work.cost_fn.imagine(actions, torch.arange(2))
+    latents, states = work.cost_fn.context.latents.repeat(1, 3, 1, 1), work.cost_fn.context.states.repeat(1, 3, 1)
+    for step in range(LEAST_HORIZON):  # the same by the plain rollout, one step each, every candidate a problem
+        seen = Context(latents.flatten(0, 1)[:, None], states.flatten(0, 1)[:, None], torch.zeros(6, 0, 2))
+        one = short_sighted.rollout(seen, actions[:, :, step].flatten(0, 1)[:, None, None])
+        latents, states = one.latents[:, 0, 0].unflatten(0, (2, 3)), one.states[:, 0, 0].unflatten(0, (2, 3))
+        torch.testing.assert_close(found.latents[:, :, step], latents)
+        torch.testing.assert_close(found.states[:, :, step], states)
+
+
+def test_a_slope_reaches_every_action_of_what_is_fed_back(short_sighted: WorldModel) -> None:
+    with Reacher(64, backend="rays") as robot:
+        work = pairs_through_model(short_sighted, robot, PAIRS[:1])
+    actions = torch.full((1, 1, LEAST_HORIZON, 2), 0.1, requires_grad=True)
+    (slope,) = torch.autograd.grad(work.cost_fn(actions, torch.arange(1)).cost.sum(), actions)
+    assert (slope.abs() > 0).all()
+
+
+def test_within_the_models_sight_nothing_is_fed_back(tiny_model: Path) -> None:
+    model = WorldModel.from_pretrained(tiny_model)  # sees 6 steps ahead, after 2 frames
+    with Reacher(64, backend="rays") as robot:
+        work = pairs_through_model(model, robot, PAIRS)
+        assert type(work.cost_fn) is PlanningCost and work.init.shape == (2, 6, 2)
+        assert work.bounds.high.tolist() == model.action_bounds.high.tolist()
+        with pytest.raises(InputError, match="--horizon 6 or less"):
+            pairs_through_model(model, robot, PAIRS, 7)
+    solved = CEM(work.bounds, CEMSettings(samples=8, elites=2, iterations=2)).plan(
+        work.cost_fn, work.init, budget=Budget(), generators=[torch.Generator().manual_seed(i) for i in range(2)]
+    )
+    assert solved.held_by == ((), ())
+
+
+def test_the_peer_is_named_when_it_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from vjepa_mpc.cli.main import main
+
+    if importlib.util.find_spec("stable_worldmodel") is not None:
+        pytest.skip("it is installed here")
+    for arguments, words in (
+        (["--peer"], "stable-worldmodel cannot be used"),
+        (["--planner", "swm-cem"], "say --peer"),
+        (["--model", "x"], "say --on model"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["bench", "planners", *arguments, "--out", str(tmp_path)])
+        assert left.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
