@@ -78,7 +78,8 @@ def doubt(path: Path, starts_s: Sequence[float], end_s: float, rate: float) -> D
     way that moves those after them: then an episode is trusted only where the picture changes abruptly as the next one
     begins. None when it has them all by its own word, or when its time stamps tell where the gap is."""
     expected = round(end_s * rate)
-    times, changes, before = [], [0.0], None
+    times: list[float] = []
+    changes, before = [0.0], None
     with _opened(path) as (container, stream):
         if not stream.frames or stream.frames >= expected:
             return None
