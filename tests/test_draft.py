@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vjepa_mpc.cli.building import planner_and_control
 from vjepa_mpc.controller import ControlSettings
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import DRAFT_KEEPS, GoalDistance, PlanningCost, StateBox
@@ -86,3 +87,12 @@ def test_drafts_that_are_none_are_refused(model: WorldModel) -> None:
             model.draft(blocks)
     with pytest.raises(InputError, match="1 at least, not -1"):
         ControlSettings(draft=-1)
+
+
+def test_more_elites_than_it_leaves_are_refused(model: WorldModel) -> None:
+    options = {"horizon": 2, "samples": 192, "iterations": 1, "settings": (), "draft": 1}
+    planner_and_control(model, None, "cem", elites=DRAFT_KEEPS, **options)
+    with pytest.raises(InputError, match="fewer than the 33 --elites"):
+        planner_and_control(model, None, "cem", elites=DRAFT_KEEPS + 1, **options)
+    with pytest.raises(InputError, match="and --draft out"):
+        planner_and_control(model, "vjepa2-ac", "cem", elites=None, **options)

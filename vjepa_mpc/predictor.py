@@ -272,7 +272,7 @@ class ActionConditionedPredictor(nn.Module):
     def _turns(self, start: int, frames: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of some frames, for every head's queries and keys: [tokens, 2 heads, head_dim]; kept."""
         if ("turns", start, frames) not in self._made:
-            order = half_order(self._cos.shape[-1]) if self._prepared else slice(None)
+            order: Any = half_order(self._cos.shape[-1]) if self._prepared else slice(None)
             cos, sin = (
                 table[start : start + frames, :, order].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
                 for table in (self._cos, self._sin)

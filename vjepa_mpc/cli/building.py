@@ -294,15 +294,16 @@ def planner_and_control(
     draft: int = 0,
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
-    check_draft(draft, elites)
     if preset is None:
         made = make_planner(
             planner, leg_bounds(model, legs, leg_steps), samples=samples, iterations=iterations, elites=elites,
             settings=settings, numbers=plan_numbers(model, horizon, legs),
         )  # fmt: skip
-        return made, control_settings(
+        check_draft(draft, made)
+        control = control_settings(
             model, horizon=horizon, running=1.0, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft
         )
+        return made, control
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     if planner != "cem" or settings or legs != 1 or leg_steps is not None or deadline_s is not None or draft:
@@ -316,12 +317,13 @@ def planner_and_control(
     return own, published_control(horizon)
 
 
-def check_draft(draft: int, elites: int | None) -> None:
+def check_draft(draft: int, planner: Planner) -> None:
     """Refuse more elites than a draft leaves candidates."""
     from vjepa_mpc.costs import DRAFT_KEEPS
 
-    if draft and (elites or 0) > DRAFT_KEEPS:
-        raise InputError(f"A draft may leave {DRAFT_KEEPS} candidates, fewer than --elites {elites}; lower the elites.")
+    elites = getattr(getattr(planner, "settings", None), "elites", 0)
+    if draft and elites > DRAFT_KEEPS:
+        raise InputError(f"A draft may leave {DRAFT_KEEPS} candidates, fewer than the {elites} --elites; lower them.")
 
 
 def control_settings(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner, plan_numbers
+from vjepa_mpc.cli.building import check_draft, control_settings, leg_bounds, make_planner, plan_numbers
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def planning(
         options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
         elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
     )  # fmt: skip
+    check_draft(options.draft, optimiser)
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
     played: dict[str, Any] = {
         "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),

@@ -77,7 +77,7 @@ def evaluate(
     With --vary every pair has a look and a world of its own, varied in the factors named, for models and floors alike.
     A --task without a --model is played by its floors and its ceiling alone.
     """
-    from vjepa_mpc.cli.building import check_draft, check_planner, choose_device, load_model, model_folder, parse_levels
+    from vjepa_mpc.cli.building import check_planner, choose_device, load_model, model_folder, parse_levels
     from vjepa_mpc.cli.contenders import PlannerOptions, check_batch, floors_of, planning, shared_chunk, stage_of
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
@@ -86,7 +86,6 @@ def evaluate(
     from vjepa_mpc.robots.tasks import load_manifest
 
     check_planner(planner)
-    check_draft(draft, elites)
     if rate is not None and not 0 < rate <= 1000:
         raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
     check_batch(
