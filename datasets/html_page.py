@@ -25,6 +25,7 @@ table{border-collapse:collapse;margin:.5em 0}td,th{padding:.15em .7em;text-align
 td:first-child,th:first-child{text-align:left}section{border-top:1px solid #ccc;padding:.7em 0}
 .row{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}figure{margin:0}figcaption{font-size:12px;color:#555}
 svg{background:#fafafa;border:1px solid #ddd}.bad{color:#a00}.good{color:#060}video{display:block;background:#000}
+video{min-width:160px}
 .facts td{text-align:left}.numbers td{white-space:nowrap}pre{overflow-x:auto}
 """
 

@@ -57,9 +57,16 @@ def _head(store: ZarrStore) -> str:
         "content": value["content_hash"],
     }
     recipe = provenance.get("recipe")
-    rows |= {f"recipe: {key}": str(item) for key, item in (recipe if isinstance(recipe, dict) else {}).items()}
+    rows |= {f"recipe: {key}": _worded(item) for key, item in (recipe if isinstance(recipe, dict) else {}).items()}
     cells = "".join(f"<tr><td>{escape(key)}</td><td>{escape(text)}</td></tr>" for key, text in rows.items())
-    return f"<h1>{escape(only(store.path))}</h1><table>{cells}</table>"
+    return f'<h1>{escape(only(store.path))}</h1><table class="facts">{cells}</table>'
+
+
+def _worded(value: object) -> str:
+    """A setting as one would write it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_worded(item)}" for key, item in value.items())
+    return ", ".join(map(_worded, value)) if isinstance(value, list | tuple) else "-" if value is None else str(value)
 
 
 def _report(found: Validation | None) -> str:

@@ -215,5 +215,5 @@ def open_remote(url: str, folder: Path | None = None, most: int = CACHE_BYTES, *
     except InputError as error:
         if not (place / "zarr.json").exists():
             shutil.rmtree(place, ignore_errors=True)
-            raise InputError(f"{url} is no trajectory store that can be read ({first_line(error)})") from error
+            raise InputError(f"{url} is no trajectory store that can be read ({first_line(error)}).") from error
         raise

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vjepa_mpc.core.errors import InputError, first_line
+from vjepa_mpc.datasets.formats.pictures import MAX_PIXELS
+from vjepa_mpc.datasets.logs import CameraInfo
+
+_MOST_CHUNK = 1 << 30  # bytes: a chunk is unpacked whole
 
 
 @contextlib.contextmanager
@@ -38,4 +43,21 @@ def member(group: Any, path: str) -> Any:
         item = item[name]
     if isinstance(item, h5py.Dataset) and item.external:
         raise InputError(f"{path} keeps its numbers in another file, which is not followed")
+    if isinstance(item, h5py.Dataset) and item.chunks and math.prod(item.chunks) * item.dtype.itemsize > _MOST_CHUNK:
+        raise InputError(f"{path} claims chunks of {list(item.chunks)} numbers; it is damaged, or a bomb")
+    return item
+
+
+def pictures(group: Any, path: str, camera: CameraInfo, rows: int) -> Any:
+    """`member(group, path)`, checked before anything of it is read: `rows` RGB pictures of the announced size, or
+    more."""
+    item = member(group, path)
+    if item.shape[1:] != (camera.height, camera.width, 3) or item.dtype != "uint8":
+        raise InputError(
+            f"{path} has pictures of shape {list(item.shape[1:])}, elsewhere [{camera.height}, {camera.width}, 3]"
+        )
+    if camera.height * camera.width > MAX_PIXELS:
+        raise InputError(f"{path} claims pictures of {camera.width} x {camera.height} pixels")
+    if len(item) < rows:
+        raise InputError(f"{path} has {len(item)} pictures for {rows} rows")
     return item

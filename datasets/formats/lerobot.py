@@ -15,7 +15,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import read_json
 from vjepa_mpc.datasets.formats.lerobot_index import EpisodePlace, parquet_fault, read_index
 from vjepa_mpc.datasets.formats.pictures import decode_picture
-from vjepa_mpc.datasets.formats.video import frames_by_time
+from vjepa_mpc.datasets.formats.video import Doubt, doubt, frames_by_time
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, VectorInfo, inside, own_spec
 
 OWN = "meta/vjepa_mpc.json"
@@ -59,6 +59,7 @@ class LeRobotLog:
         self._texts = [name for name, value in features.items() if value.get("dtype") == "string"]
         self.rate_hz, self.robot = float(info["fps"]), str(info.get("robot_type") or "")
         self._places, self.broken = read_index(path, info, self._video, options)
+        self._doubts: dict[str, Doubt | None] = {}
         # The groups of rows read last, by columns: neighbouring episodes share them, numbers and pictures alternate.
         self._last: dict[tuple[str, ...], tuple[Any, Any]] = {}
         fitting = (parts for parts in _SUGGESTIONS if all(re.split(r"[\[:]", p)[0] in self.vectors for p in parts))
@@ -103,9 +104,26 @@ class LeRobotLog:
         if camera not in self._video:
             yield from self._pictures(int(episode), place, camera, rows)
             return
-        span = place.videos[camera]
+        span, rate = place.videos[camera], float(self.rate_hz or 1)
+        if span.end_s is not None and (span.end_s - span.start_s) * rate < place.length - 0.5:
+            # What follows in the file is another episode: its frames would be taken for this one's last.
+            there = round((span.end_s - span.start_s) * rate)
+            raise InputError(f"{camera} has {there} frames for {place.length} rows; which row lacks one is not known")
+        path = inside(self._root, span.file, self._options)
         times = self.rows(episode, []).times[rows] + span.start_s
-        yield from frames_by_time(inside(self._root, span.file, self._options), times, 0.5 / float(self.rate_hz or 1))
+        yield from frames_by_time(path, times, 0.5 / rate)
+        doubtful = self._doubt(path, span.file, camera, rate)
+        if doubtful is not None and span.start_s >= doubtful.start_s:
+            raise InputError(doubtful.text)
+
+    def _doubt(self, path: Path, file: str, camera: str, rate: float) -> Doubt | None:
+        """Whether, and from where on, a video that episodes share lacks frames; looked at once."""
+        if file not in self._doubts:
+            places = [place for place in self._places.values() if place.videos[camera].file == file]
+            starts = sorted(place.videos[camera].start_s for place in places)
+            ends = [place.videos[camera].start_s + place.length / rate for place in places]
+            self._doubts[file] = doubt(path, starts, max(ends), rate) if len(places) > 1 else None
+        return self._doubts[file]
 
     def _pictures(
         self, episode: int, place: EpisodePlace, camera: str, rows: Int64[np.ndarray, "n"]

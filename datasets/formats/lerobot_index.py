@@ -16,15 +16,16 @@ from typing import Any
 from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.datasets.logs import LogOptions, inside
 
-_FIELD = re.compile(r"\{(\w+)(?::0?(\d+)d)?\}")
+_FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")  # no wider: a hostile width would fill the memory
 
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """A video file, and the second in it at which an episode begins."""
+    """A video file, and the seconds in it at which an episode begins and ends (None: not said)."""
 
     file: str
     start_s: float
+    end_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def read_index(
             places[number] = _place_v2(info, cameras, number, row)
     else:
         for row in _tables(root, cameras, options, reasons):
-            empty = [name for name, value in row.items() if value is None and name != "tasks"]
+            spare = {"tasks", *(f"videos/{camera}/to_timestamp" for camera in cameras)}
+            empty = [name for name, value in row.items() if value is None and name not in spare]
             if empty:  # what a recording that encodes its videos later has not come to
                 reason = f"meta/ does not say its {empty[0]}: the recording was not finished"
                 nowhere[str(row["episode_index"])] = reason
@@ -103,7 +105,9 @@ def _place_v3(info: Mapping[str, Any], cameras: list[str], row: Mapping[str, Any
             "file_index": int(row[f"{head}/file_index"]),
             "video_key": camera,
         }
-        spans[camera] = VideoSpan(fill(str(info["video_path"]), where), float(row[f"{head}/from_timestamp"]))
+        end = row.get(f"{head}/to_timestamp")
+        start_s, end_s = float(row[f"{head}/from_timestamp"]), None if end is None else float(end)
+        spans[camera] = VideoSpan(fill(str(info["video_path"]), where), start_s, end_s)
     return EpisodePlace(int(row["length"]), fill(str(info["data_path"]), values), spans, _task(row))
 
 
@@ -135,6 +139,7 @@ def _tables(root: Path, cameras: list[str], options: LogOptions, reasons: list[s
     columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
     columns += [f"videos/{camera}/{part}" for camera in cameras for part in ("chunk_index", "file_index")]
     columns += [f"videos/{camera}/from_timestamp" for camera in cameras]
+    ends = [f"videos/{camera}/to_timestamp" for camera in cameras]
     files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         reasons.append("meta/episodes has no parquet file: the recording was not finished")
@@ -143,7 +148,7 @@ def _tables(root: Path, cameras: list[str], options: LogOptions, reasons: list[s
         try:
             path = inside(root, name, options)
             # Asked first: a name with dots that is not there is searched for inside of other columns.
-            there = [column for column in columns if column in pq.read_schema(path).names]
+            there = [column for column in [*columns, *ends] if column in pq.read_schema(path).names]
             rows = pq.read_table(path, columns=there).to_pylist()
         except (OSError, pa.ArrowException) as error:
             reasons.append(f"{name} {parquet_fault(error)}")

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.formats.hdf5 import member, opened
+from vjepa_mpc.datasets.formats.hdf5 import member, opened, pictures
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Rows, VectorInfo
 
 _FILE = "main_data.hdf5"
@@ -86,11 +86,10 @@ class MinariLog:
 
     def frames(self, episode: str, camera: str, rows: Int64[np.ndarray, "n"]) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
         with opened(self._path) as file:
-            pictures = member(member(file, episode), camera)
-            if len(rows) and rows[-1] >= len(pictures):
-                raise InputError(f"{camera} has {len(pictures)} pictures, its actions call for {rows[-1] + 1}")
+            count = int(rows[-1]) + 1 if len(rows) else 0
+            found = pictures(member(file, episode), camera, self.cameras[camera], count)
             for row in rows.tolist():
-                yield np.asarray(pictures[row], np.uint8)
+                yield np.asarray(found[row], np.uint8)
 
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:

@@ -20,13 +20,14 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.formats.hdf5 import member, opened
+from vjepa_mpc.datasets.formats.hdf5 import member, opened, pictures
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, VectorInfo, own_spec
 
 OWN = "vjepa_mpc_spec"
 """The attribute of `data` in which an export keeps the store's description."""
 _SUFFIXES = (".hdf5", ".h5")
 _MAX_BYTES = 1 << 30  # of the vectors of one demonstration: a larger claim is damage
+_BLOCK = 64 << 20  # of pictures read at once
 _LEFT_OUT = ("next_obs/", "rewards", "dones")
 _ROBOSUITE_TYPE, _ROBOSUITE_HZ = 1, 20.0  # `type` in `env_args`, and robosuite's default `control_freq`
 # What robosuite's arms record; the mapping to use when these are there.
@@ -92,12 +93,12 @@ class RobomimicLog:
 
     def frames(self, episode: str, camera: str, rows: Int64[np.ndarray, "n"]) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
         with opened(self._path) as file:
-            pictures = member(member(file["data"], episode), camera)
-            if len(rows) and rows[-1] >= len(pictures):
-                raise InputError(f"{camera} has {len(pictures)} pictures, its vectors more")
-            for start in range(0, len(rows), 16):  # HDF5 chunks are small: a few rows at a time
-                part = rows[start : start + 16]
-                block = pictures[int(part[0]) : int(part[-1]) + 1] if _dense(part) else pictures[part.tolist()]
+            size, count = self.cameras[camera], int(rows[-1]) + 1 if len(rows) else 0
+            found = pictures(member(file["data"], episode), camera, size, count)
+            step = min(max(_BLOCK // (3 * size.height * size.width), 1), 16)  # HDF5 chunks are small: a few at a time
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                block = found[int(part[0]) : int(part[-1]) + 1] if _dense(part) else found[part.tolist()]
                 yield from np.asarray(block if not _dense(part) else block[part - part[0]], np.uint8)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from jaxtyping import Float64, Int64, UInt8
 from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.datasets.formats.pictures import MAX_PIXELS
 from vjepa_mpc.datasets.logs import CameraInfo
+
+_CUT = 3.0  # times what the picture changes otherwise: another recording begins
 
 
 def frames_by_number(path: Path, rows: Int64[np.ndarray, "n"], total: int) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
@@ -59,6 +63,41 @@ def frames_by_time(
         while done < len(wanted):
             yield _near(best, wanted[done], tolerance_s, path)
             done += 1
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """From second `start_s` of a video on, nobody knows which row a frame belongs to; `text` says why."""
+
+    start_s: float
+    text: str
+
+
+def doubt(path: Path, starts_s: Sequence[float], end_s: float, rate: float) -> Doubt | None:
+    """Whether a video of several episodes, which begin at `starts_s` (increasing) and end at `end_s`, lacks frames in a
+    way that moves those after them: then an episode is trusted only where the picture changes abruptly as the next one
+    begins. None when it has them all by its own word, or when its time stamps tell where the gap is."""
+    expected = round(end_s * rate)
+    times: list[float] = []
+    changes, before = [0.0], None
+    with _opened(path) as (container, stream):
+        if not stream.frames or stream.frames >= expected:
+            return None
+        start = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
+        for frame in container.decode(stream):
+            times.append(float((frame.pts or 0) * stream.time_base) - start)
+            small = frame.reformat(width=32, height=32, format="rgb24").to_ndarray().astype(np.int16)
+            changes += [] if before is None else [float(np.abs(small - before).mean())]
+            before = small
+    if not times or times[-1] > end_s - 1.5 / rate:
+        return None
+    text = f"{path.name} has {len(times)} frames for {expected} rows of its episodes; which rows lack one is not known"
+    for first, following in itertools.pairwise(starts_s):
+        row, least = round(following * rate), round(first * rate) + 1
+        near = [*changes[max(row - (expected - len(times)), least) : row], *changes[row + 1 : row + 2]]
+        if row >= len(changes) or changes[row] <= _CUT * max(near, default=0.0):
+            return Doubt(first, text)
+    return Doubt(starts_s[-1], text)
 
 
 def describe_video(path: Path) -> tuple[CameraInfo, int, float | None]:

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from test_importing import run, settings
 from toy_logs import (
     LENGTHS,
+    RATE,
+    assert_shows,
     picture,
     write_droid,
     write_lerobot_images,
@@ -26,6 +29,8 @@ from toy_logs import (
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.importing import prepare
+from vjepa_mpc.datasets.logs import LogOptions
+from vjepa_mpc.datasets.opening import open_log
 from vjepa_mpc.datasets.store import ZarrStore
 
 V2_VIDEO = "videos/chunk-000/observation.images.top/episode_000001.mp4"
@@ -134,6 +139,41 @@ def test_a_video_of_many_episodes_that_is_cut_keeps_those_before_the_cut(tmp_pat
     assert "has no frame at 1.400 s (the nearest is at 1.300 s)" in report.skipped["1"]
 
 
+@pytest.mark.parametrize("lost", range(len(LENGTHS)))
+def test_a_frame_lost_in_a_video_of_many_episodes_moves_none_of_the_others(tmp_path: Path, lost: int) -> None:
+    source = write_lerobot_v3(tmp_path / "log", "libx264")
+    shown = [(e, r) for e, length in enumerate(LENGTHS) for r in range(length) if (e, r) != (lost, 3)]
+    write_video(source / V3_VIDEO, [picture(*place) for place in shown])
+    log = open_log(source, None, LogOptions())
+    for episode, length in enumerate(LENGTHS):
+        frames = log.frames(str(episode), "observation.images.top", np.arange(length))
+        if episode < lost:
+            assert_shows(list(frames)[-1], episode, length - 1)
+        else:
+            with pytest.raises(InputError, match=r"not known|no frame at"):
+                list(frames)
+
+
+def test_an_episode_whose_part_of_a_video_is_short_does_not_end_with_the_next_ones_frame(tmp_path: Path) -> None:
+    """As lerobot writes it: the next episode's part begins where this one's ends."""
+    import pyarrow.parquet as pq
+
+    source = write_lerobot_v3(tmp_path / "log", "libx264")
+    shown = [(e, r) for e, length in enumerate(LENGTHS) for r in range(length) if (e, r) != (0, LENGTHS[0] - 1)]
+    write_video(source / V3_VIDEO, [picture(*place) for place in shown])
+    index = source / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(index).to_pylist()
+    head = "videos/observation.images.top"
+    for number, row in enumerate(rows):
+        row[f"{head}/from_timestamp"] -= (number > 0) / RATE
+        row[f"{head}/to_timestamp"] -= 1 / RATE
+    pq.write_table(pa.Table.from_pylist(rows), index)
+    report = run(prepare(settings(source, tmp_path / "a.zarr")))
+    assert report.episodes == 2 and list(report.skipped) == ["0"]
+    assert f"has {LENGTHS[0] - 1} frames for {LENGTHS[0]} rows" in report.skipped["0"]
+    assert_shows(ZarrStore.open(tmp_path / "a.zarr").read(0).images["top"][-1], 1, LENGTHS[1] - 1)
+
+
 def test_a_recording_without_footers_is_explained(tmp_path: Path) -> None:
     source = write_lerobot_v3(tmp_path / "log", "libx264")
     cut(source / "data/chunk-000/file-000.parquet")
@@ -203,6 +243,28 @@ def test_a_demonstration_that_lies_is_left_out(tmp_path: Path) -> None:
     assert "more than a gigabyte" in report.skipped["demo_2"] and "4 pictures" in report.skipped["demo_10"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "chunks", "words"),
+    [
+        ((15, 20_000, 20_000, 3), (1, 100, 100, 3), r"shape \[20000, 20000, 3\], elsewhere \[64, 96, 3\]"),
+        ((15, 64, 96, 3), (100_000, 64, 96, 3), "claims chunks of .* a bomb"),
+    ],
+)
+def test_pictures_of_hdf5_that_would_fill_the_memory_are_not_read(
+    tmp_path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], words: str
+) -> None:
+    import h5py
+
+    source = write_robomimic(tmp_path / "a.hdf5")
+    with h5py.File(source, "a") as file:
+        del file["data/demo_10/obs/top_image"]
+        most = (None, *shape[1:])
+        file["data/demo_10"].create_dataset("obs/top_image", shape, "u1", chunks=chunks, maxshape=most)
+    log = open_log(source, None, LogOptions())
+    with pytest.raises(InputError, match=words):
+        next(log.frames("demo_10", "obs/top_image", np.arange(2)))
+
+
 def test_a_demonstration_without_rows_or_of_another_width_is_left_out(tmp_path: Path) -> None:
     import h5py
 
@@ -240,9 +302,16 @@ def test_templates_cannot_lead_out(tmp_path: Path, template: str) -> None:
         prepare(settings(source, tmp_path / "a.zarr"))
 
 
-def test_links_out_of_the_log_need_consent(tmp_path: Path) -> None:
-    from vjepa_mpc.datasets.logs import LogOptions
+def test_a_template_with_a_hostile_width_is_refused(tmp_path: Path) -> None:
+    source = write_lerobot_v3(tmp_path / "log", "libx264")
+    info = json.loads((source / "meta/info.json").read_text())
+    info["data_path"] = "data/{file_index:09999999999d}.parquet"
+    (source / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="not understood"):
+        prepare(settings(source, tmp_path / "a.zarr"))
 
+
+def test_links_out_of_the_log_need_consent(tmp_path: Path) -> None:
     source = write_lerobot_v2(tmp_path / "log")
     shutil.move(source / V2_VIDEO, tmp_path / "elsewhere.mp4")
     os.symlink(tmp_path / "elsewhere.mp4", source / V2_VIDEO)
