@@ -46,8 +46,9 @@ class EncoderSize:
     @classmethod
     def of(cls, config: VJEPA2Config, picture: int | None = None) -> EncoderSize:
         """That of an encoder that is there; rotary positions let it see pictures of another size too."""
+        patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         return cls(
-            picture or config.crop_size, config.patch_size, config.tubelet_size, config.hidden_size,
+            picture or config.crop_size, patch, config.tubelet_size, config.hidden_size,
             config.num_hidden_layers, config.num_attention_heads, float(config.mlp_ratio),
         )  # fmt: skip
 

@@ -80,7 +80,7 @@ def pretrain_encoder(
     ranks.share(training.batch)  # refused before anything takes time
     store = ZarrStore.open(source.store)
     camera = only_camera(store, source.camera)
-    asked = {"objective": plain(settings), "training": asdict(training), "camera": camera}
+    asked: dict[str, Any] = {"objective": plain(settings), "training": asdict(training), "camera": camera}
     others = [[ZarrStore.open(other.store).content_hash(), share] for other, share in mixed]
     if others:
         asked["mixed"] = others

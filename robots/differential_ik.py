@@ -26,14 +26,15 @@ def shortened(
     """`turn`, shorter where need be for `share(turn)` of what is allowed to be at most 1.
 
     A turn of joints that was cut to their speeds does not lead straight to where it would have ended: the hand may be
-    further along one axis than it would have been then. `share` is 0 without a turn.
+    further along one axis than it would have been then. `share` is 0 without a turn, and none is left where eight tries
+    do not do.
     """
     for _ in range(8):
         taken = share(turn)
         if taken <= 1.0 + 1e-6:
             return turn
         turn = turn * (0.999 / taken)
-    return turn
+    return np.zeros_like(turn)
 
 
 class SiteKinematics:

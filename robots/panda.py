@@ -26,7 +26,9 @@ STEP_M, TURN_RAD, GRIPPER_STEP = 0.075, 0.2, 0.75
 LOW_M, HIGH_M = (0.35, -0.25, 0.15), (0.65, 0.25, 0.5)
 """The box in which the point between the fingertips moves; x (forwards), y, z in the base's frame."""
 TILT_RAD = 0.5
-"""How far the hand's Euler angles may be from pointing down, each."""
+"""How far the hand may be turned away from pointing down."""
+_SLACK = 4e-3
+"""By how much (rad, m) a hand on its way may be beyond tilt and box."""
 DOWN_RAD = (math.pi, 0.0, 0.0)
 HOME_RAD = (0.0, 0.1, 0.0, -2.2, 0.0, 2.3, 0.785)
 SPEED_RAD_S: Float[np.ndarray, "7"] = np.array([2.175] * 4 + [2.61] * 3)  # Franka's own limits
@@ -102,21 +104,26 @@ class Panda(MujocoWorld):
 
     def _move(self, wanted: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
         start, before = self.true_state(), self._data.qpos[self._arm].copy()
-        goal = kept(moved(start, wanted))
+        goal = kept(moved(start, wanted), max(TILT_RAD, tilt(start)))  # no action is no motion, also at the edge
         # From home, as `_rest` does: seven joints have a pose in many ways, and a picture is to tell the pose alone.
         turn = self._kinematics.solve(np.array(HOME_RAD), goal[:3], matrix(goal[3:6]), iterations=40) - before
         limit = SPEED_RAD_S * CONTROL_PERIOD_S * 0.5  # the servos go there in half of the step
-        turn *= min(1.0, float((limit / np.maximum(np.abs(turn), 1e-9)).min()))
+        turn *= min(1.0, float((limit / np.maximum(np.abs(turn), 1e-9)).min())) if wanted[:6].any() else 0.0
 
-        def applied(turn: Float[np.ndarray, "n"]) -> Float[np.ndarray, "7"]:
+        def reached(turn: Float[np.ndarray, "n"]) -> Float[np.ndarray, "7"]:
             place, rotation = self._kinematics.pose(before + turn)
-            return difference(start, np.array([*place, *angles_of(rotation), goal[6]]))
+            return np.array([*place, *angles_of(rotation), goal[6]])
 
-        allowed = np.array(self._spec.action_high[:6])
-        turn = shortened(turn, lambda turn: float((np.abs(applied(turn)[:6]) / allowed).max()))
+        limits, here = np.array(self._spec.action_high[:6]), reached(np.zeros(len(JOINTS)))
+
+        def share(turn: Float[np.ndarray, "n"]) -> float:
+            end = reached(turn)
+            return max(float((np.abs(difference(start, end)[:6]) / limits).max()), _share_to_the_edge(here, end))
+
+        turn = shortened(turn, share)
         fingers = np.full(2, FINGER_M * (1.0 - goal[6]))
         self._glide(self._data.ctrl.copy(), np.concatenate([before + turn, fingers]), jumps=10)
-        return applied(turn)
+        return difference(start, reached(turn))
 
     def stop(self) -> None:
         """Brake, and hold the present pose."""
@@ -141,16 +148,30 @@ def tilt(state: Float[np.ndarray, "7"]) -> float:
     return float(np.linalg.norm(rotation_vector(matrix(state[3:6]) @ matrix(np.array(DOWN_RAD)).T)))
 
 
-def kept(state: Float[np.ndarray, "7"]) -> Float[np.ndarray, "7"]:
-    """`state` with its place in the box, its tilt within `TILT_RAD` (same axis) and its gripper in [0, 1]."""
+def _share_to_the_edge(before: Float[np.ndarray, "7"], after: Float[np.ndarray, "7"]) -> float:
+    """How much a step takes of the way to where the hand is tilted, or outside its box, by `_SLACK` (rad, m) too much,
+    which joints in the middle of a long turn may lead to; 0 for one that does not go so far."""
+    outside = [np.array([tilt(one) - TILT_RAD, *_outside(one[:3])]) for one in (before, after)]
+    edge = np.maximum(outside[0], _SLACK)
+    ways = (outside[1] - outside[0]) / np.maximum(edge - outside[0], 1e-9)
+    return float(np.where(outside[1] > edge, ways, 0.0).max())
+
+
+def _outside(place: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
+    """How far [m] outside its box the hand is along each axis."""
+    return np.maximum(0.0, np.maximum(np.array(LOW_M) - place, place - np.array(HIGH_M)))
+
+
+def kept(state: Float[np.ndarray, "7"], most_rad: float = TILT_RAD) -> Float[np.ndarray, "7"]:
+    """`state` with its place in the box, its tilt at most `most_rad` (same axis) and its gripper in [0, 1]."""
     import torch
 
     from vjepa_mpc.core.poses import rotation_vector_to_matrix
 
     angles = np.asarray(state[3:6])
-    if tilt(state) > TILT_RAD:
+    if tilt(state) > most_rad:
         down = matrix(np.array(DOWN_RAD))
-        vector = rotation_vector(matrix(angles) @ down.T) * (TILT_RAD / tilt(state))
+        vector = rotation_vector(matrix(angles) @ down.T) * (most_rad / tilt(state))
         angles = angles_of(rotation_vector_to_matrix(torch.from_numpy(vector)).numpy() @ down)
     return np.array([*np.clip(state[:3], LOW_M, HIGH_M), *angles, min(max(float(state[6]), 0.0), 1.0)])
 

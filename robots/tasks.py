@@ -148,8 +148,13 @@ def load_manifest(path_or_name: str | Path, task: Task | None = None) -> Manifes
         content = json.loads(resources.files("vjepa_mpc").joinpath("manifests", f"{full}.json").read_text())
     elif name.endswith(".json") or Path(name).is_file():
         content = read_json(name)
-    else:
+    elif any(entry.startswith(f"{robot}-") for entry in shipped):
         raise unknown_name("manifest", full, shipped)
+    else:
+        raise InputError(
+            f"{robot} has no shipped manifests, and {name} is no file: freeze pairs of its task with `vjepa-mpc tasks "
+            f"freeze TASK --split {name} --seed 1 --out {name}.json`, and name that file."
+        )
     manifest = _parse(name, content)
     if task is None:
         task = find_task(manifest.robot) if manifest.robot in task_names() else ReachTask()

@@ -46,7 +46,8 @@ class ControlSettings:
     inside the joint limits. `chunk`: candidates imagined at a time (None: what fits); `memory_budget`: bytes that they
     may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given).
     `legs`: displacements, one after the other, that a model step is planned as, so that a way can bend; each takes up
-    to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs."""
+    to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs. `draft`: by
+    how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all."""
 
     horizon: int = 3
     running: float = 1.0
@@ -59,6 +60,7 @@ class ControlSettings:
     legs: int = 1
     leg_steps: int | None = None
     way_weight: float = 0.1
+    draft: int = 0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -69,6 +71,8 @@ class ControlSettings:
             raise InputError(f"The weight of earlier frames must be at least 0 and finite, got {self.running}.")
         if self.hold_steps < 1:
             raise InputError(f"The goal must be held for at least 1 step, got {self.hold_steps}.")
+        if self.draft < 0:
+            raise InputError(f"A draft takes the first blocks of the predictor, 1 at least, not {self.draft}.")
         if self.legs < 1 or not 0 <= self.way_weight < math.inf:
             raise InputError(f"A model step has at least 1 leg and a way weight >= 0, got {self.legs} legs.")
         if self.leg_steps is not None and (self.legs < 2 or self.leg_steps < 1):
@@ -197,6 +201,7 @@ class Controller:
         self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
         self.guards = guards or Guards()
         self.governors = self.guards.all_governors(model.states)
+        self.draft = model.draft(settings.draft) if settings.draft else None
         self.straight = settings.legs > 1 or bool(self.guards.rails)
         self.chunk = _chunk(model, settings)
         with torch.no_grad():
@@ -244,7 +249,7 @@ class Controller:
         situation = Situation(view.context.states[0, -1], model.states, points)
         constraints = [*self._constraints(situation), *(rail.constraint(situation) for rail in self.guards.rails)]
         cost = PlanningCost(
-            model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs
+            model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
         )
         return Problem(cost, self._init(state), None if state.others is None else state.others[None])
 

@@ -16,10 +16,13 @@ from torch import Tensor
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.memory import CHUNK, with_smaller_chunks
 from vjepa_mpc.planners.base import Evaluation
-from vjepa_mpc.planners.evaluation import join
+from vjepa_mpc.planners.evaluation import join, rank, take
 from vjepa_mpc.rollout import Context, Rollout
 from vjepa_mpc.states import StateSpace
 from vjepa_mpc.world_model import WorldModel
+
+DRAFT_KEEPS = 32
+"""Candidates that a draft leaves at least."""
 
 
 @runtime_checkable
@@ -165,6 +168,9 @@ class PlanningCost:
 
     `context` holds one row a problem. With `legs` a model step is planned as so many displacements one after
     the other: the model sees their sum, terms and constraints each of them. Differentiable in the actions.
+
+    With a `draft`, a quicker model, that one judges all candidates, and `model` the best eighth, `DRAFT_KEEPS` at
+    least; what the draft leaves out costs +inf. So few candidates, and those whose slope is wanted, are all `model`'s.
     """
 
     def __init__(
@@ -176,12 +182,16 @@ class PlanningCost:
         *,
         chunk: int = CHUNK,
         legs: int = 1,
+        draft: WorldModel | None = None,
     ) -> None:
         names = [term.name for term in terms] + [rule.name for rule in constraints]
         if len(set(names)) != len(names) or not terms:
             raise InputError(f"Cost terms need distinct names and at least one of them, got {names}.")
         self.model, self.context, self.terms, self.constraints = model, context, terms, constraints
         self.chunk, self.legs = chunk, legs
+        self.drafted: PlanningCost | None = None
+        if draft is not None:
+            self.drafted = PlanningCost(draft, context, terms, constraints, chunk=chunk, legs=legs)
 
     def imagine(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Rollout:
         """The futures the world model expects under `actions`."""
@@ -203,8 +213,19 @@ class PlanningCost:
         return costs | {rule.name: rule(rollout, actions) for rule in self.constraints}
 
     def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
-        """Cost and violations. No more than `chunk` candidates' futures exist at a time; where memory runs out all the
-        same it is tried again with fewer, and `chunk` stays at what worked."""
+        """Cost and violations of all candidates, or of those that a draft leaves."""
+        if self.drafted is None or torch.is_grad_enabled() or actions.shape[1] <= DRAFT_KEEPS:
+            return self._evaluated(actions, problems)
+        rough = self.drafted(actions, problems)
+        kept = rank(rough)[:, : max(DRAFT_KEEPS, actions.shape[1] // 8)]
+        exact = self._evaluated(take(actions, kept), problems)
+        cost = torch.full_like(rough.cost, torch.inf).scatter(1, kept, exact.cost)
+        places = kept[:, :, None].expand_as(exact.violation)
+        return Evaluation(cost, rough.violation.scatter(1, places, exact.violation), exact.names)
+
+    def _evaluated(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
+        """What `model` says of all of them. No more than `chunk` candidates' futures exist at a time; where memory runs
+        out all the same it is tried again with fewer, and `chunk` stays at what worked."""
         first = min(self.chunk, actions.shape[1])
         evaluation, worked = with_smaller_chunks(lambda chunk: self._in_chunks(actions, problems, chunk), first)
         if worked < first:

@@ -48,21 +48,24 @@ class Linear(nn.Linear):
         laid = self._ready(x)
         if laid is None:
             return F.linear(x, *self._ordered())
-        return _onednn()._linear_pointwise(x, laid.weight, laid.bias, "none", [], "")
+        product: Tensor = _onednn()._linear_pointwise(x, laid.weight, laid.bias, "none", [], "")
+        return product
 
     def gelu(self, x: Float[Tensor, "*batch i"], approximate: str) -> Float[Tensor, "*batch o"]:
         """GELU of the product."""
         laid = self._ready(x)
         if laid is None:
             return F.gelu(F.linear(x, *self._ordered()), approximate=approximate)
-        return _onednn()._linear_pointwise(x, laid.weight, laid.bias, "gelu", [], approximate)
+        product: Tensor = _onednn()._linear_pointwise(x, laid.weight, laid.bias, "gelu", [], approximate)
+        return product
 
     def onto(self, sum_: Float[Tensor, "*batch o"], x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
         """`sum_` plus the product."""
         laid = self._ready(x)
         if laid is None:
             return sum_ + F.linear(x, *self._ordered())
-        return _onednn()._linear_pointwise.binary(x, sum_.contiguous(), laid.weight, laid.bias, "add")
+        total: Tensor = _onednn()._linear_pointwise.binary(x, sum_.contiguous(), laid.weight, laid.bias, "add")
+        return total
 
     def _ordered(self) -> tuple[Tensor, Tensor | None]:
         if self._rows is None:

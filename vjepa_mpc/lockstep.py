@@ -42,6 +42,8 @@ class JoinedCost:
 
     def __init__(self, costs: Sequence[PlanningCost]) -> None:
         first = costs[0]
+        if first.drafted is not None:
+            raise InputError("A draft sifts the candidates of one problem at a time; leave --draft or --batch out.")
         for cost in costs[1:]:
             if cost.model is not first.model or (cost.chunk, cost.legs) != (first.chunk, first.legs):
                 raise InputError("Problems are planned together with one world model, one chunk and as many legs only.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vjepa_mpc.core.files import atomic_path
 
@@ -30,10 +30,10 @@ def save_courses(courses: Sequence[Course], path: Path) -> None:
                 axis.plot(across, course.medians, label=course.planner, **style)
         for axis, what in zip(axes[:, column], ("evaluations a problem", "wall time a problem, s"), strict=True):
             axis.set(title=name, xlabel=what, ylabel="median best cost", xscale="log", yscale="log")
-    lines = {}
+    lines: dict[str, Any] = {}
     for axis in axes[0]:
-        found = zip(*axis.get_legend_handles_labels(), strict=True)
-        lines |= {label: handle for handle, label in found}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=7, fontsize=8)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            lines[str(label)] = handle
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=7, fontsize=8)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=90)

@@ -7,7 +7,8 @@ names are those of Meta's published checkpoints, which load strictly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -150,6 +151,22 @@ class ActionConditionedPredictor(nn.Module):
         self.predictor_proj.prepare()
         return self
 
+    def first_blocks(self, count: int) -> ActionConditionedPredictor:
+        """This predictor with its first `count` blocks alone, and the same weights: quicker, and rougher.
+
+        Raises `InputError` unless that leaves some out and some in.
+        """
+        if not 1 <= count < self.config.depth:
+            raise InputError(
+                f"This predictor has {self.config.depth} blocks; a draft takes the first 1 to {self.config.depth - 1} "
+                f"of them, not {count}."
+            )
+        short = copy.copy(self)  # its own record of modules and of what was made, the same modules
+        short._modules, short._made = dict(self._modules), {}
+        short.config = replace(self.config, depth=count)
+        short.predictor_blocks = nn.ModuleList(list(self.predictor_blocks)[:count])
+        return short
+
     def forward(
         self,
         latents: Float[Tensor, "b t p d"],
@@ -255,7 +272,7 @@ class ActionConditionedPredictor(nn.Module):
     def _turns(self, start: int, frames: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of some frames, for every head's queries and keys: [tokens, 2 heads, head_dim]; kept."""
         if ("turns", start, frames) not in self._made:
-            order = half_order(self._cos.shape[-1]) if self._prepared else slice(None)
+            order: Any = half_order(self._cos.shape[-1]) if self._prepared else slice(None)
             cos, sin = (
                 table[start : start + frames, :, order].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
                 for table in (self._cos, self._sin)

@@ -73,7 +73,7 @@ class _Dynamics:
         self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None, start: int,
         caches: list[KeyValues],
     ) -> Tensor:  # fmt: skip
-        """The first step of c actions from each of r frames: the next latents [r, c, p, d], renormalised."""
+        """The first step of c actions from each of r frames: the next latents [r c, p, d], renormalised."""
         several = states[:, None].expand(-1, actions.shape[1], -1)
         features = self.action_features(actions, several), self.state_features(states)
         output = self.predictor.begin(latents, *features, extrinsics, start, caches)

@@ -6,6 +6,7 @@ be the same elsewhere. What does not fit the robot at hand is refused with both 
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -122,6 +123,14 @@ class WorldModel(nn.Module):
         if self.device.type == "cpu":
             self.predictor.prepare()
         return self
+
+    def draft(self, blocks: int) -> WorldModel:
+        """This model with the first `blocks` blocks of its predictor alone: the same weights, not a copy of them."""
+        rough = copy.copy(self)
+        rough._modules = dict(self._modules)
+        rough.predictor = self.predictor.first_blocks(blocks)
+        rough.config = replace(self.config, predictor=rough.predictor.config)
+        return rough
 
     @property
     def longest_horizon(self) -> int:

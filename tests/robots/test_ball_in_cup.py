@@ -52,6 +52,16 @@ def test_the_ball_swings_with_the_period_of_a_pendulum(world: BallInCup) -> None
     assert period == pytest.approx(2 * math.pi * math.sqrt(STRING_M / 9.81), rel=0.03)
 
 
+def test_the_cup_is_a_little_behind_after_any_action(world: BallInCup) -> None:
+    generator = np.random.default_rng(3)
+    for step, action in enumerate(generator.uniform(-0.08, 0.08, (100, 2))):
+        if step % 10 == 0:
+            world.reset(seed=step)
+        before = world.true_state()[:2]
+        applied = world.apply(action)
+        assert world.true_state()[:2] - before == pytest.approx(applied, abs=BallInCupTask.exactness * 0.08)
+
+
 def test_displacements_of_the_cup_mean_metres(world: BallInCup) -> None:
     world.place(hanging(np.zeros(2)))
     generator, total = np.random.default_rng(0), np.zeros(2)

@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.factory import find_task
+from vjepa_mpc.robots.tasks import load_manifest
+from vjepa_mpc.robots.two_rooms import TwoRoomsTask
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
@@ -46,6 +49,14 @@ def test_the_pages_task_is_shown_frozen_collected_and_evaluated(tmp_path: Path) 
     assert set(results) == {"random", "no-op", "greedy-pixel", "scripted (ceiling)"}
     again = run(tmp_path, "tasks", "freeze", task, "--split", "mine", "--seed", "2", "--out", "a.json")
     assert again.returncode == 2 and "not replaced" in again.stderr
+
+
+def test_a_task_without_shipped_pairs_says_how_to_freeze_some() -> None:
+    class Mine(TwoRoomsTask):
+        robot: ClassVar[str] = "mine"
+
+    with pytest.raises(InputError, match=r"mine has no shipped manifests, .* tasks freeze TASK --split dev"):
+        load_manifest("dev", Mine())
 
 
 @pytest.mark.parametrize(

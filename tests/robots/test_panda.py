@@ -17,6 +17,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.factory import make_robot
 from vjepa_mpc.robots.panda import (
     HIGH_M,
+    LOW_M,
     SPEED_RAD_S,
     TILT_RAD,
     Panda,
@@ -77,6 +78,9 @@ def test_what_is_applied_keeps_the_limits_and_a_pose_is_one_posture(panda: Panda
     for action in bold(panda.spec, np.random.default_rng([seed, 1]), 24):
         applied = panda.apply(action)
         assert (np.abs(applied) <= limits + 1e-6).all()
+        hand = panda.end_effector()
+        assert (hand > np.array(LOW_M) - 8e-3).all() and (hand < np.array(HIGH_M) + 8e-3).all()
+        assert tilt(panda.true_state()) < TILT_RAD + 8e-3
     joints, state = panda._data.qpos[panda._arm].copy(), panda.true_state()
     panda.place(np.clip(state, panda.spec.state_low, panda.spec.state_high))
     assert panda._data.qpos[panda._arm] == pytest.approx(joints, abs=0.02)

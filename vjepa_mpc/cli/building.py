@@ -39,6 +39,7 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "lagrangian": ("lagrangian", "LagrangianLBFGS", "LagrangianLBFGSSettings", _STARTS),
 }
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
+DRAFT_HELP = "Sift candidates by the first so many blocks of the predictor: quicker and rougher (docs/performance.md)."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
 SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
 
@@ -290,6 +291,7 @@ def planner_and_control(
     legs: int = 1,
     leg_steps: int | None = None,
     deadline_s: float | None = None,
+    draft: int = 0,
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
     if preset is None:
@@ -297,19 +299,31 @@ def planner_and_control(
             planner, leg_bounds(model, legs, leg_steps), samples=samples, iterations=iterations, elites=elites,
             settings=settings, numbers=plan_numbers(model, horizon, legs),
         )  # fmt: skip
-        return made, control_settings(
-            model, horizon=horizon, running=1.0, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s
+        check_draft(draft, made)
+        control = control_settings(
+            model, horizon=horizon, running=1.0, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft
         )
+        return made, control
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    if planner != "cem" or settings or legs != 1 or leg_steps is not None or deadline_s is not None:
+    if planner != "cem" or settings or legs != 1 or leg_steps is not None or deadline_s is not None or draft:
         raise InputError(
-            f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs and --deadline out."
+            f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs, --deadline "
+            "and --draft out."
         )
     from vjepa_mpc.vjepa2_ac import published_control, published_planner
 
     own = published_planner(model, samples=samples, elites=elites, iterations=iterations)
     return own, published_control(horizon)
+
+
+def check_draft(draft: int, planner: Planner) -> None:
+    """Refuse more elites than a draft leaves candidates."""
+    from vjepa_mpc.costs import DRAFT_KEEPS
+
+    elites = getattr(getattr(planner, "settings", None), "elites", 0)
+    if draft and elites > DRAFT_KEEPS:
+        raise InputError(f"A draft may leave {DRAFT_KEEPS} candidates, fewer than the {elites} --elites; lower them.")
 
 
 def control_settings(
@@ -320,6 +334,7 @@ def control_settings(
     legs: int = 1,
     leg_steps: int | None = None,
     deadline_s: float | None = None,
+    draft: int = 0,
 ) -> Any:
     """The controller's settings from the command line's options; by default as far ahead as `model` can see."""
     from vjepa_mpc.controller import ControlSettings
@@ -329,7 +344,7 @@ def control_settings(
         raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
     ahead = model.longest_horizon if horizon is None else horizon
     budget = Budget(deadline_s=deadline_s)
-    return ControlSettings(horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, budget=budget)
+    return ControlSettings(horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget)
 
 
 def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None) -> Bounds:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import control_settings, leg_bounds, make_planner, plan_numbers
+from vjepa_mpc.cli.building import check_draft, control_settings, leg_bounds, make_planner, plan_numbers
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class PlannerOptions:
     settings: tuple[str, ...] = ()
     running: float = 1.0
     deadline: float | None = None
+    draft: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,14 @@ def planning(
 
     control = control_settings(
         world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
-        deadline_s=options.deadline,
+        deadline_s=options.deadline, draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
         options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
         elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
     )  # fmt: skip
+    check_draft(options.draft, optimiser)
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
     played: dict[str, Any] = {
         "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),
@@ -156,8 +158,10 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs have, only with legs."""
+    """The controller's settings; what only legs or a draft have, only with them."""
     told = asdict(settings)
     if settings.leg_steps is None:
-        told.pop("leg_steps")
+        del told["leg_steps"]
+    if not settings.draft:
+        del told["draft"]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.building import DRAFT_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
 from vjepa_mpc.cli.contenders import BATCH_HELP, PHYSICS_HELP
 from vjepa_mpc.core.errors import InputError
 
@@ -44,6 +44,7 @@ def evaluate(
         None, help="Actions a second of wall time, no plan waited for; what comes out depends on the machine."
     ),
     deadline: float | None = typer.Option(None, help="Seconds a plan may take; the same holds."),
+    draft: int = typer.Option(0, min=0, help=DRAFT_HELP),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
     leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
@@ -107,7 +108,7 @@ def evaluate(
         (*keep_out, *(guarding.task_regions(asked) if guarded else ())), margin, workspace, pose_box, tuple(avoid),
         change_limit, acceleration_limit, watchdog, surprise, thresholds,
     )  # fmt: skip
-    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline)
+    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline, draft)
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
@@ -137,7 +138,7 @@ def evaluate(
         options["set"] = list(settings)
     more = {
         "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
-        "batch": batch if batch > 1 else None,
+        "draft": draft or None, "batch": batch if batch > 1 else None,
     }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)
