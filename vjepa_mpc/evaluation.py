@@ -449,6 +449,7 @@ def evaluate_all(
     done = [read_log(one.log) for one in series]
     groups = [group for number, one in enumerate(series) for group in one.groups(number, done[number])]
     alone: list[Group] = []
+    wanted = tries or 1
 
     def keep(group: Group, played: Sequence[Played]) -> None:
         number, log = group.series, series[group.series].log
@@ -463,16 +464,16 @@ def evaluate_all(
             if on_result is not None:
                 on_result(number, result, film)
 
-    def play(pool: Pool, some: Sequence[Group], tries: int | None, before: int) -> None:
+    def play(pool: Pool, some: Sequence[Group], each: int, before: int) -> None:
         if tries is None:
             order = iter(some)
             pool.map(_play, some, on_result=lambda played: keep(next(order), played))
             return
-        for outcome in pool.outcomes(_play, some, tries):
+        for outcome in pool.outcomes(_play, some, each):
             group = some[outcome.index]
             if outcome.result is not None:
                 keep(group, outcome.result)
-            elif len(group.pairs) > 1:
+            elif len(group.pairs) > 1 or before + outcome.tries < wanted:
                 alone.extend(Group(group.series, (pair,), group.film) for pair in group.pairs)
             elif failed is not None:
                 reason = f"{type(outcome.error).__name__}: {outcome.error}"
@@ -481,9 +482,9 @@ def evaluate_all(
     if groups:
         setup = ArenasSetup(tuple(one.setup for one in series), tuple(one.batch for one in series), physics)
         with executor.open(setup) as pool:
-            play(pool, groups, tries, 0)
+            play(pool, groups, 1 if any(one.batch > 1 for one in series) else wanted, 0)
             if alone:
-                play(pool, list(alone), None if tries is None else max(1, tries - 1), 1)
+                play(pool, list(alone), max(1, wanted - 1), 1)
     return [
         [done[number][index] for index, _ in one.items() if index in done[number]] for number, one in enumerate(series)
     ]

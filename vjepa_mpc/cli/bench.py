@@ -12,6 +12,7 @@ from vjepa_mpc.cli.bench_data import data
 from vjepa_mpc.cli.bench_objectives import objectives
 from vjepa_mpc.cli.bench_planners import planners
 from vjepa_mpc.cli.bench_run import bench
+from vjepa_mpc.cli.bench_scale import scale
 
 if TYPE_CHECKING:
     from vjepa_mpc.rollout_bench import RolloutTimes
@@ -24,6 +25,7 @@ app.command()(compare)
 app.command()(data)
 app.command()(objectives)
 app.command()(planners)
+app.command()(scale)
 
 
 @app.command()
