@@ -115,6 +115,7 @@ def drive(
     view, without an action.
     """
     records: list[StepRecord] = []
+    cut_short: StepRecord | None = None
     try:
         for step in range(max_steps + 1):
             late_s = wait()
@@ -129,16 +130,16 @@ def drive(
                 pilot.applied(action)
                 records.append(replace(known, action=action))
             except KeyboardInterrupt:
-                robot.stop()
                 if len(records) == step and not last:  # it was on its way, so it belongs to what was done
-                    records.append(replace(known, action=known.wanted, executed="interrupted"))
-                    _tell(watchers, records[-1])
+                    cut_short = replace(known, action=known.wanted, executed="interrupted")
                 raise
             _tell(watchers, records[-1])
             if last:
                 break
     finally:
         robot.stop()
+        if cut_short is not None:
+            _tell(watchers, cut_short)
     return records
 
 
