@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
@@ -123,9 +123,9 @@ class ByKnots:
         before_s = ledger.seconds
         kept = Best(start, first.cost[:, 0], first.violation[:, 0])
         late = budget.deadline_s is not None and before_s >= budget.deadline_s
-        met = bool(kept.meets(budget.target).all())
-        if met or late or budget.max_evaluations == 1:
-            why = "target" if met else "deadline" if late else "max_evaluations"
+        met = kept.meets(budget.target)
+        if bool(met.all()) or late or budget.max_evaluations == 1:
+            why = "target" if bool(met.all()) else "deadline" if late else "max_evaluations"
             ends = (Ending(1, why),) * len(start)
             return ActionPlan(start, kept.cost, kept.violation, first.names, 1, before_s, why, (), ends)
         matrix = self.curve(init.shape[1])
@@ -136,25 +136,38 @@ class ByKnots:
             deadline_s=None if budget.deadline_s is None else max(0.0, budget.deadline_s - before_s),
         )
         found = self.planner.plan(
-            _Unrolled(cost_fn, to_actions, bounds),
+            _Unrolled(cost_fn, to_actions, bounds, kept, met),
             to_knots @ start,
             budget=rest,
             generators=generators,
             suggestions=None if suggestions is None else to_knots @ suggestions.to(init),
         )
-        return _better(kept, found, bounds, to_actions, before_s)
+        plan = _better(kept, found, bounds, to_actions, before_s)
+        done = zip(met.tolist(), plan.endings, strict=True)
+        return replace(plan, endings=tuple(Ending(1, "target") if start else ending for start, ending in done))
 
 
 @dataclass(frozen=True)
 class _Unrolled:
-    """The cost of knots: that of the actions they stand for."""
+    """The cost of knots: that of the actions they stand for. Of a problem whose start `met` the target nothing is asked
+    any more: all its knots cost what its start does, so that the planner is done with it at once."""
 
     cost_fn: CostFunction
     to_actions: Float[Tensor, "h k"]
     bounds: Bounds
+    start: Best
+    met: Bool[Tensor, "b"]
 
     def __call__(self, actions: Float[Tensor, "b n k a"], problems: Int[Tensor, "b"]) -> Evaluation:
-        return self.cost_fn(self.bounds.rows(problems).clip(self.to_actions @ actions), problems)
+        left = (~self.met[problems]).nonzero()[:, 0]
+        asked = problems[left]
+        found = self.cost_fn(self.bounds.rows(asked).clip(self.to_actions @ actions[left]), asked)
+        if len(left) == len(problems):
+            return found
+        count = actions.shape[1]
+        cost = self.start.cost[problems][:, None].repeat(1, count).index_copy(0, left, found.cost)
+        violation = self.start.violation[problems][:, None].repeat(1, count, 1).index_copy(0, left, found.violation)
+        return Evaluation(cost, violation, found.names)
 
 
 def _better(

@@ -73,7 +73,13 @@ class PairSource:
         pairs = [
             action_pairs(clip, self._generator(step), neighbours=self._neighbours) for step, clip in enumerate(clips)
         ]
-        self.scale = torch.cat([pair.actions for pair in pairs]).square().nanmean(dim=0).nan_to_num().sqrt()
+        actions = torch.cat([pair.actions for pair in pairs])
+        if bool(actions.isnan().all(dim=0).any()):
+            raise InputError(
+                f"One of the mixed stores has no clip in the first {SCALE_STEPS} batches, which tell the size of its "
+                "actions; give it a larger share, or --batch more clips."
+            )
+        self.scale = actions.square().nanmean(dim=0).sqrt()
         if not bool((self.scale > 0).any()):
             raise InputError("No action in the clips differs from zero: there is nothing for --inverse to read.")
 

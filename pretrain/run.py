@@ -31,7 +31,7 @@ from vjepa_mpc.pretrain.objective import ObjectiveSettings
 from vjepa_mpc.pretrain.objectives import find_objective, name_of, plain
 from vjepa_mpc.pretrain.optimising import TrainSettings
 from vjepa_mpc.pretrain.predictor import PredictorLearner, PredictorSettings
-from vjepa_mpc.pretrain.run_folder import begin, commits
+from vjepa_mpc.pretrain.run_folder import begin, commits, note_version
 from vjepa_mpc.pretrain.run_log import LOG
 from vjepa_mpc.pretrain.source import (
     CacheProgress,
@@ -73,7 +73,7 @@ def pretrain_encoder(
     Several ranks (`ranks.joined`) each call it alike, with one `out` that they share; so for `train_world_model`.
     The objective is the one that `settings` are of. A collapse (`CollapseError`) or a number that is no longer finite
     (`NotFiniteError`) ends the run with a plot of its curves, `out/health.png`.
-    `wandb`: a project of Weights & Biases to send the curves to. `measure`: see `Trainer.run`.
+    `wandb`: a project of Weights & Biases to send the curves to. `measure`: see `Trainer.measured`.
     `init`: an encoder of `settings.size` whose weights are begun with. `mixed`: other stores, each with its share
     (0 to 1) of the clips; the rest are the first one's.
     """
@@ -93,8 +93,10 @@ def pretrain_encoder(
     if init is not None:
         learner.begin_with(init)
     trainer = Trainer(learner, training, out, device, wandb)
+    if trainer.goes_on:
+        note_version(out)
     try:
-        result = trainer.run(progress, stop_at=stop_at, measure=measure)
+        result = trainer.run(progress, stop_at=stop_at)
     except (CollapseError, NotFiniteError) as error:
         if not (ranks.first() and save_health(out / LOG, out / HEALTH)):
             raise
@@ -117,7 +119,7 @@ def pretrain_encoder(
                     },
                 },
             )
-    return result
+    return trainer.measured(result) if measure else result
 
 
 def _pretraining_data(
@@ -208,9 +210,10 @@ def train_world_model(
     )  # fmt: skip
     model.predictor.recompute = recompute
     learner = PredictorLearner(model, settings, ClipBatches(clips, training.batch, training.seed), device)
-    result = Trainer(learner, training, out, device, wandb).run(
-        progress, stop_at=stop_at, measure=measure
-    )
+    trainer = Trainer(learner, training, out, device, wandb)
+    if trainer.goes_on:
+        note_version(out)
+    result = trainer.run(progress, stop_at=stop_at)
     if weights_hash(model.encoder) != encoder_hash:
         raise AssertionError("the frozen encoder's weights changed during training")
     if result.finished and ranks.first():
@@ -230,4 +233,4 @@ def train_world_model(
             },
         )
         model.save_pretrained(out / MODEL_FOLDER)
-    return result
+    return trainer.measured(result) if measure else result

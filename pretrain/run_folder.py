@@ -40,18 +40,18 @@ def begin(folder: Path, kind: str, settings: dict[str, Any]) -> None:
             raise InputError(
                 f"{folder} holds a run with other settings ({changed}); resume it with those, or choose another --out."
             )
-        if ranks.first():
-            _note_version(path)
         return
     if ranks.first():
         write_json(path, {**record, "directory": str(Path.cwd()), "provenance": provenance()})
 
 
-def _note_version(path: Path) -> None:
+def note_version(folder: Path) -> None:
     """Note the version that goes on with a run, where it is not the one before."""
-    content = read_json(path)
-    if commits(path.parent)[-1] != (now := provenance())["commit"]:
-        write_json(path, {**content, "resumed": [*content.get("resumed", []), now]})
+    if not ranks.first():
+        return
+    content = read_json(folder / "settings.json")
+    if commits(folder)[-1] != (now := provenance())["commit"]:
+        write_json(folder / "settings.json", {**content, "resumed": [*content.get("resumed", []), now]})
 
 
 def commits(folder: Path) -> list[str | None]:

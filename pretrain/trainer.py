@@ -136,13 +136,13 @@ class Trainer:
         if ranks.first():
             forget_rows_after(folder / LOG, self.step)
 
-    def run(
-        self, progress: Progress | None = None, *, stop_at: int | None = None, measure: bool = False
-    ) -> TrainResult:
-        """Train until the last step, a stop request, or step `stop_at` (a rehearsal of being interrupted).
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are steps left to take."""
+        return self.total is None or self.step < self.total
 
-        With `measure` the arithmetic of a step is counted once the last one is done: for `flops_a_second`.
-        """
+    def run(self, progress: Progress | None = None, *, stop_at: int | None = None) -> TrainResult:
+        """Train until the last step, a stop request, or step `stop_at` (a rehearsal of being interrupted)."""
         started = time.perf_counter() - self.seconds
         clock, pace = _StepClock(self.step), _Pace(self.settings.batch * self.settings.accumulate)
         with ExitStack() as open_until_the_end:
@@ -176,15 +176,18 @@ class Trainer:
         self.save()
         finished = self.total is not None and self.step >= self.total
         clips, waited = (pace.figures().get(name, 0.0) for name in ("clips_a_second", "data_wait"))
-        result = TrainResult(
+        return TrainResult(
             self.step, self.total or self.step, finished, self.seconds, dict(self.figures), clips, waited
         )
-        return self._measured(result) if measure and finished and result.clips_a_second else result
 
-    def _measured(self, result: TrainResult) -> TrainResult:
-        """With what the arithmetic of one more step comes to, whose gradients go nowhere."""
-        batches = self._batches(self.step)
-        each = counted(lambda: self._gradients(batches[:1]), self.device) * ranks.count() / self.settings.batch
+    def measured(self, result: TrainResult) -> TrainResult:
+        """A finished run's result with what the arithmetic of one more batch comes to, whose gradients go nowhere. For
+        when all is written: it may take more memory than training did."""
+        if not (result.finished and result.clips_a_second):
+            return result
+        batch = self.learner.batch(self.step * self.settings.accumulate)
+        whole = counted(lambda: self._gradients([batch], figured=False), self.device)
+        each = whole * ranks.count() / self.settings.batch
         for parameter in self.learner.modules.parameters():
             parameter.grad = None
         most, whose = peak(self.device, self.settings.bf16)
@@ -196,15 +199,19 @@ class Trainer:
         several = self.settings.accumulate
         return [self.learner.batch(step * several + part) for part in range(several)]
 
-    def _gradients(self, batches: Sequence[Any]) -> tuple[Tensor, list[dict[str, Figure]]]:
-        """Add up the gradients of the mean loss; it, and the figures of each batch."""
+    def _gradients(self, batches: Sequence[Any], *, figured: bool) -> tuple[Tensor, list[dict[str, float]]]:
+        """Add up the gradients of the mean loss; it, and the figures of each batch where they are wanted. They are
+        taken before the next batch, for until then they hold what they are computed from."""
         losses, figures = [], []
         for part, batch in enumerate(batches):
             with torch.autocast(self.device.type, torch.bfloat16) if self.settings.bf16 else nullcontext():
                 loss, told = self.learner.loss(batch, self.step * len(batches) + part)
             (loss / len(batches)).backward()
             losses.append(loss.detach())
-            figures.append(told)
+            if figured:
+                self._latest = loss.detach()
+                self._check_finite()  # of what is no number no figures can be taken
+                figures.append(_floats(told))
         return torch.stack(losses).mean(), figures
 
     def _optimise(self, batches: Sequence[Any], log: RunLog | None) -> None:
@@ -214,11 +221,11 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-        loss, figures = self._gradients(batches)
+        logging = self.step % settings.log_every == 0 or self.step + 1 == self.total
+        loss, figures = self._gradients(batches, figured=logging)
         trained = [p for p in self.learner.modules.parameters() if p.grad is not None]
         ranks.average_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, settings.clip)
-        logging = self.step % settings.log_every == 0 or self.step + 1 == self.total
         self._latest = loss + norm
         if logging:
             self._check_finite()
@@ -287,12 +294,15 @@ class Trainer:
 
 
 @torch.no_grad()
-def _numbers(row: Mapping[str, Figure], parts: Sequence[Mapping[str, Figure]]) -> dict[str, float]:
-    """A row for the log: its own figures, and those of the step's batches, averaged."""
-    numbers = [float(value) for value in row.values() if not callable(value)]
-    told = [[float(value() if callable(value) else value) for value in part.values()] for part in parts]
-    numbers += torch.tensor(told, dtype=torch.float64).mean(dim=0).tolist()
-    averaged = ranks.average(torch.tensor(numbers, dtype=torch.float64)).tolist()
+def _floats(figures: Mapping[str, Figure]) -> dict[str, float]:
+    return {name: float(value() if callable(value) else value) for name, value in figures.items()}
+
+
+def _numbers(row: Mapping[str, Figure], parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """A row for the log: its own figures, and those of the step's batches, averaged, also over ranks."""
+    told = torch.tensor([list(part.values()) for part in parts], dtype=torch.float64).mean(dim=0)
+    own = torch.tensor(list(_floats(row).values()), dtype=torch.float64)
+    averaged = ranks.average(torch.cat([own, told])).tolist()
     return dict(zip((*row, *parts[0]), averaged, strict=True))
 
 

@@ -92,7 +92,15 @@ def test_drafts_that_are_none_are_refused(model: WorldModel) -> None:
 def test_more_elites_than_it_leaves_are_refused(model: WorldModel) -> None:
     options = {"horizon": 2, "samples": 192, "iterations": 1, "settings": (), "draft": 1}
     planner_and_control(model, None, "cem", elites=DRAFT_KEEPS, **options)
-    with pytest.raises(InputError, match="fewer than the 33 --elites"):
+    with pytest.raises(InputError, match="fewer than the 33 elites"):
         planner_and_control(model, None, "cem", elites=DRAFT_KEEPS + 1, **options)
+    with pytest.raises(InputError, match="fewer than the 33 elites"):
+        planner_and_control(model, None, "cem+lbfgs", elites=DRAFT_KEEPS + 1, **options)
+    with pytest.raises(InputError, match="fewer than the 48 elites"):
+        planner_and_control(model, None, "cma", elites=None, **{**options, "samples": 96})
+    with pytest.raises(InputError, match="tries 32 at a time: it would sift nothing"):
+        planner_and_control(model, None, "cem", elites=None, **{**options, "samples": DRAFT_KEEPS})
+    with pytest.raises(InputError, match="it would sift nothing"):
+        planner_and_control(model, None, "gradient", elites=None, **{**options, "samples": 4})
     with pytest.raises(InputError, match="and --draft out"):
         planner_and_control(model, "vjepa2-ac", "cem", elites=None, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from functools import partial
@@ -184,6 +185,22 @@ def test_an_episode_that_always_breaks_is_named_and_ends_a_run_without_tries(
     with pytest.raises(RuntimeError, match="came off"):
         evaluate(MANIFEST, arena, LocalExecutor(), batch=5, log=log)
     assert sorted(json.loads(line)["index"] for line in log.read_text().splitlines()) == [0, 2, 3, 4]
+
+
+class Astray(ReachTask):
+    """Judges the second pair by a number that is none, from its third step on."""
+
+    def distance(self, state: Any, goal: Any) -> float:
+        far = super().distance(state, goal)
+        return math.nan if np.allclose(goal, PAIRS[1].goal) and far < 0.1 else far
+
+
+def test_an_episode_that_cannot_be_judged_takes_no_other_along(alone: list[EpisodeResult]) -> None:
+    failed: list[FailedEpisode] = []
+    some = [Series(MANIFEST, setup(task=Astray(step_budget=6)), batch=5)]
+    (results,) = evaluate_all(some, LocalExecutor(), tries=1, failed=failed)
+    same(results, [alone[index] for index in (0, 2, 3, 4)])
+    assert [one.index for one in failed] == [1] and "nan m from the goal" in failed[0].reason
 
 
 class Blind(SpelledModel):

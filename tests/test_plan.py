@@ -20,6 +20,7 @@ from PIL import Image
 from plan_command import FAST, GOAL_STATE, START, run
 from tiny_world import save_tiny_model
 
+from vjepa_mpc import loop
 from vjepa_mpc.cli import building
 from vjepa_mpc.cli.plan_screen import TABLE_ROWS
 from vjepa_mpc.controller import ControlSettings
@@ -309,6 +310,22 @@ def test_an_action_that_ctrl_c_cuts_short_is_recorded(never: Path) -> None:
         assert outcome.ended == "interrupted" and outcome.actions == len(outcome.records) == robot.sent == 3
         assert [record.executed for record in outcome.records] == ["planned", "planned", "interrupted"]
         assert np.array_equal(outcome.records[2].action, outcome.records[2].wanted) and robot.stopped
+
+
+def test_ctrl_c_between_sending_and_recording_loses_nothing(never: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = 0
+
+    def applied(pilot: Any, action: np.ndarray) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Stepwise, "applied", applied)
+    with Reacher(64, backend="rays") as robot:
+        pilot = controller(never, robot.place(np.array(GOAL_STATE)).images["top"])
+        outcome = reach(pilot, robot, max_steps=10)
+    assert outcome.actions == 2 and [record.executed for record in outcome.records] == ["planned", "interrupted"]
 
 
 def test_the_long_way_round_is_said() -> None:

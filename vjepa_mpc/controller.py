@@ -271,7 +271,7 @@ class Controller:
             latent_cost=view.latent_cost,
             terms=values,
             reached=state.reached_for >= self.settings.hold_steps,
-            cost=problem.cost,
+            cost=problem.cost.undrafted(),
             held_by=(*plan.held_by[0], *held_by),
         )
         return decision, replace(state, plan=kept, others=None if plan.others is None else plan.others[0])

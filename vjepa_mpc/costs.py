@@ -193,6 +193,14 @@ class PlanningCost:
         if draft is not None:
             self.drafted = PlanningCost(draft, context, terms, constraints, chunk=chunk, legs=legs)
 
+    def undrafted(self) -> PlanningCost:
+        """The same without its draft: `model` judges every candidate."""
+        if self.drafted is None:
+            return self
+        return PlanningCost(
+            self.model, self.context, self.terms, self.constraints, chunk=self.chunk, legs=self.legs
+        )
+
     def imagine(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Rollout:
         """The futures the world model expects under `actions`."""
         if self.legs > 1:

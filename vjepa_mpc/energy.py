@@ -134,9 +134,11 @@ def energy_slice(
     )
 
 
-def step_units(config: WorldModelConfig) -> tuple[str, ...]:
-    """The units of one model step's action, which may be the sum of several control steps' displacements."""
-    over = f" in {config.stride} control steps" if config.stride > 1 else ""
+def step_units(config: WorldModelConfig, steps: int | None = None) -> tuple[str, ...]:
+    """The units of an action that may be the sum of several control steps' displacements: of so many `steps` (None: as
+    many as a model step spans)."""
+    count = config.stride if steps is None else steps
+    over = f" in {count} control steps" if count > 1 else ""
     return tuple(unit + over for unit in config.robot.action_units)
 
 

@@ -40,6 +40,7 @@ class Linear(nn.Linear):
     def prepare(self, rows: Int[Tensor, "outputs"] | None = None) -> None:
         """Be fast where no gradients are wanted, at the price of holding the weights a second time.
 
+        Weights that change are laid out anew; a change through `.data` is seen by nobody: prepare again after one.
         `rows`: give the outputs in this order, with gradients as without.
         """
         self._prepared, self._laid, self._rows = True, None, rows
@@ -77,7 +78,7 @@ class Linear(nn.Linear):
         if not self._prepared or torch.is_grad_enabled() or x.dtype != self.weight.dtype or not _served(x):
             return None
         parts = (self.weight,) if self.bias is None else (self.weight, self.bias)
-        source = tuple((part.data_ptr(), part._version) for part in parts)
+        source = tuple((part.data_ptr(), 0 if part.is_inference() else part._version) for part in parts)
         if self._laid is None or self._laid.source != source:
             weight, bias = self._ordered()
             laid = _onednn()._reorder_linear_weight(weight.detach().contiguous(), _TOKENS)

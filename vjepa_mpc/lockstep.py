@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import methodcaller
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from vjepa_mpc.robots.task import Task
 from vjepa_mpc.robots.tasks import Pair
 from vjepa_mpc.rollout import Context, Rollout
 from vjepa_mpc.scenes import Failure, Order, Scenes
+
+T = TypeVar("T")
 
 
 class JoinedCost:
@@ -207,7 +210,7 @@ def play_together(
         slot: _Player(make, Diary(pairs[slot][0], task, seed, start, films[slot])) for slot, start in begun.items()
     }
     for _ in range(task.step_budget if steps is None else steps):
-        turns = {slot: player.turn() for slot, player in players.items() if slot not in lost}
+        turns = _each({slot: player.turn for slot, player in players.items() if slot not in lost}, lost)
         if not turns:
             break
         started = time.perf_counter()
@@ -217,10 +220,22 @@ def play_together(
         for slot, moved in _answers(scenes, series, orders, lost).items():
             _note(players[slot], decisions[slot], moved, milliseconds)
     _answers(scenes, series, {slot: methodcaller("stop") for slot in players if slot not in lost}, lost)
-    return [
-        (lost[slot] if slot in lost else players[slot].diary.result(len(pairs)), films[slot])
-        for slot in range(len(pairs))
-    ]
+    finished = {slot: partial(player.diary.result, len(pairs)) for slot, player in players.items() if slot not in lost}
+    results = _each(finished, lost)
+    return [(lost[slot] if slot in lost else results[slot], films[slot]) for slot in range(len(pairs))]
+
+
+def _each(what: Mapping[int, Callable[[], T]], lost: dict[int, Failure]) -> dict[int, T]:
+    """What each comes to; those that fail are noted as lost."""
+    found = {}
+    for slot, one in what.items():
+        try:
+            found[slot] = one()
+        except InputError:
+            raise
+        except Exception as error:
+            lost[slot] = Failure(error)
+    return found
 
 
 def _note(player: _Player, decision: Decision, moved: Moved, milliseconds: float) -> None:

@@ -115,7 +115,7 @@ def drive(
     view, without an action.
     """
     records: list[StepRecord] = []
-    cut_short: StepRecord | None = None
+    untold: StepRecord | None = None
     try:
         for step in range(max_steps + 1):
             late_s = wait()
@@ -125,21 +125,24 @@ def drive(
             milliseconds = 1e3 * (time.perf_counter() - started)
             away = distance() if distance is not None else None
             known = replace(known, step=step, milliseconds=milliseconds, distance=away, late_ms=1e3 * late_s)
-            try:
-                action = known.action if last else robot.apply(known.wanted)
-                pilot.applied(action)
-                records.append(replace(known, action=action))
-            except KeyboardInterrupt:
-                if len(records) == step and not last:  # it was on its way, so it belongs to what was done
-                    cut_short = replace(known, action=known.wanted, executed="interrupted")
-                raise
+            if not last:  # what is on its way belongs to what was done, whatever comes in between
+                untold = replace(known, action=known.wanted, executed="interrupted")
+            action = known.action if last else robot.apply(known.wanted)
+            pilot.applied(action)
+            records.append(replace(known, action=action))
+            untold = None
             _tell(watchers, records[-1])
             if last:
                 break
-    finally:
+    except KeyboardInterrupt:
         robot.stop()
-        if cut_short is not None:
-            _tell(watchers, cut_short)
+        if untold is not None:
+            _tell(watchers, untold)
+        raise
+    except BaseException:
+        robot.stop()
+        raise
+    robot.stop()
     return records
 
 

@@ -97,6 +97,7 @@ def describe(setting: Setting) -> dict[str, Any]:
             "source": setting.model,
             "folder": str(setting.folder),
             "weights_sha256": file_sha256(setting.folder / WEIGHTS),
+            "encoder_sha256": config.encoder_sha256 or None,
             "reached_cost": calibration.reached_cost,
             "renderer": config.renderer,
         },
@@ -226,10 +227,11 @@ def save_energy(controller: Controller, decision: Decision, folder: Path) -> Non
     """
     config, bounds = controller.model.config, controller.planner.bounds
     robot = config.robot
+    steps = controller.settings.steps_a_leg(config.stride)  # without legs a model step's
     free = [axis for axis in range(len(robot.action_names)) if float(bounds.low[axis]) < float(bounds.high[axis])]
     landscape = energy_slice(  # in float32: the steps of bfloat16 would show
         decision.cost, decision.plan.actions[0], bounds, axes=free[:2], points=ENERGY_POINTS, hold=True,
-        names=robot.action_names, units=step_units(config),
+        names=robot.action_names, units=step_units(config, steps),
     )  # fmt: skip
     plot_energy(landscape, folder / ENERGY)
 

@@ -134,13 +134,19 @@ def _broken_contract(robot: SimulatedRobot, task: Task, seed: int) -> Iterator[s
             yield f"robot and task differ in their {what}: {mine} and {theirs}"
     for _ in range(5):
         state = robot.sample_state(generator)
-        seen = robot.place(task.world.check(state))
+        try:
+            seen = robot.place(task.world.check(state))
+        except InputError as error:
+            yield f"a state that it draws itself, {state.tolist()}, is refused: {error}"
+            continue
         if not np.allclose(robot.true_state(), state, rtol=0.0, atol=1e-6):
             yield f"placed in {state.tolist()} it is in {robot.true_state().tolist()}"
         if not abs(task.distance(state, state)) < 1e-9:
             yield f"a state's distance to itself is {task.distance(state, state)}, not 0"
         for name, camera in robot.spec.cameras.items():
-            if seen.images[name].shape != (camera.height, camera.width, 3):
+            if name not in seen.images:
+                yield f"there is no picture of {name}, a camera of its spec"
+            elif seen.images[name].shape != (camera.height, camera.width, 3):
                 yield f"the picture of {name} has shape {seen.images[name].shape}, not as its camera says"
     before = robot.observe().time_s
     robot.apply(np.zeros(len(robot.spec.action_names)))
@@ -157,7 +163,10 @@ def _unrefused(robot: SimulatedRobot, task: Task, seed: int) -> Iterator[str]:
             robot.apply(bad)
         except InputError:
             continue
-        yield f"an action {bad.tolist()} is not refused with an InputError: call spec.check_action first"
+        except Exception as error:  # whatever a stranger's robot makes of it
+            yield f"an action {bad.tolist()} raises {type(error).__name__}: call spec.check_action first"
+        else:
+            yield f"an action {bad.tolist()} is not refused with an InputError: call spec.check_action first"
         robot.reset(seed)
     robot.apply(np.zeros(count))
     if task.quasi_static and np.abs(_apart(task, robot.true_state(), before)).max() > STILL:

@@ -23,6 +23,7 @@ from vjepa_mpc.evaluation import Arenas, ArenaSetup, ArenasSetup, Group, Played
 from vjepa_mpc.executor import Death, LocalExecutor, Pool, Processes, RayExecutor, unpack
 from vjepa_mpc.robots.tasks import Pair
 from vjepa_mpc.scaling import Parts, Shares, Span, shares
+from vjepa_mpc.scenes import Failure
 
 APART, LOCAL, RAY = "apart", "local", "ray"
 """Processes that nobody coordinates: what the machine allows; workers of this program, local and on Ray."""
@@ -214,6 +215,9 @@ def measure_batches(
                     for one in made[size].play(Group(0, tuple(pairs[first : first + size])), steps)
                 ]
                 seconds[size].append(time.perf_counter() - began)
+                for _, result, _ in played:
+                    if isinstance(result, Failure):
+                        raise result.error
                 results[size] = {index: result for index, result, _ in played}
     return [_batch_run(size, physics, seconds[size], results[size], results[1]) for size in sizes]
 

@@ -110,13 +110,19 @@ class ScenesElsewhere:
         for worker, share in shares.items():
             self._processes.send(worker, self._work, cloudpickle.dumps((series, share)))
         answers: dict[int, Any] = {}
-        for _ in shares:
+        raised: list[Exception] = []
+        for _ in shares:  # all of them, whatever one says: the next orders must not meet these answers
             worker, answer = self._processes.receive()
-            if isinstance(answer, Death):
-                answers |= dict.fromkeys(shares[worker], self._died(answer))
-            else:
-                self._deaths = 0
-                answers |= unpack(answer)
+            try:
+                if isinstance(answer, Death):
+                    answers |= dict.fromkeys(shares[worker], self._died(answer))
+                else:
+                    self._deaths = 0
+                    answers |= unpack(answer)
+            except Exception as error:
+                raised.append(error)
+        if raised:
+            raise raised[0]
         return {slot: answers[slot] for slot in orders}
 
     def _died(self, death: Death) -> Failure:

@@ -224,7 +224,7 @@ class WorldModel(nn.Module):
         """
         from safetensors.torch import save_file
 
-        tensors, config = {}, self.config
+        tensors, config = {}, replace(self.config, encoder_in="", encoder_sha256="")
         if encoder_in:
             theirs = _encoder_beside(Path(folder), encoder_in)
             mine = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(ENCODER)}
@@ -278,7 +278,6 @@ class WorldModel(nn.Module):
                 f"The encoder in {folder.resolve().parent / config.encoder_in} is another than the one that {folder} "
                 "was trained on; keep folders together that belong together."
             )
-        model.config = replace(config, encoder_in="", encoder_sha256="")  # in memory it has its own
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return model.to(device).eval()
@@ -293,7 +292,10 @@ def _encoder_beside(folder: Path, name: str) -> dict[str, Tensor]:
     """The encoder's tensors of the model in the folder `name` beside this one, as they are stored."""
     beside = folder.resolve().parent / name
     if not (beside / WEIGHTS).is_file():
-        raise InputError(f"{folder} has its encoder in {beside}, which is not there; keep both folders side by side.")
+        raise InputError(
+            f"{folder} has its encoder in {beside}, which is not there; keep both folders side by side, "
+            "or save it whole (a model for Hugging Face has to be)."
+        )
     found = {name: tensor for name, tensor in read_weights(beside / WEIGHTS).items() if name.startswith(ENCODER)}
     if not found:
         raise InputError(f"{beside / WEIGHTS} has no encoder of its own that {folder} could share.")

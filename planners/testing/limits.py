@@ -50,7 +50,7 @@ def check_deadline_kept(make: PlannerFactory) -> None:
         assert plan.seconds < deadline_s + 0.25, f"{plan.seconds:.2f} s were taken of {deadline_s} s"
         assert plan.stopped == "deadline", f"stopped by {plan.stopped!r}, not by the deadline"
     assert float(plan.cost[0]) < float(bowl(init[:, None], torch.arange(1)).cost[0, 0]), "no progress in time"
-    began, deadline_s, late = time.perf_counter(), 0.08, 0
+    began, deadline_s, late = time.perf_counter(), 0.2, 0
 
     def counted(actions: Tensor, problems: Tensor) -> Evaluation:
         nonlocal late

@@ -112,6 +112,15 @@ def test_of_another_robot_s_actions_nothing_is_asked(tmp_path: Path) -> None:
     assert all(bool(one.grad.isfinite().all()) for one in head.parameters() if one.grad is not None)
 
 
+def test_a_store_that_no_clip_is_drawn_from_is_refused(tmp_path: Path) -> None:
+    parts = [
+        ClipDataset(ZarrStore.open(make_store(tmp_path / "a.zarr")), 4),
+        ClipDataset(ZarrStore.open(make_store(tmp_path / "b.zarr", robot="other")), 4),
+    ]
+    with pytest.raises(InputError, match="give it a larger share"):
+        PairSource(MixtureBatches(ClipMixture(parts, [1.0, 1e-9]), 8, 0), 0)
+
+
 def test_what_a_planner_does_not_see_is_not_read() -> None:
     """Tokens are layer-normed and a picture's mean is taken away: neither scale nor a common change may help."""
     generator = torch.Generator().manual_seed(0)

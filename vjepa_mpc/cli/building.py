@@ -319,12 +319,24 @@ def planner_and_control(
 
 
 def check_draft(draft: int, planner: Planner) -> None:
-    """Refuse more elites than a draft leaves candidates."""
+    """Refuse a draft that would sift nothing, or leave fewer candidates than the planner learns from."""
     from vjepa_mpc.costs import DRAFT_KEEPS
 
-    elites = getattr(getattr(planner, "settings", None), "elites", 0)
-    if draft and elites > DRAFT_KEEPS:
-        raise InputError(f"A draft may leave {DRAFT_KEEPS} candidates, fewer than the {elites} --elites; lower them.")
+    if not draft:
+        return
+    settings: Any = getattr(getattr(planner, "first", planner), "settings", None)
+    samples = getattr(settings, "samples", 0)
+    if samples <= DRAFT_KEEPS:
+        raise InputError(
+            f"A draft leaves {DRAFT_KEEPS} candidates at least, and this planner tries {samples} at a time: it would "
+            "sift nothing; raise --samples, or leave --draft out."
+        )
+    learned = getattr(settings, "elites", samples // 2 if type(settings).__name__ == "CMASettings" else 0)
+    if learned > DRAFT_KEEPS:
+        raise InputError(
+            f"A draft may leave {DRAFT_KEEPS} candidates, fewer than the {learned} elites that this planner learns "
+            "from; lower --elites (cma: --samples), or leave --draft out."
+        )
 
 
 def control_settings(
