@@ -38,6 +38,11 @@ class CMASettings:
     separable: bool = False
     chunk: int | None = None
 
+    @property
+    def elites(self) -> int:
+        """Candidates that the next distribution is made of: the package's own half."""
+        return self.samples // 2
+
     def __post_init__(self) -> None:
         if self.samples < 2 or self.iterations < 1:
             raise InputError(

@@ -20,8 +20,9 @@ from solvable_world import SpelledRobot
 
 from vjepa_mpc.benchmark import Cell, failures, play, rows
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.evaluation import ArenaSetup, EpisodeResult, RandomPolicy
+from vjepa_mpc.evaluation import ArenaSetup, EpisodeResult
 from vjepa_mpc.executor import Executor, LocalExecutor, RayExecutor
+from vjepa_mpc.policies import RandomPolicy
 from vjepa_mpc.robots.reacher import ReachTask
 from vjepa_mpc.robots.tasks import Manifest, Pair
 

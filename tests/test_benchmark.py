@@ -21,23 +21,12 @@ from vjepa_mpc.bench_files import EPISODE_TABLE, RESULTS, TABLE, load, save
 from vjepa_mpc.bench_page import write_report
 from vjepa_mpc.benchmark import FILM_HEIGHT, Cell, films_of, hardware, levels_of, play, price, rows
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.evaluation import (
-    ArenaSetup,
-    EpisodeResult,
-    NoOpPolicy,
-    PlannedPolicy,
-    Policy,
-    RandomPolicy,
-    ScriptedPolicy,
-    Series,
-    evaluate,
-    evaluate_all,
-    steps_to_success,
-    summarise,
-)
+from vjepa_mpc.evaluation import ArenaSetup, EpisodeResult, Series, evaluate, evaluate_all
 from vjepa_mpc.executor import Executor, LocalExecutor, RayExecutor
 from vjepa_mpc.intervals import wilson_interval
 from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.policies import NoOpPolicy, PlannedPolicy, Policy, RandomPolicy, ScriptedPolicy
+from vjepa_mpc.results import steps_to_success, summarise
 from vjepa_mpc.robots.dynamics import FACTORS
 from vjepa_mpc.robots.reacher import ReachTask
 from vjepa_mpc.robots.tasks import Manifest, Pair

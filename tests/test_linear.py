@@ -172,3 +172,15 @@ def test_arithmetic_is_counted_the_same_when_laid_out(tiny_model: Path) -> None:
     plain, prepared = (WorldModel.from_pretrained(tiny_model) for _ in range(2))
     assert count_flops(prepared.for_planning(bf16=False), 2) == count_flops(plain, 2)
     assert count_flops(plain, 2).evaluation > 0 and count_flops(plain, 2).shared > 0
+
+
+def test_what_is_kept_from_inference_mode_serves_gradients_too() -> None:
+    """Tables and masks made in a mode that gradients cannot come back from are made outside of it."""
+    predictor, actions = made_predictor(SMALL), draw(2, 4, 3, 7, seed=4)
+    with torch.inference_mode():
+        wanted = imagined(predictor, actions)
+    steps = actions.clone().requires_grad_()
+    found = imagined(predictor, steps)
+    found.sum().backward()
+    assert steps.grad is not None and bool((steps.grad != 0).any())
+    torch.testing.assert_close(found.detach(), wanted, rtol=1e-4, atol=1e-5)

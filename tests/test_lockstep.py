@@ -22,23 +22,15 @@ from vjepa_mpc.controller import Controller, ControllerState
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import ActionRate, GoalDistance, PlanningCost, StateBox
 from vjepa_mpc.episodes import EpisodeResult
-from vjepa_mpc.evaluation import (
-    ArenaSetup,
-    FailedEpisode,
-    PlannedPolicy,
-    Policy,
-    RandomPolicy,
-    Series,
-    evaluate,
-    evaluate_all,
-    summarise,
-)
+from vjepa_mpc.evaluation import ArenaSetup, FailedEpisode, Series, evaluate, evaluate_all
 from vjepa_mpc.executor import LocalExecutor
 from vjepa_mpc.governors import Guards
 from vjepa_mpc.guardrails import PoseBox
 from vjepa_mpc.lockstep import JoinedCost, decide_together, see_together
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.planners.icem import ICEM, ICEMSettings
+from vjepa_mpc.policies import PlannedPolicy, Policy, RandomPolicy
+from vjepa_mpc.results import summarise
 from vjepa_mpc.robots.base import Observation
 from vjepa_mpc.robots.reacher import ReachTask
 from vjepa_mpc.robots.task import SubGoal

@@ -16,8 +16,9 @@ from solvable_world import SpelledRobot, settings, solvable_model
 
 from vjepa_mpc.cli import main as cli
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.evaluation import ArenaSetup, PlannedPolicy, Policy
+from vjepa_mpc.evaluation import ArenaSetup
 from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.policies import PlannedPolicy, Policy
 from vjepa_mpc.robots.reacher import ReachTask
 from vjepa_mpc.robots.tasks import Pair
 from vjepa_mpc.scale_bench import APART, LOCAL, RAY, Run, measure_workers, parts_of, ray_overhead, table

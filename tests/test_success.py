@@ -21,22 +21,12 @@ import torch
 from solvable_world import SpelledRobot, settings, solvable_model
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.evaluation import (
-    Arena,
-    ArenaSetup,
-    EpisodeResult,
-    NoOpPolicy,
-    PlannedPolicy,
-    Policy,
-    RandomPolicy,
-    ScriptedPolicy,
-    evaluate,
-    run_pair,
-    summarise,
-)
+from vjepa_mpc.evaluation import Arena, ArenaSetup, EpisodeResult, evaluate, run_pair
 from vjepa_mpc.executor import Executor, LocalExecutor, RayExecutor
 from vjepa_mpc.intervals import wilson_interval
 from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.policies import NoOpPolicy, PlannedPolicy, Policy, RandomPolicy, ScriptedPolicy
+from vjepa_mpc.results import summarise
 from vjepa_mpc.robots.base import SimulatedRobot
 from vjepa_mpc.robots.reacher import ReachTask
 from vjepa_mpc.robots.tasks import Manifest, Pair

@@ -13,7 +13,7 @@ from vjepa_mpc.benchmark import EPISODES
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import read_json, write_json, write_text
 from vjepa_mpc.episodes import EpisodeResult
-from vjepa_mpc.evaluation import read_log
+from vjepa_mpc.results import read_log
 
 RESULTS, TABLE, EPISODE_TABLE, PAGE = "results.json", "results.csv", "episodes.csv", "report.html"
 SCHEMA = "vjepa-mpc-bench-1"

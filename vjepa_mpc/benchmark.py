@@ -30,11 +30,10 @@ from vjepa_mpc.evaluation import (
     Group,
     Series,
     evaluate_all,
-    read_log,
-    summarise,
 )
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.flops import Flops
+from vjepa_mpc.results import read_log, summarise
 from vjepa_mpc.robots.dynamics import FACTORS
 from vjepa_mpc.robots.tasks import Manifest
 

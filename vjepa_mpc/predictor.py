@@ -273,10 +273,11 @@ class ActionConditionedPredictor(nn.Module):
         """Cosine and sine of some frames, for every head's queries and keys: [tokens, 2 heads, head_dim]; kept."""
         if ("turns", start, frames) not in self._made:
             order: Any = half_order(self._cos.shape[-1]) if self._prepared else slice(None)
-            cos, sin = (
-                table[start : start + frames, :, order].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
-                for table in (self._cos, self._sin)
-            )
+            with torch.inference_mode(False):  # what is kept may be asked for with gradients later
+                cos, sin = (
+                    table[start : start + frames, :, order].flatten(0, 1)[:, None].repeat(1, 2 * self.config.heads, 1)
+                    for table in (self._cos, self._sin)
+                )
             self._made["turns", start, frames] = cos, sin
         cos, sin = self._made["turns", start, frames]
         return cos, sin
@@ -285,9 +286,10 @@ class ActionConditionedPredictor(nn.Module):
         """The block-causal mask of some frames, in the type and on the device of `tokens`; kept."""
         kept = self._made.get(("mask", frames, tokens.shape[2]))
         if kept is None or kept[0].dtype != tokens.dtype or kept[0].device != tokens.device:
-            frame = torch.arange(frames, device=tokens.device).repeat_interleave(tokens.shape[2])
-            mask = torch.zeros(len(frame), len(frame), dtype=tokens.dtype, device=tokens.device)
-            mask.masked_fill_(frame[:, None] < frame[None], float("-inf"))
+            with torch.inference_mode(False):
+                frame = torch.arange(frames, device=tokens.device).repeat_interleave(tokens.shape[2])
+                mask = torch.zeros(len(frame), len(frame), dtype=tokens.dtype, device=tokens.device)
+                mask.masked_fill_(frame[:, None] < frame[None], float("-inf"))
             self._made["mask", frames, tokens.shape[2]] = kept = (mask,)
         return kept[0]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.evaluation import ArenaSetup, RandomPolicy, run_pair
+from vjepa_mpc.evaluation import ArenaSetup, run_pair
+from vjepa_mpc.policies import RandomPolicy
 from vjepa_mpc.robots.factory import find_task
 from vjepa_mpc.robots.jaco_place import CUBE_M, JacoPlace, JacoPlaceTask, held, is_held, on_floor
 from vjepa_mpc.robots.task import led_script

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vjepa_mpc.evaluation import ArenaSetup, NoOpPolicy, run_pair
+from vjepa_mpc.evaluation import ArenaSetup, run_pair
+from vjepa_mpc.policies import NoOpPolicy
 from vjepa_mpc.robots.push_t import PushT, PushTTask
 from vjepa_mpc.robots.tasks import load_manifest
 

@@ -19,6 +19,7 @@ from vjepa_mpc.robots.push_t import PushT, PushTTask
 from vjepa_mpc.robots.tasks import load_manifest, make_manifest, manifest_names, play_script
 from vjepa_mpc.robots.two_rooms import TwoRooms, TwoRoomsTask
 from vjepa_mpc.robots.world import MujocoWorld
+from vjepa_mpc.sanity import bold
 
 NAMES = available_tasks()
 NEW = tuple(name for name in NAMES if name != "reacher")
@@ -56,18 +57,6 @@ def world(built: MujocoWorld) -> MujocoWorld:
 def picture(world: MujocoWorld) -> np.ndarray:
     (image,) = world.observe().images.values()
     return image.astype(int)
-
-
-def bold(world: MujocoWorld, generator: np.random.Generator, steps: int) -> Iterator[np.ndarray]:
-    """Actions that drive a robot into whatever there is: kept up for a dozen steps, half of them at the limits."""
-    low, high = np.array(world.spec.action_low), np.array(world.spec.action_high)
-    action = low
-    for step in range(steps):
-        if step % 12 == 0:
-            action = generator.uniform(low, high)
-            if generator.random() < 0.5:
-                action = np.where(action < (low + high) / 2, low, high)
-        yield action
 
 
 def test_follows_the_contract(name: str, world: MujocoWorld) -> None:
@@ -112,7 +101,7 @@ def test_bad_actions_are_refused_and_stop_the_robot(world: MujocoWorld) -> None:
 
 
 def test_snapshots_bring_back_the_whole_future(world: MujocoWorld) -> None:
-    actions = list(bold(world, np.random.default_rng(2), 20))
+    actions = list(bold(world.spec, np.random.default_rng(2), 20))
     for action in actions[:8]:
         world.apply(action)
     kept, runs = world.snapshot(), []
@@ -148,7 +137,7 @@ def play_boldly(world: MujocoWorld, steps: int) -> tuple[float, float]:
     """Deepest contact at the end of a step [m], and the share of steps after which something still moved."""
     generator = np.random.default_rng(5)
     deepest, moving = 0.0, 0
-    for step, action in enumerate(bold(world, generator, steps)):
+    for step, action in enumerate(bold(world.spec, generator, steps)):
         if step % 100 == 0:
             world.reset(seed=step)
         world.apply(action)
@@ -260,7 +249,7 @@ def test_looks_show_and_leave_dynamics_alone(world: MujocoWorld) -> None:
             world.reset(seed=0)
             changed += bool((np.abs(picture(world) - plain) > 8).mean() > 0.002)
         assert changed >= 2, factor
-        for action in bold(world, np.random.default_rng(0), 12):
+        for action in bold(world.spec, np.random.default_rng(0), 12):
             world.apply(action)
         states.append(world.true_state())
     assert all(np.array_equal(state, states[0]) for state in states)
@@ -359,7 +348,7 @@ def test_collected_episodes_mix_the_tasks_behaviours(name: str) -> None:
 
 
 def test_pictures_of_a_state_are_of_that_instant(world: MujocoWorld) -> None:
-    for action in bold(world, np.random.default_rng(4), 12):
+    for action in bold(world.spec, np.random.default_rng(4), 12):
         world.apply(action)
     moved, state = picture(world), world.true_state()
     world.place(np.clip(state, find_task(world.spec.name).world.low, find_task(world.spec.name).world.high))

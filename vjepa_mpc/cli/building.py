@@ -331,7 +331,7 @@ def check_draft(draft: int, planner: Planner) -> None:
             f"A draft leaves {DRAFT_KEEPS} candidates at least, and this planner tries {samples} at a time: it would "
             "sift nothing; raise --samples, or leave --draft out."
         )
-    learned = getattr(settings, "elites", samples // 2 if type(settings).__name__ == "CMASettings" else 0)
+    learned = getattr(settings, "elites", 0)
     if learned > DRAFT_KEEPS:
         raise InputError(
             f"A draft may leave {DRAFT_KEEPS} candidates, fewer than the {learned} elites that this planner learns "

@@ -85,7 +85,7 @@ def planning(
     """A planner on a world model, `legs` displacements a model step, guarded, at a fixed rate, or for `batch` episodes
     at once."""
     from vjepa_mpc.encoder import weights_hash
-    from vjepa_mpc.evaluation import FixedRatePolicy, PlannedPolicy
+    from vjepa_mpc.policies import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
         world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
@@ -134,7 +134,7 @@ def check_batch(batch: int, physics: int, *, workers: int, ray: bool, hurried: b
 
 def floors_of(task: Any, backend: str, *, greedy: bool = False, plain: bool = True) -> dict[str, Contender]:
     """Random, no-op and the scripted ceiling (`plain`), and the slow greedy-pixel floor, by name."""
-    from vjepa_mpc.evaluation import GreedyPixelPolicy, NoOpPolicy, RandomPolicy, ScriptedPolicy
+    from vjepa_mpc.policies import GreedyPixelPolicy, NoOpPolicy, RandomPolicy, ScriptedPolicy
     from vjepa_mpc.robots.factory import make_robot
 
     makers: dict[str, Callable[[], Any]] = {}

@@ -173,7 +173,7 @@ class _Run:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from vjepa_mpc.evaluation import evaluate as play
-        from vjepa_mpc.evaluation import summarise
+        from vjepa_mpc.results import summarise
 
         played = one.played
         total = len(manifest.pairs) if pairs is None else min(pairs, len(manifest.pairs))
