@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
 SHIPPED_MODEL = SHIPPED_MODELS / "reacher"
-MODEL_HELP = "World model: a folder, a run of train, a Hugging Face id, or reacher, the shipped one (default)."
+MODEL_HELP = "World model: a folder, a run of train, a Hugging Face id, or a shipped one's name (default: reacher)."
 
 _CONFIGS = ("config.json", "model/config.json")
 _STARTS = {"samples": "starts", "iterations": "steps"}

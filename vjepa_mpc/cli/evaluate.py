@@ -22,7 +22,7 @@ GUARDRAILS = "Guardrails"
 def evaluate(
     manifest: str = typer.Option("dev", help="Shipped manifest (dev, test, dev-varied, test-varied) or a JSON file."),
     task: str | None = typer.Option(
-        None, help="Name or module:Class (default: the model's); without --model only the reacher has a shipped one."
+        None, help="Name or module:Class (default: the model's); without --model its shipped model, if there is one."
     ),
     model: list[str] = typer.Option([], help=f"{MODEL_HELP} May be repeated."),
     planner: str = typer.Option("cem", help=PLANNER_HELP),
@@ -79,7 +79,14 @@ def evaluate(
     With --vary every pair has a look and a world of its own, varied in the factors named, for models and floors alike.
     A --task without a --model is played by its floors and its ceiling alone.
     """
-    from vjepa_mpc.cli.building import check_planner, choose_device, load_model, model_folder, parse_levels
+    from vjepa_mpc.cli.building import (
+        check_planner,
+        choose_device,
+        load_model,
+        model_folder,
+        parse_levels,
+        shipped_models,
+    )
     from vjepa_mpc.cli.contenders import PlannerOptions, check_batch, floors_of, planning, shared_chunk, stage_of
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
@@ -96,8 +103,9 @@ def evaluate(
     )  # fmt: skip
     target = choose_device(device)
     sources: list[str | None] = [*model]
-    if task is None or find_task(task).robot == "reacher":
-        sources = sources or [None]  # the shipped one
+    if not sources:
+        robot = "reacher" if task is None else find_task(task).robot
+        sources = [None if robot == "reacher" else robot] if robot in shipped_models() else []
     worlds = {source: load_model(source, target) for source in sources}
     asked: Any = find_task(task or next(iter(worlds.values())).config.robot.name)
     if asked.missing:
