@@ -58,7 +58,7 @@ class Suite:
 
 
 SUITES = {
-    "small": Suite("dev", 40, (ALL,), (0.5,)),
+    "small": Suite("dev", 12, (ALL,), (0.5,), 6),
     "full": Suite("test", 100, FACTORS, (0.5, 1.0)),
 }
 

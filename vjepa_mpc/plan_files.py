@@ -79,6 +79,7 @@ def describe(setting: Setting) -> dict[str, Any]:
         "goal": {
             "file": str(setting.goals[-1].path),
             "sha256": setting.goals[-1].sha256,
+            "pixels": list(setting.goals[-1].image.shape[:2]),
             "score": controller.likeness.score,
             "score_limit": calibration.goal_score,
             "contrast": controller.likeness.contrast,
@@ -98,6 +99,7 @@ def describe(setting: Setting) -> dict[str, Any]:
             "folder": str(setting.folder),
             "weights_sha256": file_sha256(setting.folder / WEIGHTS),
             "encoder_sha256": config.encoder_sha256 or None,
+            "camera_pixels": [robot.cameras[config.camera].height, robot.cameras[config.camera].width],
             "reached_cost": calibration.reached_cost,
             "renderer": config.renderer,
         },

@@ -51,7 +51,9 @@ def bench(
     levels: list[float] = typer.Option(
         [], help="Levels of each, 0 to 1; may be repeated.", rich_help_panel=_ROBUSTNESS
     ),
-    varied_pairs: int = typer.Option(20, min=1, help="Pairs of each factor and level.", rich_help_panel=_ROBUSTNESS),
+    varied_pairs: int | None = typer.Option(
+        None, min=1, help="Pairs of each factor and level (default: the suite's).", rich_help_panel=_ROBUSTNESS
+    ),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead.", rich_help_panel=_PLANNING),
     samples: int | None = typer.Option(None, help="Candidates an iteration.", rich_help_panel=_PLANNING),
     iterations: int | None = typer.Option(None, help="Iterations of a plan.", rich_help_panel=_PLANNING),
@@ -100,7 +102,8 @@ def bench(
     asked = Asked(
         chosen_tasks(tasks, models), by_task(models, "--models"), by_task(manifest, "--manifest", alone=True),
         tuple(planners or ["cem"]), seeds, pairs or SUITES[suite].pairs, greedy, guarded,
-        chosen_variations(factors, levels, SUITES[suite]), varied_pairs, backend, SUITES[suite].split, batch,
+        chosen_variations(factors, levels, SUITES[suite]), varied_pairs or SUITES[suite].varied_pairs, backend,
+        SUITES[suite].split, batch,
     )  # fmt: skip
     check_writable(out)
     share = 1 if ray_address else max(1, workers)

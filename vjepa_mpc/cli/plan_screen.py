@@ -110,12 +110,19 @@ class Progress:
             self.screen.errors.print(line, markup=False)
 
 
+_SIZES = (("goal", "pixels"), ("model", "camera_pixels"))
+
+
 def _how_near(record: dict[str, Any]) -> str:
     """What the last view costs, beside what would have been judged reached."""
     if not record["steps"]:
         return ""
     last, limit = record["steps"][-1]["latent_cost"], record["model"]["reached_cost"]
-    return f": the last view's latent cost is {last:.2f}, and below {limit:.2f} counts as reached"
+    near = f": the last view's latent cost is {last:.2f}, and below {limit:.2f} counts as reached"
+    (goal, own) = (" x ".join(map(str, record[part][key])) for part, key in _SIZES)
+    if goal == own:
+        return near
+    return near + f", which a goal of {own} pixels, as the camera sees, may be where this one of {goal} is not"
 
 
 def _table(records: Sequence[StepRecord]) -> Any:
