@@ -48,7 +48,12 @@ def first() -> bool:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Within the block this process is one of the ranks that RANK and WORLD_SIZE tell of; alone if they do not."""
+    """Within the block this process is one of the ranks that RANK and WORLD_SIZE tell of; alone if they do not. Those
+    of a group that somebody else has put together (Ray Train) stay in it."""
+    if _joined():
+        yield
+        _together(dist.barrier)
+        return
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return

@@ -24,13 +24,16 @@ _WHILE_CONNECTING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_port_wait_t
 
 
 @contextlib.contextmanager
-def session(workers: int, address: str | None, num_cpus: float, num_gpus: float) -> Iterator[None]:
-    """Have Ray running, with room for the workers; stop it afterwards if it was started here."""
+def session(
+    workers: int, address: str | None, num_cpus: float, num_gpus: float, *, show: bool = False
+) -> Iterator[None]:
+    """Have Ray running, with room for the workers; stop it afterwards if it was started here. `show`: what workers
+    write is shown here."""
     if address is not None:
         check_answers(address)
     ours = not ray.is_initialized()
     if ours:
-        _connect(address, workers * num_cpus)
+        _connect(address, workers * num_cpus, show)
     elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
         raise InputError(f"This process uses another Ray than {address} already; call ray.shutdown() first.")
     try:
@@ -41,8 +44,8 @@ def session(workers: int, address: str | None, num_cpus: float, num_gpus: float)
             ray.shutdown()
 
 
-def _connect(address: str | None, cpus: float) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+def _connect(address: str | None, cpus: float, show: bool) -> None:
+    options: dict[str, Any] = {"log_to_driver": show, "logging_level": logging.ERROR}
     if address is None:
         options.update(address="local", num_cpus=max(1, round(cpus)), include_dashboard=False)
     else:

@@ -80,6 +80,8 @@ def pretrain(
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     workers: int | None = typer.Option(None, help=WORKERS_HELP),
+    ray: bool = typer.Option(False, "--ray", help="With --workers: by Ray Train, on a Ray started on this machine."),
+    ray_address: str | None = typer.Option(None, help="The same on the Ray cluster at this address, or auto."),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
     keep: int = typer.Option(1, help="Checkpoints to keep; older ones are OUT/checkpoint-STEP.pt."),
@@ -92,7 +94,7 @@ def pretrain(
     collapses stops and draws them in OUT/health.png.
     """
     if workers is not None and launches(workers):
-        return train_in_workers(workers, context.obj)
+        return train_in_workers(workers, context.obj, ray=ray, ray_address=ray_address, device=device)
     from vjepa_mpc.cli.building import choose_device, limit_threads
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.core.errors import InputError

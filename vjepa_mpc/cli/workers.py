@@ -54,8 +54,21 @@ def is_worker() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def train_in_workers(workers: int, arguments: Sequence[str]) -> None:
-    """Run the command line `arguments` of vjepa-mpc in `workers` processes, see `run_workers`."""
+def placed() -> bool:
+    """Whether Ray Train started this worker."""
+    from vjepa_mpc.cli.ray_training import PLACED
+
+    return PLACED in os.environ
+
+
+def train_in_workers(
+    workers: int, arguments: Sequence[str], *, ray: bool, ray_address: str | None, device: str
+) -> None:
+    """Run the command line `arguments` of vjepa-mpc in `workers` processes: here, see `run_workers`, or on Ray."""
+    if ray or ray_address:
+        from vjepa_mpc.cli.ray_training import train_in_ray
+
+        return train_in_ray(workers, arguments, ray_address, device)
     run_workers(workers, [sys.executable, "-m", "vjepa_mpc", *arguments])
 
 
