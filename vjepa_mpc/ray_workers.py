@@ -25,15 +25,15 @@ _WHILE_CONNECTING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_port_wait_t
 
 @contextlib.contextmanager
 def session(
-    workers: int, address: str | None, num_cpus: float, num_gpus: float, *, show: bool = False
+    workers: int, address: str | None, num_cpus: float, num_gpus: float, *, object_store_bytes: int | None = None
 ) -> Iterator[None]:
-    """Have Ray running, with room for the workers; stop it afterwards if it was started here. `show`: what workers
-    write is shown here."""
+    """Have Ray running, with room for the workers; stop it afterwards if it was started here, where its object store
+    takes at most `object_store_bytes` (by default Ray's share of the memory)."""
     if address is not None:
         check_answers(address)
     ours = not ray.is_initialized()
     if ours:
-        _connect(address, workers * num_cpus, show)
+        _connect(address, workers * num_cpus, object_store_bytes)
     elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
         raise InputError(f"This process uses another Ray than {address} already; call ray.shutdown() first.")
     try:
@@ -44,10 +44,11 @@ def session(
             ray.shutdown()
 
 
-def _connect(address: str | None, cpus: float, show: bool) -> None:
-    options: dict[str, Any] = {"log_to_driver": show, "logging_level": logging.ERROR}
+def _connect(address: str | None, cpus: float, store: int | None) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options.update(address="local", num_cpus=max(1, round(cpus)), include_dashboard=False)
+        options.update({} if store is None else {"object_store_memory": store})
     else:
         options.update(address=address)
     added = {name: value for name, value in _WHILE_CONNECTING.items() if name not in os.environ}

@@ -93,7 +93,7 @@ def train(
     Latents are encoded once into a cache, by several --encode-workers if asked. Ctrl-C saves; the same command goes on
     from there, to the bit.
     """
-    if workers is not None and launches(workers):
+    if workers is not None and launches(workers, on_ray=bool(ray or ray_address)):
         return train_in_workers(workers, context.obj, ray=ray, ray_address=ray_address, device=device)
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.pretrain.optimising import TrainSettings
