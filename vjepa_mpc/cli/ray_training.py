@@ -95,7 +95,7 @@ def train_in_ray(workers: int, arguments: Sequence[str], address: str | None, de
         ray_workers.session(workers, address, cores, gpus, object_store_bytes=OBJECT_STORE_BYTES),
         tempfile.TemporaryDirectory() as notes,  # Ray Train's; our checkpoints are in --out
     ):
-        line = ray.remote(Line).options(num_cpus=0).remote()
+        line: Any = ray.remote(Line).options(num_cpus=0).remote()
         on_gpus = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= workers
         folder, given = os.getcwd(), list(arguments)
         trainer = _trainer(lambda: run_worker(line, given, folder), workers, cores, on_gpus, address is None, notes)
@@ -124,11 +124,12 @@ def _trainer(work: Callable[[], None], workers: int, cores: int, on_gpus: bool, 
     if here and sys.platform == "linux":
         variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     backend = BACKENDS["cuda" if on_gpus else "cpu"]
+    run: dict[str, Any] = {"storage_path": notes, "worker_runtime_env": {"env_vars": variables}}
     return TorchTrainer(
         work,
         torch_config=TorchConfig(backend=backend, timeout_s=int(PATIENCE.total_seconds())),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=_needs(cores, on_gpus)),
-        run_config=RunConfig(name="vjepa-mpc", storage_path=notes, worker_runtime_env={"env_vars": variables}),
+        run_config=RunConfig(**run),
     )
 
 
