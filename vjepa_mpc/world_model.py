@@ -145,6 +145,13 @@ class WorldModel(nn.Module):
         return Bounds((stride * low).to(self.device), (stride * high).to(self.device))
 
     @property
+    def step_limits(self) -> Float[Tensor, "a"]:
+        """The largest displacement of one control step, by action, in its units."""
+        robot = self.config.robot
+        low, high = torch.tensor(robot.action_low), torch.tensor(robot.action_high)
+        return torch.maximum(low.abs(), high.abs()).to(self.device)
+
+    @property
     def device(self) -> torch.device:
         return self.latent_space.mean.device
 
@@ -177,6 +184,7 @@ class WorldModel(nn.Module):
             action_features=self.states.action_features,
             renormalise=self.latent_space.renormalise,
             chunk=chunk,
+            unit=self.step_limits if self.config.predictor.displacements else None,
         )
 
     def get_familiar(self, pooled: Float[Tensor, "n p d"]) -> None:
