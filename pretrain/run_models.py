@@ -22,10 +22,10 @@ def models_of(run: Path) -> dict[int, Path]:
     if not (run / MODEL_FOLDER / "config.json").is_file():
         raise InputError(f"{run} holds no finished run of `train`; let `vjepa-mpc train --resume {run}` end it first.")
     last = WorldModel.from_pretrained(run / MODEL_FOLDER)
-    end = int(last.config.training["steps"])
-    steps = [int(path.stem.removeprefix("checkpoint-")) for path in run.glob("checkpoint-*.pt")]
+    end = int(last.config.training.get("steps", 0))
+    kept = [path.stem.removeprefix("checkpoint-") for path in run.glob("checkpoint-*.pt")]
     found = {}
-    for step in sorted(step for step in steps if step < end):
+    for step in sorted(int(text) for text in kept if text.isdecimal() and int(text) < end):
         found[step] = run / f"{MODEL_FOLDER}-{step}"
         if not found[step].is_dir():
             _write(last, run / f"checkpoint-{step}.pt", step, found[step])
@@ -42,6 +42,6 @@ def _write(model: WorldModel, checkpoint: Path, step: int, folder: Path) -> None
             f"{checkpoint} does not fit the run's model ({first_line(error)}); remove it to go on without it."
         ) from error
     told = model.config
-    model.config = replace(told, training={**told.training, "steps": step, "run_steps": told.training["steps"]})
+    model.config = replace(told, training={**told.training, "steps": step, "run_steps": told.training.get("steps")})
     model.save_pretrained(folder, encoder_in=MODEL_FOLDER if model.encoder.state_dict() else "")  # pixels have none
     model.config = told

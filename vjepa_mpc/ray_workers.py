@@ -55,7 +55,7 @@ def _connect(address: str | None, cpus: float, store: int | None) -> None:
     os.environ.update(added)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+    except Exception as error:  # also bare ones, where this machine is too busy for Ray to start in time
         where = "on this machine" if address is None else f"at {address}"
         raise InputError(f"Ray {where} could not be reached ({_first_line(error)}); {_remedy(address)}.") from error
     finally:

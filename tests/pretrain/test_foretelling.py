@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,14 @@ def test_models_of_checkpoints_are_those_of_that_step(trained: tuple[Path, Path]
 def test_a_run_that_is_not_there_or_not_whole_is_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished run"):
         models_of(tmp_path)
+    whole = tmp_path / "run"
+    shutil.copytree(trained[1] / "model", whole / "model")
+    (whole / "checkpoint-best.pt").write_bytes(b"somebody's own")
+    assert list(models_of(whole)) == [5]
+    (whole / "checkpoint-2.pt").write_bytes(b"cut short")
+    with pytest.raises(InputError, match=r"checkpoint-2\.pt does not fit"):
+        models_of(whole)
+    assert not (whole / "model-2").exists()
 
 
 Leave = Callable[..., tuple[Any, str, str]]

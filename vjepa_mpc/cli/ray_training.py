@@ -93,7 +93,7 @@ def train_in_ray(workers: int, arguments: Sequence[str], address: str | None, de
     gpus = int(device == "cuda")
     with (
         ray_workers.session(workers, address, cores, gpus, object_store_bytes=OBJECT_STORE_BYTES),
-        tempfile.TemporaryDirectory() as notes,  # Ray Train's; our checkpoints are in --out
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as notes,  # Ray Train's; our checkpoints are in --out
     ):
         line: Any = ray.remote(Line).options(num_cpus=0).remote()
         on_gpus = device != "cpu" and ray.cluster_resources().get("GPU", 0) >= workers
