@@ -38,6 +38,8 @@ PLAIN = "plain"
 ENCODED = 128  # clips at a time
 NOTHING = "(mean)"
 """The row of answering every question by the training frames' mean."""
+CONTACT = "contact"
+"""The target that is 1 where bodies of the world touch, else 0."""
 
 Advance = Callable[[int], None]
 """Told how much was done since it was last called: clips that were encoded, steps of a probe."""
@@ -152,7 +154,7 @@ def _questions(
     store: ZarrStore, sides: Sequence[_Side], settings: ProbeSettings
 ) -> tuple[tuple[Target, ...], list[Float[Tensor, "n t"]]]:
     """Targets that vary in the training examples, and their values at the last frame of each side's clips: the state,
-    what else the simulated world held, and with two frames or more their velocities."""
+    what else the simulated world held, with two frames or more their velocities, and whether bodies touched."""
     spec = store.spec
     targets = [Target(*parts) for parts in zip(spec.state_names, spec.state_units, spec.state_periodic, strict=True)]
     states, _ = store.states_and_actions()
@@ -169,6 +171,13 @@ def _questions(
             round_ = torch.tensor([target.periodic for target in targets])
             values[number] = torch.cat([values[number], torch.where(round_, wrapped, change) / span], dim=1)
         targets += [Target(f"{target.name} velocity", f"{target.unit}/s") for target in targets]
+    if len(store) and all("contacts" in store.metadata(i) for i in range(len(store))):
+        touched = np.concatenate([np.array(store.metadata(i)["contacts"], np.float32) for i in range(len(store))])
+        values = [
+            torch.cat([own, torch.from_numpy(touched[side.rows[:, -1], None])], dim=1)
+            for own, side in zip(values, sides, strict=True)
+        ]
+        targets.append(Target(CONTACT, ""))
     kept = [i for i in range(len(targets)) if float(values[0][:, i].std()) > 1e-6]
     if not kept:
         raise InputError(f"Nothing that {store.path} records of the state varies: there is nothing to read.")

@@ -11,6 +11,7 @@ that is no mean over clips is made of means, each put through `average`, which h
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +31,11 @@ PATIENCE = timedelta(days=1)
 BUCKET = 2**24
 """About so many gradients go together."""
 
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""How ranks talk, by the device that they train on."""
+
+_asked_to_stop = threading.Event()
+
 
 def count() -> int:
     """How many ranks there are: 1 in an ordinary process."""
@@ -48,11 +54,16 @@ def first() -> bool:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Within the block this process is one of the ranks that RANK and WORLD_SIZE tell of; alone if they do not."""
+    """Within the block this process is one of the ranks that RANK and WORLD_SIZE tell of; alone if they do not. Those
+    of a group that somebody else has put together (Ray Train) stay in it."""
+    if _joined():
+        yield
+        _together(dist.barrier)
+        return
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = BACKENDS["cuda" if device.type == "cuda" else "cpu"]
     _together(lambda: dist.init_process_group(backend, timeout=PATIENCE))
     try:
         yield
@@ -102,8 +113,15 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         _average_bucket(bucket)
 
 
+def ask_to_stop() -> None:
+    """Have this rank, and so all of them, save and stop after the step under way, as Ctrl-C does: for a process whose
+    training is not in its main thread, where no signal reaches it."""
+    _asked_to_stop.set()
+
+
 def agree(stop: bool, total: int | None) -> tuple[bool, int | None]:
     """Whether any rank was asked to stop, and how many steps the first one says there are."""
+    stop = stop or _asked_to_stop.is_set()
     if count() == 1:
         return stop, total
     said = torch.tensor([int(stop), (total or 0) if first() else 0])

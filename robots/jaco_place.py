@@ -108,6 +108,10 @@ class JacoPlace(JacoArm):
         state = np.array([*self._place_of_hand(), self._gripper(), *self._data.qpos[self._cube]])
         return np.clip(state, WORLD.low, WORLD.high)
 
+    def touching(self) -> bool:
+        """Whether the hand has the cube; it passes through it otherwise."""
+        return bool(self._data.eq_active[0])
+
     def _gripper(self) -> float:
         angle = float(self._data.qpos[self._fingers].mean())
         return min(max((angle - OPEN_RAD) / (CLOSED_RAD - OPEN_RAD), 0.0), 1.0)

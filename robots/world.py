@@ -14,6 +14,7 @@ from vjepa_mpc.robots.appearance import Factors, Painter
 from vjepa_mpc.robots.base import Observation, RobotSpec
 from vjepa_mpc.robots.dynamics import LOOKS, Dynamics, check_factors
 from vjepa_mpc.robots.rendering import MujocoRenderer, import_mujoco
+from vjepa_mpc.robots.touch import Touch
 
 World = TypeVar("World", bound="MujocoWorld")
 
@@ -36,6 +37,7 @@ class MujocoWorld(ABC):
         size = spec.cameras[self._camera]
         self._painter = Painter(model, self._camera, self.obstacles)
         self._dynamics = Dynamics(model)
+        self._touch = Touch(model)
         self._renderer = MujocoRenderer(model, size.height, size.width, backend)
         self._generator = np.random.default_rng(settings["seed"])
         self._substeps = round(spec.control_period_s / model.opt.timestep)
@@ -133,6 +135,10 @@ class MujocoWorld(ABC):
     def penetration_m(self) -> float:
         """How deep bodies in contact are inside each other now, at worst, m."""
         return max(0.0, -float(self._data.contact.dist.min())) if self._data.ncon else 0.0
+
+    def touching(self) -> bool | None:
+        """Whether bodies touch now; None in a world where none can."""
+        return self._touch.now(self._data) if self._touch.possible else None
 
     def warned(self) -> bool:
         """Whether MuJoCo warned of anything (numbers that blow up, full buffers) since the world was placed."""

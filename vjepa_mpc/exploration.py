@@ -27,7 +27,7 @@ from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
 from vjepa_mpc.robots.dynamics import check_factors
 from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.robots.task import Task
-from vjepa_mpc.robots.world import vary_world
+from vjepa_mpc.robots.world import MujocoWorld, vary_world
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
 SEGMENT_STEPS = {"smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "full_speed": (2, 8), "hold": (1, 4)}
@@ -111,6 +111,7 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     actions = np.empty((steps - 1, len(spec.action_names)), np.float32)
     times = np.empty(steps, np.float64)
     world: list[list[float]] = []
+    contacts: list[bool] = []
     unfelt = task is not None and task.world.names != spec.state_names  # the world is more than the robot itself feels
     segments: list[tuple[int, str]] = []
     act, until = _draw_segment(robot, task, generator, 0, segments)
@@ -120,6 +121,9 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
         states[step], times[step] = observation.proprioception, observation.time_s
         if unfelt:
             world.append([round(float(value), 6) for value in robot.true_state()])
+        touching = robot.touching() if isinstance(robot, MujocoWorld) else None
+        if touching is not None:
+            contacts.append(touching)
         if step == steps - 1:
             break
         if step == until:
@@ -137,6 +141,8 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
         metadata["factors"] = dict(settings.factors) if varied else {}
     if unfelt:
         metadata["world_states"] = world
+    if contacts:
+        metadata["contacts"] = contacts
     return Episode(images, states, actions, times - times[0], metadata)
 
 

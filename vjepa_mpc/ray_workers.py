@@ -24,13 +24,16 @@ _WHILE_CONNECTING = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_gcs_server_port_wait_t
 
 
 @contextlib.contextmanager
-def session(workers: int, address: str | None, num_cpus: float, num_gpus: float) -> Iterator[None]:
-    """Have Ray running, with room for the workers; stop it afterwards if it was started here."""
+def session(
+    workers: int, address: str | None, num_cpus: float, num_gpus: float, *, object_store_bytes: int | None = None
+) -> Iterator[None]:
+    """Have Ray running, with room for the workers; stop it afterwards if it was started here, where its object store
+    takes at most `object_store_bytes` (by default Ray's share of the memory)."""
     if address is not None:
         check_answers(address)
     ours = not ray.is_initialized()
     if ours:
-        _connect(address, workers * num_cpus)
+        _connect(address, workers * num_cpus, object_store_bytes)
     elif address not in (None, "auto", ray.get_runtime_context().gcs_address):
         raise InputError(f"This process uses another Ray than {address} already; call ray.shutdown() first.")
     try:
@@ -41,17 +44,18 @@ def session(workers: int, address: str | None, num_cpus: float, num_gpus: float)
             ray.shutdown()
 
 
-def _connect(address: str | None, cpus: float) -> None:
+def _connect(address: str | None, cpus: float, store: int | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options.update(address="local", num_cpus=max(1, round(cpus)), include_dashboard=False)
+        options.update({} if store is None else {"object_store_memory": store})
     else:
         options.update(address=address)
     added = {name: value for name, value in _WHILE_CONNECTING.items() if name not in os.environ}
     os.environ.update(added)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+    except Exception as error:  # also bare ones, where this machine is too busy for Ray to start in time
         where = "on this machine" if address is None else f"at {address}"
         raise InputError(f"Ray {where} could not be reached ({_first_line(error)}); {_remedy(address)}.") from error
     finally:

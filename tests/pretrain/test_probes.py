@@ -168,6 +168,26 @@ def test_the_truth_of_the_world_is_read_where_it_was_recorded(
     assert [target.name for target in without.targets] == ["x", "y"]
 
 
+def test_contact_is_read_where_it_was_recorded(tmp_path: Path) -> None:
+    """Here the dot touches something on the right half. Contact has no velocity, and is not asked for where an episode
+    does not have it."""
+    kept = [
+        dataclasses.replace(one, metadata={"contacts": [bool(x > 0) for x, _ in one.states]})
+        for one in (episode(n) for n in range(60))
+    ]
+    with ZarrStore.create(tmp_path / "touch.zarr", spec()) as writer:
+        writer.extend(kept)
+    settings = dataclasses.replace(SMALL, clip=2, steps=0)
+    found = probe_encoders(["pixels"], ZarrStore.open(tmp_path / "touch.zarr"), settings, CPU)
+    assert [target.name for target in found.targets] == ["x", "y", "x velocity", "y velocity", "contact"]
+    read, mean = found.scores["pixels"]["linear"]["all"]["contact"], found.scores[NOTHING]["none"]["all"]["contact"]
+    assert read.r2 > 0.5 > 0.1 > mean.r2
+    with ZarrStore.create(tmp_path / "some.zarr", spec()) as writer:
+        writer.extend([*kept[:59], episode(59)])
+    some = probe_encoders(["pixels"], ZarrStore.open(tmp_path / "some.zarr"), settings, CPU)
+    assert "contact" not in [target.name for target in some.targets]
+
+
 @pytest.fixture
 def leave(capfd: pytest.CaptureFixture[str]) -> Any:
     def run(*arguments: object) -> tuple[Any, str, str]:

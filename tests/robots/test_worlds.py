@@ -23,6 +23,7 @@ from vjepa_mpc.sanity import bold
 
 NAMES = available_tasks()
 NEW = tuple(name for name in NAMES if name != "reacher")
+NOTHING_TO_TOUCH = {"jaco-reach", "panda-reach", "keep-out"}
 SHA = {
     "point-maze-dev": "548f6529", "point-maze-test": "07569ae4", "two-rooms-dev": "3e32e1db",
     "two-rooms-test": "c93db84c", "push-t-dev": "bae5f45b", "push-t-test": "91e9491f",
@@ -333,6 +334,10 @@ def test_collected_episodes_mix_the_tasks_behaviours(name: str) -> None:
     assert again.digest() == episodes[0].digest()
     kinds = {kind for episode in episodes for _, kind in episode.metadata["behaviours"]}
     assert {"smooth", "script"} <= kinds <= set(mixture_of(task))
+    assert ("contacts" in episodes[0].metadata) == (name not in NOTHING_TO_TOUCH)
+    if name not in NOTHING_TO_TOUCH:
+        contacts = np.array([episode.metadata["contacts"] for episode in episodes])
+        assert contacts.shape == (12, 25) and 0.01 < contacts.mean() < 0.9
     for episode in episodes:
         assert (episode.states >= np.array(task.spec.state_low, np.float32)).all()
         assert (episode.states <= np.array(task.spec.state_high, np.float32)).all()
@@ -345,6 +350,16 @@ def test_collected_episodes_mix_the_tasks_behaviours(name: str) -> None:
     assert truth[..., :felt] == pytest.approx(np.array([episode.states for episode in episodes]), abs=1e-6)
     moved = np.abs(np.diff(truth[..., felt : felt + 2], axis=1)).max(axis=(1, 2)) > 0.005
     assert moved.mean() > 0.3  # the block, brick or ball is moved about, not only looked at
+
+
+def test_touching_is_a_matter_of_millimetres() -> None:
+    """The pusher's radius (15 mm) above the upper edge of an unturned T's bar (at 40.7 mm), and a little more."""
+    with PushT(camera_size=8) as world:
+        for gap_m, touching in ((0.0005, True), (0.0015, True), (0.0025, False), (0.05, False)):
+            world.place(np.array([0.03, 0.0407 + 0.015 + gap_m, 0.0, 0.0, 0.0]))
+            assert world.touching() is touching, gap_m
+        world.place(np.array([0.0, -0.15, 0.25 - 0.06 - 0.001, 0.0, 0.0]))
+        assert world.touching()  # the block lies at the border
 
 
 def test_pictures_of_a_state_are_of_that_instant(world: MujocoWorld) -> None:

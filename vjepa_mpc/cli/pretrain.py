@@ -9,6 +9,7 @@ import typer
 
 from vjepa_mpc.cli.starting_points import PRESET_HELP, RESUME_HELP, Context, preset, resume
 from vjepa_mpc.cli.workers import WORKERS_HELP, launches, train_in_workers, training_worker
+from vjepa_mpc.core.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from vjepa_mpc.pretrain.objective import ObjectiveSettings
@@ -80,6 +81,8 @@ def pretrain(
     ),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     workers: int | None = typer.Option(None, help=WORKERS_HELP),
+    ray: bool = typer.Option(False, "--ray", help="With --workers: by Ray Train, on a Ray started on this machine."),
+    ray_address: str | None = typer.Option(None, help="The same on the Ray cluster at this address, or auto."),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
     checkpoint_every: int = typer.Option(500, help="Steps between checkpoints."),
     keep: int = typer.Option(1, help="Checkpoints to keep; older ones are OUT/checkpoint-STEP.pt."),
@@ -91,11 +94,12 @@ def pretrain(
     Ctrl-C saves; the same command goes on from there, to the bit. Curves: tensorboard --logdir OUT; a run that
     collapses stops and draws them in OUT/health.png.
     """
-    if workers is not None and launches(workers):
-        return train_in_workers(workers, context.obj)
+    if workers is None and (ray or ray_address):
+        raise InputError("--ray and --ray-address are for several workers; say how many with --workers.")
+    if workers is not None and launches(workers, on_ray=bool(ray or ray_address)):
+        return train_in_workers(workers, context.obj, ray=ray, ray_address=ray_address, device=device)
     from vjepa_mpc.cli.building import choose_device, limit_threads
     from vjepa_mpc.cli.training import report, training_progress
-    from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.objective import EncoderSize
     from vjepa_mpc.pretrain.objectives import find_objective
@@ -153,7 +157,6 @@ def _settings(
     """The objective's settings; what is `given` by an option or as NAME=VALUE has to be among them."""
     from typing import get_type_hints
 
-    from vjepa_mpc.core.errors import InputError, unknown_name
     from vjepa_mpc.core.settings import from_text, split_settings
     from vjepa_mpc.pretrain.objectives import find_objective
 
@@ -173,7 +176,6 @@ def _settings(
 
 def _mixed(text: str, camera: str | None, cache: Path | None, most: int | None) -> tuple[Source, float]:
     """A store and its share of the clips from `STORE=SHARE`. The camera's name counts where the store has it."""
-    from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.source import Source
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli.starting_points import PRESET_HELP, RESUME_HELP, Context, preset, resume
-from vjepa_mpc.cli.workers import WORKERS_HELP, launches, train_in_workers, training_worker
+from vjepa_mpc.cli.workers import WORKERS_HELP, launches, placed, train_in_workers, training_worker
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,8 +79,10 @@ def train(
     ),
     latents: str = typer.Option("fp16", help="How latents are cached: fp16 or bf16."),
     encode_workers: int = typer.Option(1, min=1, help="Processes that encode the frames, or Ray actors with --ray."),
-    ray: bool = typer.Option(False, "--ray", help="Encode on a Ray started on this machine, a GPU an actor if any."),
-    ray_address: str | None = typer.Option(None, help="Encode on the Ray cluster at this address."),
+    ray: bool = typer.Option(
+        False, "--ray", help="Encode on a Ray started here, a GPU an actor if any; with --workers: train there."
+    ),
+    ray_address: str | None = typer.Option(None, help="The same on the Ray cluster at this address, or auto."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     workers: int | None = typer.Option(None, help=WORKERS_HELP),
     bf16: bool = typer.Option(True, "--bf16/--fp32", help="Compute in bfloat16."),
@@ -94,8 +96,8 @@ def train(
     Latents are encoded once into a cache, by several --encode-workers if asked. Ctrl-C saves; the same command goes on
     from there, to the bit.
     """
-    if workers is not None and launches(workers):
-        return train_in_workers(workers, context.obj)
+    if workers is not None and launches(workers, on_ray=bool(ray or ray_address)):
+        return train_in_workers(workers, context.obj, ray=ray, ray_address=ray_address, device=device)
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
@@ -143,7 +145,7 @@ def _encoders(workers: int, ray: bool, ray_address: str | None, device: str) -> 
     """Who encodes the frames; None for this process, with all its threads."""
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
 
-    if ray or ray_address:
+    if (ray or ray_address) and not placed():
         return RayExecutor(workers, ray_address, num_gpus=int(device == "cuda"))
     return LocalExecutor(workers) if workers > 1 else None
 

@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 def validate_model(
     models: list[str] | None = typer.Argument(None, metavar="MODEL", help=MODEL_HELP),
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
+    run: Path | None = typer.Option(
+        None, help="Instead of a MODEL: the models of all checkpoints that this run of train kept (train --keep)."
+    ),
+    evaluation: list[Path] = typer.Option(
+        [], help="With --run: a results.json of `evaluate` on these models; may be repeated. Which figure foretells it?"
+    ),
     clips: int = typer.Option(200, min=1, help="Clips drawn from the store."),
     candidates: int = typer.Option(256, min=1, help="Random action sequences, the logged one's rivals."),
     horizon: int | None = typer.Option(None, min=1, help="Model steps foreseen (default: the model's longest)."),
     stride: int | None = typer.Option(None, min=1, help="Control steps a model step spans (default: the model's)."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of clips and candidates."),
     threads: int | None = typer.Option(None, min=1, help="Torch threads (default: the cores this process may use)."),
-    out: Path | None = typer.Option(None, help="Folder for validation.json and validation.png."),
+    out: Path | None = typer.Option(None, help="Folder for the results (with --run: RUN/validation)."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
@@ -44,6 +50,16 @@ def validate_model(
     from vjepa_mpc.pretrain.validation import validate_model as measure
     from vjepa_mpc.pretrain.validation_figure import save_figure
 
+    if run is None and evaluation:
+        raise InputError("--evaluation is of a run's models; name the run with --run.")
+    if run is not None:
+        from vjepa_mpc.cli.validate_run import validate_run
+
+        if models:
+            raise InputError(f"--run stands for the models; leave {', '.join(models)} out.")
+        limit_threads(threads)
+        asked = ValidationSettings(clips, candidates, horizon, stride, seed)
+        return validate_run(run, store, asked, evaluation, out or run / "validation", device, json_output)
     if models is not None and len(models) > 1:
         raise InputError(f"One model is validated at a time, got {', '.join(models)}; give MODEL, then the store.")
     model = models[0] if models else None

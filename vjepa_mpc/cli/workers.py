@@ -33,17 +33,22 @@ OK, LOST, INTERRUPTED = 0, 4, 130
 GRACE_S = 10.0
 """So long the others may take to notice that one is gone, and after SIGTERM as long again."""
 
+PLACED = "VJEPA_MPC_PLACED"
+"""Set in a worker that Ray Train started."""
+
 _LAUNCHED = "VJEPA_MPC_LAUNCHED"
 _LOOK_S = 0.05
 
 
-def launches(workers: int | None) -> bool:
-    """Whether this process is the one to start workers, rather than to train. `InputError` when it was told two
-    different numbers of them."""
+def launches(workers: int | None, on_ray: bool = False) -> bool:
+    """Whether this process is the one to start workers, rather than to train; on Ray also to start a single one.
+    `InputError` when it was told two different numbers of them."""
     if workers is not None and workers < 1:
         raise InputError(f"Training takes at least one worker, not {workers}.")
+    if placed():
+        return False
     if not is_worker():
-        return workers is not None and workers > 1
+        return workers is not None and (workers > 1 or on_ray)
     if workers is not None and str(workers) != os.environ.get("WORLD_SIZE"):
         raise InputError("torchrun says how many workers there are; leave --workers out.")
     return False
@@ -54,8 +59,19 @@ def is_worker() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def train_in_workers(workers: int, arguments: Sequence[str]) -> None:
-    """Run the command line `arguments` of vjepa-mpc in `workers` processes, see `run_workers`."""
+def placed() -> bool:
+    """Whether Ray Train started this worker."""
+    return PLACED in os.environ
+
+
+def train_in_workers(
+    workers: int, arguments: Sequence[str], *, ray: bool, ray_address: str | None, device: str
+) -> None:
+    """Run the command line `arguments` of vjepa-mpc in `workers` processes: here, see `run_workers`, or on Ray."""
+    if ray or ray_address:
+        from vjepa_mpc.cli.ray_training import train_in_ray
+
+        return train_in_ray(workers, arguments, ray_address, device)
     run_workers(workers, [sys.executable, "-m", "vjepa_mpc", *arguments])
 
 
