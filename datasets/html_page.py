@@ -25,7 +25,7 @@ table{border-collapse:collapse;margin:.5em 0}td,th{padding:.15em .7em;text-align
 td:first-child,th:first-child{text-align:left}section{border-top:1px solid #ccc;padding:.7em 0}
 .row{display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start}figure{margin:0}figcaption{font-size:12px;color:#555}
 svg{background:#fafafa;border:1px solid #ddd}.bad{color:#a00}.good{color:#060}video{display:block;background:#000}
-video{min-width:160px}
+video{min-width:160px}img{max-width:100%}
 .facts td{text-align:left}.numbers td{white-space:nowrap}pre{overflow-x:auto}
 """
 
@@ -47,6 +47,11 @@ def film_figure(content: str, caption: str) -> str:
         f'<figure><video controls loop muted preload="auto" src="data:video/mp4;base64,{content}"></video>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+def picture_figure(content: str, caption: str) -> str:
+    """A picture, its PNG file in base64, above its caption (HTML)."""
+    return f'<figure><img src="data:image/png;base64,{content}"><figcaption>{caption}</figcaption></figure>'
 
 
 def encoded_video(frames: UInt8[np.ndarray, "t h w 3"], rate: float) -> str:

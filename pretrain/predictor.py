@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.datasets.clips import Clip
 from vjepa_mpc.pretrain.data import ClipBatches
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
+
+PROPRIOCEPTION = ("integrated", "predicted")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class PredictorSettings:
     a model step, not of `stride` alone: a planner asks for displacements of every size. `residual`: predict
     the change of the latents.
     `centre`: take each picture's mean over its patches out of the latents. `conditioning`, `rotary`: see
-    `PredictorConfig`."""
+    `PredictorConfig`. `proprioception`: imagined states are "integrated" from the actions, or "predicted": integrated
+    from what the predictor says of the actions to come to pass, for robots that walls and loads hold up."""
 
     grid: int = 4
     width: int = 128
@@ -48,8 +51,11 @@ class PredictorSettings:
     centre: bool = True
     conditioning: str = "tokens"
     rotary: str = "tiled"
+    proprioception: str = "integrated"
 
     def __post_init__(self) -> None:
+        if self.proprioception not in PROPRIOCEPTION:
+            raise unknown_name("proprioception", self.proprioception, PROPRIOCEPTION)
         if not 1 <= self.history < self.frames:
             raise InputError(f"The history ({self.history}) must be at least 1 and below the clip's {self.frames}.")
         if min(self.stride, self.grid, self.width, self.depth, self.heads) < 1 or self.rollout_steps < 0:
@@ -88,20 +94,24 @@ class PredictorLearner:
         states = batch.states.to(self.device, non_blocking=True)
         actions = batch.actions.to(self.device, non_blocking=True)
         space = model.states
-        predicted = model.predictor(
-            latents[:, :-1], space.action_features(actions, states[:, :-1]), space.state_features(states[:, :-1])
-        )
-        predicted = model.latent_space.renormalise(predicted)
+        predictor, features = model.predictor, space.action_features(actions, states[:, :-1])
+        output = predictor.advance(predictor.embed(latents[:, :-1], features, space.state_features(states[:, :-1])))
+        predicted = model.latent_space.renormalise(predictor.predict(output, latents[:, :-1]))
         forced = prediction_error(predicted, latents[:, 1:], settings.l2)
         copying = prediction_error(latents[:, :-1], latents[:, 1:], settings.l2)
         figures = {"forced": forced.detach(), "copy": copying.detach()}
+        total = forced
+        if settings.proprioception == "predicted":
+            came = (space.difference(states[:, :-1], states[:, 1:]) - actions) / model.step_limits
+            moved = prediction_error(predictor.shortfall(output), came, settings.l2)
+            total, figures = total + moved, {**figures, "moved": moved.detach()}
         k, steps = settings.history, settings.rollout_steps
         if not steps:
-            return forced, figures
+            return total, figures
         context = Context(latents[:, :k], states[:, :k], actions[:, : k - 1])
         rolled = model.rollout(context, actions[:, None, k - 1 : k - 1 + steps])
         own = prediction_error(rolled.latents[:, 0], latents[:, k : k + steps], settings.l2)
-        return forced + settings.rollout_weight * own, {**figures, "rollout": own.detach()}
+        return total + settings.rollout_weight * own, {**figures, "rollout": own.detach()}
 
     def after_step(self, step: int) -> None:
         """Nothing moves but the optimiser."""

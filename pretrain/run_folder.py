@@ -20,7 +20,7 @@ ONE_EACH = {"keep": 1, "accumulate": 1}
 ONE_RATIO = {"mlp_ratio": 4.0}
 """What every encoder's hidden layers were before other encoders could be gone on from."""
 
-OF_ONE_FAMILY = {"conditioning": "tokens", "rotary": "tiled"}
+OF_ONE_FAMILY = {"conditioning": "tokens", "rotary": "tiled", "proprioception": "integrated"}
 """What every predictor was before there were others."""
 
 

@@ -118,6 +118,7 @@ def new_world_model(
             residual=settings.residual,
             conditioning=settings.conditioning,
             rotary=settings.rotary,
+            displacements=len(robot.action_names) if settings.proprioception == "predicted" else 0,
         ),
         history=settings.history,
         stride=settings.stride,
@@ -141,6 +142,7 @@ def continued_settings(
         stride=model.stride, shorter=shorter and model.stride > 1, frames=frames or longest, history=model.history,
         rollout_steps=rollout_steps, l2=l2, residual=predictor.residual, centre=model.latent.centre,
         conditioning=predictor.conditioning, rotary=predictor.rotary,
+        proprioception="predicted" if predictor.displacements else "integrated",
     )  # fmt: skip
 
 

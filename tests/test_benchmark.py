@@ -19,7 +19,18 @@ from solvable_world import SpelledRobot, settings, solvable_model
 
 from vjepa_mpc.bench_files import EPISODE_TABLE, RESULTS, TABLE, load, save
 from vjepa_mpc.bench_page import write_report
-from vjepa_mpc.benchmark import FILM_HEIGHT, Cell, films_of, hardware, levels_of, play, price, rows
+from vjepa_mpc.benchmark import (
+    FILM_HEIGHT,
+    Cell,
+    draw_plans,
+    films_of,
+    hardware,
+    levels_of,
+    plans_of,
+    play,
+    price,
+    rows,
+)
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.evaluation import ArenaSetup, EpisodeResult, Series, evaluate, evaluate_all
 from vjepa_mpc.executor import Executor, LocalExecutor, RayExecutor
@@ -90,6 +101,29 @@ def told(some: list[Cell], folder: Path, executor: Executor | None = None) -> li
 
 def without_times(results: list[EpisodeResult]) -> list[EpisodeResult]:
     return [dataclasses.replace(result, milliseconds=()) for result in results]
+
+
+def test_first_plans_are_drawn_once_and_shown_on_the_page(played: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(played, folder)
+    assert draw_plans(cells(), folder) == []
+    drawn = plans_of(cells()[0].key, folder)
+    ends = {held for _, held, _ in films_of(cells()[0].key, folder)}
+    assert len(drawn) == len(ends) >= 1  # one of each kind of end that was filmed
+    assert sum(len(plans_of(one.key, folder)) for one in cells()[1:]) == 0
+    before = drawn[0][1].stat().st_mtime_ns
+    assert draw_plans(cells(), folder) == [] and drawn[0][1].stat().st_mtime_ns == before
+    write_report(load(folder))
+    assert (folder / "report.html").read_text().count("data:image/png") == len(drawn)
+
+
+def test_a_plan_that_cannot_be_drawn_is_told(played: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(played, folder)
+    one = cells()[0]
+    broken = dataclasses.replace(one, setup=dataclasses.replace(one.setup, robot=partial(int, "gone")))
+    (sentence,) = draw_plans([broken], folder)
+    assert "mine, cem" in sentence and "gone" in sentence
 
 
 def test_series_on_the_same_workers_give_what_each_gives_alone() -> None:

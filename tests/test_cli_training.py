@@ -120,6 +120,9 @@ BAD: dict[str, tuple[list[object], str]] = {
     "an unknown conditioning": (
         ["train", "STORE", "--encoder", "pixels", "--conditioning", "adaptive"], "did you mean 'adaptive_norm'",
     ),
+    "an unknown proprioception": (
+        ["train", "STORE", "--encoder", "pixels", "--proprioception", "predict"], "did you mean 'predicted'",
+    ),
     "no history": (["train", "STORE", "--encoder", "pixels", "--history", 0], "must be at least 1"),
     "a long rollout": (["train", "STORE", "--encoder", "pixels", "--rollout", 9], "needs clips of 10 frames"),
     "no stride": (["train", "STORE", "--encoder", "pixels", "--stride", 0], "at least 1"),

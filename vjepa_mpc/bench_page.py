@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from vjepa_mpc.bench_files import PAGE, Run
-from vjepa_mpc.benchmark import films_of
+from vjepa_mpc.benchmark import films_of, plans_of
 from vjepa_mpc.core.files import write_text
-from vjepa_mpc.datasets.html_page import COLOURS, document, film_figure, line_plot
+from vjepa_mpc.datasets.html_page import COLOURS, document, film_figure, line_plot, picture_figure
 
 _READING = """
 <p><b>held</b>: within the task's radius after each of the last steps of the budget; the number to compare.
@@ -24,7 +24,8 @@ as episodes, which makes them too narrow). <b>end</b>: median final distance. <b
 first hit, and to the last entry of those that held. <b>late</b>: decisions that took longer than the control
 period. <b>entered</b>: episodes that entered a forbidden region. <b>MFLOP</b>: of matrix products in a control
 step's forward passes. The ceiling is told the true state; floors and planners are not. Films: the goal on the left,
-the view on the right.</p>
+the view on the right. First plans: each imagined frame is shown by the picture nearest to it in latent space, of 256
+places of the world; the numbers are latent distances: from the goal, and of that picture from what was imagined.</p>
 """
 _HEAD = (
     "policy", "n", "held", "hit", "end, cm", "steps", "ms", "95 % ms", "late", "evaluations a step", "MFLOP a step",
@@ -78,7 +79,8 @@ def _task(run: Run, rows: Sequence[Mapping[str, Any]]) -> str:
     text += _table(plain) + f'<div class="row">{_intervals(plain)}{_ways(run, plain)}</div>'
     text += _variations([row for row in rows if row["factor"]])
     films = "".join(_films(run, row) for row in rows if row["kind"] != "floor")
-    return f'{text}<div class="row">{films}</div></section>'
+    plans = "".join(_plans(run, row) for row in plain if row["kind"] == "planner")
+    return f'{text}<div class="row">{films}</div><div class="row">{plans}</div></section>'
 
 
 def _percent(rate: Mapping[str, Any]) -> str:
@@ -163,6 +165,16 @@ def _films(run: Run, row: Mapping[str, Any]) -> str:
         )
         for key in list(row["cells"].values())[:1]
         for index, held, path in films_of(key, run.folder)
+    )
+
+
+def _plans(run: Run, row: Mapping[str, Any]) -> str:
+    return "".join(
+        picture_figure(
+            base64.b64encode(path.read_bytes()).decode(), f"{escape(row['policy'])}: the first plan of pair {index}"
+        )
+        for key in list(row["cells"].values())[:1]
+        for index, path in plans_of(key, run.folder)
     )
 
 

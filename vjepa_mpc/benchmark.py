@@ -33,6 +33,7 @@ from vjepa_mpc.evaluation import (
 )
 from vjepa_mpc.executor import Executor
 from vjepa_mpc.flops import Flops
+from vjepa_mpc.policies import PlannedPolicy
 from vjepa_mpc.results import read_log, summarise
 from vjepa_mpc.robots.dynamics import FACTORS
 from vjepa_mpc.robots.tasks import Manifest
@@ -174,6 +175,41 @@ def films_of(cell_key: str, folder: Path) -> list[tuple[int, bool, Path]]:
         index, end = path.stem.rsplit("-", 2)[1:]
         found.append((int(index), end == "held", path))
     return found
+
+
+def draw_plans(cells: Sequence[Cell], folder: Path) -> list[str]:
+    """Draw the first plan (`vjepa_mpc.imagined`) of one success and one failure among the films of every planner's cell
+    in the plain world, where that is not done yet; what cannot be drawn is told in sentences."""
+    from vjepa_mpc.imagined import draw, first_plan
+
+    lost: list[str] = []
+    for cell in cells:
+        if cell.kind != "planner" or cell.factor:
+            continue
+        filmed = {held: index for index, held, _ in reversed(films_of(cell.key, folder))}
+        missing = [index for index in sorted(filmed.values()) if not _plan_file(cell.key, index, folder).exists()]
+        if not missing:
+            continue
+        try:
+            with closing(cell.setup()) as arena:
+                assert isinstance(arena.policy, PlannedPolicy)
+                for index in missing:
+                    item = (index, cell.manifest.pairs[index])
+                    plan = first_plan(arena.policy, arena.robot, arena.task, item, arena.seed)
+                    draw(plan, _plan_file(cell.key, index, folder))
+        except Exception as error:  # the run's results stand without its pictures
+            lost.append(f"No plan of {cell.task}: {cell.policy} is drawn: {error}")
+    return lost
+
+
+def _plan_file(cell_key: str, index: int, folder: Path) -> Path:
+    return folder / FILMS / f"{cell_key}-{index:04d}-plan.png"
+
+
+def plans_of(cell_key: str, folder: Path) -> list[tuple[int, Path]]:
+    """The drawn plans of a cell: pair, file."""
+    found = sorted((folder / FILMS).glob(f"{cell_key}-????-plan.png"))
+    return [(int(path.stem.rsplit("-", 2)[1]), path) for path in found]
 
 
 @dataclass(frozen=True)

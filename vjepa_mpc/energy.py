@@ -168,11 +168,17 @@ def plot_energy(landscape: EnergyLandscape, path: Path | str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    third = f", lowest over {landscape.names[2]}" if landscape.energy.ndim == 3 else ""
-    landscape = landscape.face()
     figure = Figure(figsize=(6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)  # not pyplot: no global state, and no display is ever looked for
-    axes = figure.add_subplot()
+    draw_energy(figure, figure.add_subplot(), landscape)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def draw_energy(figure: Figure, axes: Axes, landscape: EnergyLandscape) -> None:
+    """Draw a landscape into `axes` of a figure, as `plot_energy` tells."""
+    third = f", lowest over {landscape.names[2]}" if landscape.energy.ndim == 3 else ""
+    landscape = landscape.face()
     if landscape.energy.ndim == 2:
         _draw_surface(figure, axes, landscape)
     else:
@@ -189,8 +195,6 @@ def plot_energy(landscape: EnergyLandscape, path: Path | str) -> None:
         words = "every action is rejected" if landscape.broken is None else "every action is rejected or breaks a limit"
         axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
 
 
 def _label(landscape: EnergyLandscape, axis: int) -> str:

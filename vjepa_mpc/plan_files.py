@@ -19,7 +19,7 @@ from vjepa_mpc.controller import Controller, Decision
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import provenance
-from vjepa_mpc.energy import energy_slice, plot_energy, step_units
+from vjepa_mpc.energy import EnergyLandscape, energy_slice, plot_energy, step_units
 from vjepa_mpc.loop import StepRecord
 from vjepa_mpc.memory import peak_bytes
 from vjepa_mpc.planning import Goal, OrderedOutcome
@@ -221,7 +221,12 @@ def remove_others(folder: Path, record: dict[str, Any]) -> None:
 
 
 def save_energy(controller: Controller, decision: Decision, folder: Path) -> None:
-    """Draw the cost of one action held over the plan's horizon, as `decision` saw it, into energy.png.
+    """Draw `plan_energy` into energy.png."""
+    plot_energy(plan_energy(controller, decision), folder / ENERGY)
+
+
+def plan_energy(controller: Controller, decision: Decision) -> EnergyLandscape:
+    """The cost of one action held over the plan's horizon, as `decision` saw it.
 
     The axes are the first two actions that the planner's bounds leave free.
     """
@@ -229,11 +234,10 @@ def save_energy(controller: Controller, decision: Decision, folder: Path) -> Non
     robot = config.robot
     steps = controller.settings.steps_a_leg(config.stride)  # without legs a model step's
     free = [axis for axis in range(len(robot.action_names)) if float(bounds.low[axis]) < float(bounds.high[axis])]
-    landscape = energy_slice(  # in float32: the steps of bfloat16 would show
+    return energy_slice(  # in float32: the steps of bfloat16 would show
         decision.cost, decision.plan.actions[0], bounds, axes=free[:2], points=ENERGY_POINTS, hold=True,
         names=robot.action_names, units=step_units(config, steps),
     )  # fmt: skip
-    plot_energy(landscape, folder / ENERGY)
 
 
 def _finite(value: float) -> float | None:

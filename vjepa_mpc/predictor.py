@@ -35,6 +35,8 @@ class PredictorConfig:
     the change from the present frame, not the next frame itself (V-JEPA 2-AC: no). `conditioning`: actions and states
     are "tokens" beside the patches (V-JEPA 2-AC), or modulate every block ("adaptive_norm"). `rotary`: frequencies
     "tiled" over an axis as in the released weights, or "interleaved", each pair turning by one angle as meant.
+    `displacements`: values of an action, for a predictor that also foretells how much of it comes to pass
+    (`shortfall`); 0: it does not (V-JEPA 2-AC), and states follow from actions alone.
     """
 
     grid_height: int
@@ -54,6 +56,7 @@ class PredictorConfig:
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     conditioning: str = "tokens"
     rotary: str = "tiled"
+    displacements: int = 0
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -67,6 +70,8 @@ class PredictorConfig:
             raise unknown_name("conditioning", self.conditioning, CONDITIONING)
         if self.rotary not in ROTARY:
             raise unknown_name("rotary frequencies", self.rotary, ROTARY)
+        if self.displacements < 0:
+            raise InputError(f"A predictor foretells 0 displacements or more, not {self.displacements}.")
 
     @property
     def patches(self) -> int:
@@ -116,6 +121,8 @@ class ActionConditionedPredictor(nn.Module):
         )
         self.predictor_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.predictor_proj = Linear(config.width, config.latent_dim)
+        if config.displacements:
+            self.displacement_head = nn.Linear(config.width, config.displacements)
         grid = (config.grid_height, config.grid_width)
         cos, sin = rotary_tables(
             frames=config.max_frames,
@@ -135,6 +142,8 @@ class ActionConditionedPredictor(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
                 nn.init.zeros_(module.bias)
+        if self.config.displacements:  # at first all of an action comes to pass
+            nn.init.zeros_(self.displacement_head.weight)
         blocks: list[Any] = list(self.predictor_blocks)
         for number, block in enumerate(blocks, start=1):
             block.reset_parameters(number)
@@ -307,6 +316,11 @@ class ActionConditionedPredictor(nn.Module):
         output = self.predictor_proj(self.predictor_norm(tokens)).to(latents.dtype)
         return latents + output if self.config.residual else output
 
+    def shortfall(self, tokens: Float[Tensor, "*batch p w"]) -> Float[Tensor, "*batch a"]:
+        """How far the robot will have come beyond what it was told (below: negative), in units of one control step's
+        limits, from what came out of the blocks; in float32 at least. For predictors with `displacements` alone."""
+        return _project(self.displacement_head, self.predictor_norm(tokens).mean(dim=-2), keep=True)
+
     def _check(self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> None:
         config = self.config
         if latents.shape[1] > config.max_frames:
@@ -335,7 +349,8 @@ class ActionConditionedPredictor(nn.Module):
                 raise InputError(f"The predictor was built for {built} {name}, got {size}; give it its own kind.")
 
 
-def _project(layer: nn.Linear, values: Tensor) -> Tensor:
-    """`layer(values)` computed in float32 at least, returned in the layer's type."""
+def _project(layer: nn.Linear, values: Tensor, *, keep: bool = False) -> Tensor:
+    """`layer(values)` computed in float32 at least, returned in the layer's type, or (`keep`) as computed."""
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    return F.linear(values.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype)).to(layer.weight.dtype)
+    result = F.linear(values.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
+    return result if keep else result.to(layer.weight.dtype)

@@ -47,8 +47,8 @@ class Context:
 class Rollout:
     """What is imagined: for b problems and n candidates the h frames after the context's last one.
 
-    `latents` [b, n, h, p, d], renormalised; `states` [b, n, h, s] in physical units, integrated from the
-    actions and never predicted.
+    `latents` [b, n, h, p, d], renormalised; `states` [b, n, h, s] in physical units, integrated from the actions, or
+    from what the predictor foretells of them to come to pass.
     """
 
     latents: Float[Tensor, "b n h p d"]
@@ -64,6 +64,7 @@ class _Dynamics:
     state_features: Callable[[Tensor], Tensor]
     action_features: Callable[[Tensor, Tensor], Tensor]
     renormalise: Callable[[Tensor], Tensor]
+    unit: Tensor | None
 
     def embed(self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None) -> Tensor:
         features = self.action_features(actions, states), self.state_features(states)
@@ -72,22 +73,29 @@ class _Dynamics:
     def begin(
         self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None, start: int,
         caches: list[KeyValues],
-    ) -> Tensor:  # fmt: skip
-        """The first step of c actions from each of r frames: the next latents [r c, p, d], renormalised."""
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The first step of c actions from each of r frames: the next latents [r c, p, d], renormalised, and what
+        came out of the blocks [r c, p, w]."""
         several = states[:, None].expand(-1, actions.shape[1], -1)
         features = self.action_features(actions, several), self.state_features(states)
         output = self.predictor.begin(latents, *features, extrinsics, start, caches)
-        return self.renormalise(self.predictor.predict(output, latents[:, None]).flatten(0, 1))
+        return self.renormalise(self.predictor.predict(output, latents[:, None]).flatten(0, 1)), output.flatten(0, 1)
 
     def advance(
         self, latents: Tensor, actions: Tensor, states: Tensor, extrinsics: Tensor | None, start: int,
         caches: list[KeyValues],
-    ) -> Tensor:  # fmt: skip
-        """A further step of m candidates: the next latents [m, p, d], renormalised."""
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """A further step of m candidates: the next latents [m, p, d], renormalised, and what came out of the blocks."""
         seen = None if extrinsics is None else extrinsics[:, None]
         tokens = self.embed(latents[:, None], actions[:, None], states[:, None], seen)
         output = self.predictor.advance(tokens, start, caches)[:, 0]
-        return self.renormalise(self.predictor.predict(output, latents))
+        return self.renormalise(self.predictor.predict(output, latents)), output
+
+    def move(self, states: Tensor, actions: Tensor, output: Tensor) -> Tensor:
+        """Where m robots are after their actions."""
+        if self.unit is not None:
+            actions = actions + self.unit * self.predictor.shortfall(output)
+        return self.integrate(states, actions)
 
 
 def rollout(
@@ -101,21 +109,27 @@ def rollout(
     renormalise: Callable[[Tensor], Tensor],
     chunk: int,
     extrinsics: Float[Tensor, "b f e"] | None = None,
+    unit: Float[Tensor, "a"] | None = None,
 ) -> Rollout:
     """Roll n candidate action sequences (physical units) of each problem forward from its context.
 
     `integrate(state [m, s], action [m, a])` gives the next state; `state_features(state)` and
     `action_features(action, state)` map physical [..., s] and [..., a] to what the predictor was trained on
     (V-JEPA 2-AC: themselves); `renormalise` is applied to each prediction [m, p, d] (parameter-free layer norm
-    for V-JEPA 2-AC, identity for standardised latents). `extrinsics` cover the f = k - 1 + h frames fed in. At
+    for V-JEPA 2-AC, identity for standardised latents). `extrinsics` cover the f = k - 1 + h frames fed in. `unit`:
+    one control step's limits, for predictors that foretell `displacements`; what they say a robot comes farther or less
+    far than told is added to the action before `integrate`. At
     most `chunk` candidates are rolled at once. Differentiable with respect to `actions` and the predictor's
     weights; the history is detached. Raises `InputError` when k - 1 + h exceeds the predictor's `max_frames`, and for
     tensors on different devices.
     """
     _check(predictor, context, actions, extrinsics, chunk)
+    if predictor.config.displacements and unit is None:
+        raise InputError("This predictor foretells displacements: a rollout needs the unit in which it tells them.")
     problems, candidates, horizon = actions.shape[:3]
     past = context.latents.shape[1] - 1
-    dynamics = _Dynamics(predictor, integrate, state_features, action_features, renormalise)
+    told = unit if predictor.config.displacements else None
+    dynamics = _Dynamics(predictor, integrate, state_features, action_features, renormalise, told)
     history = _history(dynamics, context, extrinsics)
     frames = past + horizon
     buffered = frames > 1 and not torch.is_grad_enabled()
@@ -168,12 +182,13 @@ def _imagine(
     for step in range(actions.shape[2]):
         seen = None if given is None else given[:, step]
         if step == 0:
-            latents = dynamics.begin(latents, actions[:, :, 0], states, seen, past, caches)
+            latents, output = dynamics.begin(latents, actions[:, :, 0], states, seen, past, caches)
             states = states.repeat_interleave(copies, 0)
         else:
             seen = None if seen is None else seen.repeat_interleave(copies, 0)
-            latents = dynamics.advance(latents, actions[:, :, step].flatten(0, 1), states, seen, past + step, caches)
-        states = dynamics.integrate(states, actions[:, :, step].flatten(0, 1))
+            own = actions[:, :, step].flatten(0, 1)
+            latents, output = dynamics.advance(latents, own, states, seen, past + step, caches)
+        states = dynamics.move(states, actions[:, :, step].flatten(0, 1), output)
         imagined.append(latents.unflatten(0, (-1, copies)))
         visited.append(states.unflatten(0, (-1, copies)))
     if len(imagined) == 1:

@@ -59,6 +59,32 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class SearchDefaults:
+    """How this model was searched when it was tuned (on a `dev` manifest): what commands take for CEM where nothing
+    else is said; None: what they take for any model. `horizon`: model steps ahead; `running`: weight of imagined
+    frames before the last one."""
+
+    samples: int | None = None
+    iterations: int | None = None
+    elites: int | None = None
+    horizon: int | None = None
+    running: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "iterations", "elites", "horizon"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"A model's search needs {name} of 1 or more, not {value}.")
+        if self.running is not None and not 0 <= self.running < math.inf:
+            raise InputError(f"A model's search needs a running weight of 0 or more, not {self.running}.")
+
+    def cem(self) -> dict[str, int]:
+        """What it says of CEM's own settings."""
+        told = {"samples": self.samples, "iterations": self.iterations, "elites": self.elites}
+        return {name: value for name, value in told.items() if value is not None}
+
+
+@dataclass(frozen=True)
 class WorldModelConfig:
     """All of a world model but its weights. `encoder` is the Hugging Face configuration as plain values.
 
@@ -77,6 +103,7 @@ class WorldModelConfig:
     history: int
     stride: int = 1
     calibration: Calibration | None = None
+    search: SearchDefaults | None = None
     renderer: str = ""
     familiar: int = 0
     encoder_in: str = ""
@@ -96,6 +123,9 @@ class WorldModelConfig:
         wanted = (self.predictor.grid_height, self.predictor.grid_width, self.predictor.latent_dim)
         if seen != wanted:
             raise InputError(f"The predictor takes latents of {wanted} (height, width, channels), not {seen}.")
+        ahead = self.search.horizon if self.search else None
+        if ahead is not None and ahead > frames - self.history:
+            raise InputError(f"A search {ahead} steps ahead is beyond the {frames - self.history} this model can see.")
         if self.encoder_in != Path(self.encoder_in).name:
             raise InputError(f"A shared encoder is in a folder beside this: give its name, not {self.encoder_in!r}.")
 
@@ -138,11 +168,24 @@ class WorldModel(nn.Module):
         return self.config.predictor.max_frames - self.config.history
 
     @property
+    def default_horizon(self) -> int:
+        """Model steps that are planned ahead where nothing else is said."""
+        search = self.config.search
+        return self.longest_horizon if search is None or search.horizon is None else search.horizon
+
+    @property
     def action_bounds(self) -> Bounds:
         """The box of one model step's action: the robot's limits times the stride, in its units."""
         robot, stride = self.config.robot, self.config.stride
         low, high = torch.tensor(robot.action_low), torch.tensor(robot.action_high)
         return Bounds((stride * low).to(self.device), (stride * high).to(self.device))
+
+    @property
+    def step_limits(self) -> Float[Tensor, "a"]:
+        """The largest displacement of one control step, by action, in its units."""
+        robot = self.config.robot
+        low, high = torch.tensor(robot.action_low), torch.tensor(robot.action_high)
+        return torch.maximum(low.abs(), high.abs()).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -177,6 +220,7 @@ class WorldModel(nn.Module):
             action_features=self.states.action_features,
             renormalise=self.latent_space.renormalise,
             chunk=chunk,
+            unit=self.step_limits if self.config.predictor.displacements else None,
         )
 
     def get_familiar(self, pooled: Float[Tensor, "n p d"]) -> None:
@@ -285,6 +329,11 @@ class WorldModel(nn.Module):
     def calibrated(self, calibration: Calibration) -> WorldModel:
         """This model with `calibration` in its configuration (the same object)."""
         self.config = replace(self.config, calibration=calibration)
+        return self
+
+    def searched(self, search: SearchDefaults) -> WorldModel:
+        """This model with `search` in its configuration (the same object)."""
+        self.config = replace(self.config, search=search)
         return self
 
 

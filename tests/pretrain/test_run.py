@@ -57,7 +57,9 @@ def trained(store: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_every_kind_of_predictor_trains_is_saved_and_plans(store: Path, encoder: Path, tmp_path: Path) -> None:
-    kind = dataclasses.replace(PREDICTOR, conditioning="adaptive_norm", rotary="interleaved")
+    kind = dataclasses.replace(
+        PREDICTOR, conditioning="adaptive_norm", rotary="interleaved", proprioception="predicted"
+    )
     train_world_model(Source(store), tmp_path, str(encoder), kind, training(30, lr=3e-3), CPU)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     shares = [row["forced"] / row["copy"] for row in rows]

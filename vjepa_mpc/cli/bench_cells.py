@@ -136,7 +136,7 @@ def _planning(
     contenders: dict[str, tuple[Contender, Any]] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source, task, asked.backend)
-        counted = count_flops(world, options.horizon or world.longest_horizon)
+        counted = count_flops(world, options.horizon or world.default_horizon)
         folder = model_folder(source)
         for name in asked.planners:
             for guarded in (False, True)[: 1 + rails.any]:

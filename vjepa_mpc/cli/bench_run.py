@@ -203,11 +203,14 @@ def _play(
 def _finish(out: Path, cells: Sequence[Cell], record: dict[str, Any], *, complete: bool) -> Run:
     from vjepa_mpc.bench_files import save
     from vjepa_mpc.bench_page import write_report
-    from vjepa_mpc.benchmark import hardware, rows
+    from vjepa_mpc.benchmark import draw_plans, hardware, rows
     from vjepa_mpc.core.settings import provenance
 
     machine = {"hardware": hardware(), "provenance": provenance()}
     run = save(out, {**record, "complete": complete, "rows": rows(cells, out), **machine})
+    if complete:
+        for sentence in draw_plans(cells, out):
+            typer.echo(f"note: {sentence}", err=True)
     write_report(run)
     return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
@@ -68,8 +68,8 @@ def cem_defaults(numbers: int) -> dict[str, Any]:
 
 
 def plan_numbers(model: WorldModel, horizon: int | None, legs: int = 1) -> int:
-    """How many numbers a plan of `model` has, by default as far ahead as it can see."""
-    ahead = model.longest_horizon if horizon is None else horizon
+    """How many numbers a plan of `model` has, by default as far ahead as it is used to."""
+    ahead = model.default_horizon if horizon is None else horizon
     return ahead * legs * len(model.config.robot.action_names)
 
 
@@ -225,9 +225,10 @@ def make_planner(
     elites: int | None = None,
     settings: Sequence[str] = (),
     numbers: int = FEW_NUMBERS,
+    own: Mapping[str, Any] | None = None,
 ) -> Planner:
     """The planner called `name` within action bounds; None leaves a setting at its default, which CEM's is by how many
-    `numbers` the plans have.
+    `numbers` the plans have, and by what a model says of its `own`.
 
     `settings` are "name=value"; of two planners ("cem+lbfgs") the first takes the numbers and each the settings
     it knows. `InputError` for names that do not exist (with the nearest) and values that do not fit.
@@ -243,7 +244,10 @@ def make_planner(
     for key in wanted:
         if key not in known:
             raise unknown_name(f"setting of {name}", key, known)
-    made = [_one_planner(part, bounds, {} if i else given, wanted, numbers) for i, part in enumerate(parts)]
+    made = [
+        _one_planner(part, bounds, {} if i else given, wanted, cem_defaults(numbers) | dict(own or {}))
+        for i, part in enumerate(parts)
+    ]
     if len(made) == 1:
         return made[0]
     from vjepa_mpc.planners.wrappers import Refined
@@ -257,13 +261,13 @@ def _setting_types(name: str) -> dict[str, Any]:
 
 
 def _one_planner(
-    name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[str, str], numbers: int
+    name: str, bounds: Bounds, given: dict[str, Any], wanted: dict[str, str], cem: dict[str, Any]
 ) -> Planner:
     from vjepa_mpc.core.settings import from_text
 
     module, planner, settings, aliases = PLANNERS[name]
     place, types = import_module(f"vjepa_mpc.planners.{module}"), _setting_types(name)
-    values: dict[str, Any] = cem_defaults(numbers) if name == "cem" else {}
+    values: dict[str, Any] = dict(cem) if name == "cem" else {}
     for key, value in given.items():
         own = aliases.get(key, key)
         if own not in types:
@@ -298,11 +302,11 @@ def planner_and_control(
     if preset is None:
         made = make_planner(
             planner, leg_bounds(model, legs, leg_steps), samples=samples, iterations=iterations, elites=elites,
-            settings=settings, numbers=plan_numbers(model, horizon, legs),
+            settings=settings, numbers=plan_numbers(model, horizon, legs), own=own_search(model, legs),
         )  # fmt: skip
         check_draft(draft, made)
         control = control_settings(
-            model, horizon=horizon, running=1.0, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft
+            model, horizon=horizon, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft
         )
         return made, control
     if preset not in PRESETS:
@@ -343,21 +347,31 @@ def control_settings(
     model: WorldModel,
     *,
     horizon: int | None,
-    running: float,
+    running: float | None = None,
     legs: int = 1,
     leg_steps: int | None = None,
     deadline_s: float | None = None,
     draft: int = 0,
 ) -> Any:
-    """The controller's settings from the command line's options; by default as far ahead as `model` can see."""
+    """The controller's settings from the command line's options; by default what `model` is used to: as far ahead as it
+    can see, and the sum over imagined frames, unless it says otherwise."""
     from vjepa_mpc.controller import ControlSettings
     from vjepa_mpc.planners.base import Budget
 
     if deadline_s is not None and not 0 < deadline_s < float("inf"):
         raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
-    ahead = model.longest_horizon if horizon is None else horizon
+    ahead = model.default_horizon if horizon is None else horizon
+    if running is None:
+        search = model.config.search
+        running = 1.0 if search is None or search.running is None else search.running
     budget = Budget(deadline_s=deadline_s)
     return ControlSettings(horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget)
+
+
+def own_search(model: WorldModel, legs: int = 1) -> dict[str, Any]:
+    """CEM's settings that `model` was tuned with: for straight model steps, not for ways of several `legs`."""
+    search = model.config.search
+    return {} if search is None or legs > 1 else search.cem()
 
 
 def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None) -> Bounds:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import check_draft, control_settings, leg_bounds, make_planner, plan_numbers
+from vjepa_mpc.cli.building import check_draft, control_settings, leg_bounds, make_planner, own_search, plan_numbers
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class PlannerOptions:
     iterations: int | None = None
     elites: int | None = None
     settings: tuple[str, ...] = ()
-    running: float = 1.0
+    running: float | None = None
     deadline: float | None = None
     draft: int = 0
 
@@ -95,6 +95,7 @@ def planning(
     optimiser: Any = make_planner(
         options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
         elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
+        own=own_search(world, legs),
     )  # fmt: skip
     check_draft(options.draft, optimiser)
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
@@ -153,7 +154,7 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
     from vjepa_mpc.controller import fitting_chunk
     from vjepa_mpc.memory import CHUNK
 
-    fit = (fitting_chunk(one, horizon or one.longest_horizon, None, sharers=workers) for one in worlds.values())
+    fit = (fitting_chunk(one, horizon or one.default_horizon, None, sharers=workers) for one in worlds.values())
     return min(fit, default=CHUNK)
 
 

@@ -31,7 +31,9 @@ def evaluate(
     iterations: int | None = typer.Option(None, help="Iterations of a plan."),
     elites: int | None = typer.Option(None, help="Candidates that make the next distribution (cem, icem, discrete)."),
     settings: list[str] = typer.Option([], "--set", help=SET_HELP),
-    running: float = typer.Option(1.0, help="Weight of imagined frames before the last."),
+    running: float | None = typer.Option(
+        None, help="Weight of imagined frames before the last (default: the model's, or 1)."
+    ),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
@@ -129,8 +131,8 @@ def evaluate(
         executor = RayExecutor(workers, ray_address, threads=threads)
     options: dict[str, Any] = {
         "manifest": frozen.sha256, "planner": planner, "horizon": horizon, "samples": samples,
-        "iterations": iterations, "elites": elites, "running": running, "seed": seed, "threads": threads,
-        "device": target.type, "backend": backend,
+        "iterations": iterations, "elites": elites, "running": 1.0 if running is None else running, "seed": seed,
+        "threads": threads, "device": target.type, "backend": backend,
     }  # fmt: skip
     if at_a_time != CHUNK:
         options["chunk"] = at_a_time

@@ -58,6 +58,9 @@ def train(
         None, help="Actions and states as tokens among patches (default), or by adaptive_norm."
     ),
     rotary: str | None = typer.Option(None, help="Rotary frequencies: tiled (default; V-JEPA 2-AC's) or interleaved."),
+    proprioception: str | None = typer.Option(
+        None, help="Imagined states: integrated from actions (default), or predicted, where walls hold the robot up."
+    ),
     centre: bool | None = typer.Option(
         None, "--centre/--as-is", help="Take each picture's mean out of its latents (default)."
     ),
@@ -107,6 +110,7 @@ def train(
     shape = {
         "grid": grid, "width": width, "depth": depth, "heads": heads, "stride": stride, "history": history,
         "residual": residual, "centre": centre, "conditioning": conditioning, "rotary": rotary,
+        "proprioception": proprioception,
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
     learning: dict[str, Any] = {"rollout_steps": rollout, "l2": l2, "shorter": shorter}
