@@ -16,7 +16,8 @@ import pytest
 
 from vjepa_mpc.cli.main import main
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.peer_protocols import DatasetProtocol, Recordings, drawn
+from vjepa_mpc.peer_policy import NoOpPeer
+from vjepa_mpc.peer_protocols import DatasetProtocol, Recordings, TaskProtocol, drawn
 from vjepa_mpc.robots.gymnasium_robot import GymnasiumRobot
 
 
@@ -77,8 +78,6 @@ def test_a_data_set_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     package.data.load_dataset = {"mine": data}.__getitem__
     protocol = DatasetProtocol("swm/TwoRoom-v1", pairs=2, goal_offset=4, budget=2, data="mine", size=8)
     assert protocol.told()["starts"] == "mine"
-    from vjepa_mpc.peer_policy import NoOpPeer
-
     assert [row["episodes"] for row in protocol.play({"no-op": NoOpPeer})] == [2]
     cube = DatasetProtocol("swm/OGBCube-v0", pairs=2, goal_offset=4, budget=2, data="mine", size=8)
     with pytest.raises(InputError, match="has no qpos, which swm/OGBCube-v0 is set by; it has pixels"):
@@ -149,6 +148,24 @@ def test_numbered_tasks_with_goal_pictures(two_tasks: str, tmp_path: Path) -> No
         for bad in (0, 3):
             with pytest.raises(InputError, match="2 numbered tasks"):
                 robot.begin_task(bad, 0)
+
+
+class Misfit(NoOpPeer):
+    """Takes no environment at all."""
+
+    def set_env(self, env: Any) -> None:
+        raise InputError("not with me")
+
+
+def test_a_policy_that_does_not_fit_is_told_before_anything_is_played(
+    monkeypatch: pytest.MonkeyPatch, two_tasks: str
+) -> None:
+    peer_world.install(monkeypatch)
+    for kind, way in ((peer_world.Loop, "collect"), (GymnasiumRobot, "begin_task")):
+        monkeypatch.setattr(kind, way, lambda self, *_, **__: pytest.fail("something was played"))
+    for protocol in (DatasetProtocol("swm/TwoRoom-v1"), TaskProtocol(two_tasks)):
+        with pytest.raises(InputError, match="not with me"):
+            protocol.play({"no-op": NoOpPeer, "misfit": Misfit})
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,9 @@ class DatasetProtocol:
     def play(self, policies: Policies, on_episodes: Told = lambda name, done: None) -> list[dict[str, Any]]:
         """A row a policy, all on the same starts and goals."""
         package, setters = installed("stable_worldmodel", "stable-worldmodel"), self.setters()
+        with closing(self._world(package, 1, 2 * self.budget, setters.world)) as world:
+            for make in policies.values():  # one that does not fit is told before anything is recorded
+                world.set_policy(make())
         data = self._recorded(package, setters) if self.data is None else self._loaded(package, self.data)
         episodes, starts = drawn(np.asarray(data.lengths), self.goal_offset, self.pairs, self.seed)
         calls, rows = _calls(self.env, setters, list(data.column_names)), []
@@ -257,9 +260,11 @@ class TaskProtocol:
             count = robot.goal_tasks
             if not count:
                 raise InputError(f"{self.env} has no numbered tasks; OGBench's have, as cube-single-v0.")
-            for name, make in policies.items():
-                policy, done = make(), []
+            made = {name: make() for name, make in policies.items()}
+            for policy in made.values():  # one that does not fit is told before anything is played
                 policy.set_env(SimpleNamespace(num_envs=1, single_action_space=robot.action_space))
+            for name, policy in made.items():
+                done: list[bool] = []
                 for task in range(1, count + 1):
                     for number in range(self.episodes):
                         done.append(_to_the_end(robot, policy, task, self.seed + 1000 * task + number))
