@@ -65,14 +65,46 @@ class GymnasiumRobot:
         self._begin(seed)
         return self.observe()
 
-    def _begin(self, seed: int | None) -> None:
+    @property
+    def goal_tasks(self) -> int:
+        """How many numbered tasks the environment has, as OGBench's have; 0: none."""
+        return int(getattr(self._env.unwrapped, "num_tasks", 0))
+
+    @property
+    def action_space(self) -> Any:
+        """The environment's own."""
+        return self._env.action_space
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the environment said beside its last observation."""
+        return self._info
+
+    @property
+    def ended(self) -> bool:
+        """Whether the environment has ended the episode, by its goal or its limit of steps."""
+        return self._ended
+
+    def begin_task(self, task: int, seed: int) -> tuple[Observation, UInt8[np.ndarray, "height width 3"]]:
+        """Begin task number `task` (from 1) of an OGBench environment: what is seen, and the goal's picture."""
+        if not 1 <= task <= self.goal_tasks:
+            raise InputError(f"{self._id} has {self.goal_tasks} numbered tasks, and no number {task}.")
+        self._begin(seed, {"task_id": task, "render_goal": True})
+        goal, begun = self._info.get("goal_rendered"), getattr(self._env.unwrapped, "cur_task_id", task)
+        if begun != task:
+            raise InputError(f"{self._id} plays its task {begun} alone, not {task}.")
+        if goal is None:
+            raise InputError(f"{self._id} draws no picture of its goals (goal_rendered).")
+        return self.observe(), self._sized(np.asarray(goal))
+
+    def _begin(self, seed: int | None, options: dict[str, Any] | None = None) -> None:
         if seed is not None:
             self._drawn = np.random.RandomState(seed % 2**32)
             # Its own generator too: some resets (stable-worldmodel's cube) draw from it without handing on the seed.
             self._env.unwrapped.np_random = np.random.default_rng(seed)
         with self._own_globals():
-            self._observed, self._info = self._env.reset(seed=seed)
-        self._time_s = 0.0
+            self._observed, self._info = self._env.reset(seed=seed, options=options)
+        self._time_s, self._ended = 0.0, False
 
     @contextlib.contextmanager
     def _own_globals(self) -> Iterator[None]:
@@ -97,7 +129,8 @@ class GymnasiumRobot:
         sent = np.clip(wanted, self._spec.action_low, self._spec.action_high)
         dtype = self._env.action_space.dtype
         with self._own_globals():
-            self._observed, _, _, _, self._info = self._env.step(sent.astype(dtype))
+            self._observed, _, done, cut, self._info = self._env.step(sent.astype(dtype))
+        self._ended = bool(done or cut)
         self._time_s += self._period_s
         return sent
 
@@ -203,7 +236,9 @@ class GymnasiumRobot:
         return np.asarray(felt, dtype=np.float64).reshape(-1)
 
     def _picture(self) -> UInt8[np.ndarray, "height width 3"]:
-        picture = np.asarray(self._env.render())
+        return self._sized(np.asarray(self._env.render()))
+
+    def _sized(self, picture: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise InputError(f"{self._id} renders {picture.dtype} {picture.shape}, not colour pictures.")
         if self._size is None or picture.shape[:2] == (self._size, self._size):

@@ -23,6 +23,12 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def proportion(count: int, n: int) -> dict[str, float]:
+    """A count of n episodes, its rate and its Wilson interval, as results are kept."""
+    low, high = wilson_interval(count, n)
+    return {"count": count, "rate": count / n, "wilson_low": low, "wilson_high": high}
+
+
 def upper_bound(count: int, n: int, confidence: float = 0.95) -> float:
     """One-sided upper bound of a proportion of which `count` of `n` were seen, exact (Clopper and Pearson 1934): the
     rate at which so few would be seen with probability 1 - confidence."""

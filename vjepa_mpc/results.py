@@ -10,7 +10,7 @@ from typing import Any
 
 from vjepa_mpc.core.files import write_text
 from vjepa_mpc.episodes import EpisodeResult
-from vjepa_mpc.intervals import upper_bound, wilson_interval
+from vjepa_mpc.intervals import proportion, upper_bound
 from vjepa_mpc.robots.task import Task
 
 
@@ -48,9 +48,7 @@ def summarise(results: Sequence[EpisodeResult], task: Task | None = None) -> dic
     steps = sum(len(result.distances) for result in results)
     summary: dict[str, Any] = {"episodes": n}
     for name in ("hit", "held"):
-        count = sum(getattr(result, name) for result in results)
-        low, high = wilson_interval(count, n)
-        summary[name] = {"count": count, "rate": count / n, "wilson_low": low, "wilson_high": high}
+        summary[name] = proportion(sum(getattr(result, name) for result in results), n)
     judged = [result for result in results if result.model_reached is not None]
     summary |= {
         "final_distance_median_m": statistics.median(result.distances[-1] for result in results),

@@ -10,6 +10,7 @@ import typer
 from vjepa_mpc.cli.bench_compare import compare
 from vjepa_mpc.cli.bench_data import data
 from vjepa_mpc.cli.bench_objectives import objectives
+from vjepa_mpc.cli.bench_peers import peers
 from vjepa_mpc.cli.bench_planners import planners
 from vjepa_mpc.cli.bench_run import bench
 from vjepa_mpc.cli.bench_scale import scale
@@ -24,6 +25,7 @@ app.callback(invoke_without_command=True)(bench)
 app.command()(compare)
 app.command()(data)
 app.command()(objectives)
+app.command()(peers)
 app.command()(planners)
 app.command()(scale)
 
