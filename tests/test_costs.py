@@ -38,6 +38,17 @@ def test_goal_distance_is_the_weighted_mean_of_absolute_differences(running: flo
             assert float(cost[b, n]) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("running", [0.0, 1.0])
+def test_the_nearest_frame_has_its_share(running: float) -> None:
+    goal, imagined, actions = noise(B, P, D, seed=2), future(), noise(B, N, H, 2)
+    mean = GoalDistance(goal, running)(imagined, actions, ALL)
+    steps = (imagined.latents - goal[:, None, None]).abs().mean(dim=(-2, -1))
+    assert not torch.equal(steps.argmin(-1), torch.full((B, N), H - 1))
+    torch.testing.assert_close(GoalDistance(goal, running, 1.0)(imagined, actions, ALL), steps.min(-1).values)
+    blended = GoalDistance(goal, running, 0.75)(imagined, actions, ALL)
+    torch.testing.assert_close(blended, 0.25 * mean + 0.75 * steps.min(-1).values)
+
+
 def test_each_problem_has_its_own_goal() -> None:
     goal, imagined, actions = noise(7, P, D, seed=2), future(), noise(B, N, H, 2)
     for running in (0.0, 1.0):

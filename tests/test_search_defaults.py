@@ -13,7 +13,7 @@ from vjepa_mpc.cli.building import CEM_DEFAULTS, planner_and_control
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.world_model import SearchDefaults, WorldModel
 
-SAID = SearchDefaults(samples=40, iterations=3, horizon=2, running=0.0)
+SAID = SearchDefaults(samples=40, iterations=3, horizon=2, running=0.0, nearest=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_it_is_taken_where_nothing_else_is_said(model: WorldModel) -> None:
     assert model.config.search == SAID
     settings, control = chosen(model)
     assert (settings.samples, settings.iterations, settings.elites) == (40, 3, CEM_DEFAULTS["elites"])
-    assert (control.horizon, control.running) == (2, 0.0)
+    assert (control.horizon, control.running, control.nearest) == (2, 0.0, 0.5)
 
 
 def test_what_is_said_goes_before_it(model: WorldModel) -> None:
@@ -54,6 +54,8 @@ def test_what_it_cannot_be_is_refused(model: WorldModel) -> None:
         SearchDefaults(samples=0)
     with pytest.raises(InputError, match="running weight"):
         SearchDefaults(running=-1.0)
+    with pytest.raises(InputError, match="nearest frame"):
+        SearchDefaults(nearest=2.0)
     with pytest.raises(InputError, match="7 steps ahead is beyond the 6"):
         replace(model.config, search=SearchDefaults(horizon=7))
 

@@ -41,7 +41,8 @@ from vjepa_mpc.world_model import WorldModel
 @dataclass(frozen=True)
 class ControlSettings:
     """`horizon` model steps are planned, the first control step of which is executed. `running`: weight of
-    imagined frames before the last (see `GoalDistance`). `hold_steps`: consecutive views that must count as
+    imagined frames before the last, `nearest`: share of the one nearest to the goal (see `GoalDistance`).
+    `hold_steps`: consecutive views that must count as
     there. `budget` bounds a plan. `action_rate` > 0 adds that wish; `state_box` keeps integrated states
     inside the joint limits. `chunk`: candidates imagined at a time (None: what fits); `memory_budget`: bytes that they
     may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given).
@@ -61,6 +62,7 @@ class ControlSettings:
     leg_steps: int | None = None
     way_weight: float = 0.1
     draft: int = 0
+    nearest: float = 0.0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -69,6 +71,8 @@ class ControlSettings:
             raise InputError(f"At least 1 candidate must be imagined at a time, got a chunk of {self.chunk}.")
         if not 0 <= self.running < math.inf:
             raise InputError(f"The weight of earlier frames must be at least 0 and finite, got {self.running}.")
+        if not 0 <= self.nearest <= 1:
+            raise InputError(f"The share of the nearest imagined frame must be 0 to 1, got {self.nearest}.")
         if self.hold_steps < 1:
             raise InputError(f"The goal must be held for at least 1 step, got {self.hold_steps}.")
         if self.draft < 0:
@@ -363,7 +367,7 @@ class Controller:
         return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
 
     def _terms(self) -> list[CostTerm]:
-        terms: list[CostTerm] = [GoalDistance(self.goal, self.settings.running)]
+        terms: list[CostTerm] = [GoalDistance(self.goal, self.settings.running, self.settings.nearest)]
         if self.settings.action_rate > 0:
             terms.append(ActionRate(self.model.action_bounds.high / self.settings.legs, self.settings.action_rate))
         if self.settings.legs > 1:

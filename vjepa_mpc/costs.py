@@ -59,11 +59,14 @@ class GoalDistance:
     """Latent distance of the imagined frames to the goal, weighted over the horizon.
 
     The last frame counts 1, earlier ones `running`: 0 is V-JEPA 2-AC's terminal energy, 1 the sum over the
-    horizon that eb_jepa found better. Divided by the sum of weights, so that the unit stays a distance.
+    horizon that eb_jepa found better. Divided by the sum of weights, so that the unit stays a distance. `nearest`: the
+    share, 0 to 1, that the imagined frame nearest to the goal has instead of that mean. A way that only passes the goal
+    is then worth finding: near it, one step need be right and not all of them, and the next plan need not pass it.
     """
 
     goal: Float[Tensor, "problems p d"]
     running: float = 1.0
+    nearest: float = 0.0
     name: str = "goal"
 
     def __call__(
@@ -71,11 +74,13 @@ class GoalDistance:
     ) -> Float[Tensor, "b n"]:
         horizon = rollout.latents.shape[2]
         goal = self.goal[problems][:, None, None]
-        if self.running == 0:
+        if self.running == 0 and not self.nearest:
             return latent_distance(rollout.latents[:, :, -1], goal[:, :, 0])
         weights = torch.full((horizon,), self.running, device=actions.device)
         weights[-1] = 1.0
-        return (latent_distance(rollout.latents, goal) * (weights / weights.sum())).sum(-1)
+        distances = latent_distance(rollout.latents, goal)
+        mean = (distances * (weights / weights.sum())).sum(-1)
+        return mean if not self.nearest else (1 - self.nearest) * mean + self.nearest * distances.amin(-1)
 
 
 @dataclass(frozen=True)

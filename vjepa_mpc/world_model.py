@@ -62,13 +62,14 @@ class Calibration:
 class SearchDefaults:
     """How this model was searched when it was tuned (on a `dev` manifest): what commands take for CEM where nothing
     else is said; None: what they take for any model. `horizon`: model steps ahead; `running`: weight of imagined
-    frames before the last one."""
+    frames before the last one; `nearest`: share of the one nearest to the goal."""
 
     samples: int | None = None
     iterations: int | None = None
     elites: int | None = None
     horizon: int | None = None
     running: float | None = None
+    nearest: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon"):
@@ -77,6 +78,9 @@ class SearchDefaults:
                 raise InputError(f"A model's search needs {name} of 1 or more, not {value}.")
         if self.running is not None and not 0 <= self.running < math.inf:
             raise InputError(f"A model's search needs a running weight of 0 or more, not {self.running}.")
+
+        if self.nearest is not None and not 0 <= self.nearest <= 1:
+            raise InputError(f"A model's search needs a share of the nearest frame of 0 to 1, not {self.nearest}.")
 
     def cem(self) -> dict[str, int]:
         """What it says of CEM's own settings."""

@@ -348,6 +348,7 @@ def control_settings(
     *,
     horizon: int | None,
     running: float | None = None,
+    nearest: float | None = None,
     legs: int = 1,
     leg_steps: int | None = None,
     deadline_s: float | None = None,
@@ -357,15 +358,18 @@ def control_settings(
     can see, and the sum over imagined frames, unless it says otherwise."""
     from vjepa_mpc.controller import ControlSettings
     from vjepa_mpc.planners.base import Budget
+    from vjepa_mpc.world_model import SearchDefaults
 
     if deadline_s is not None and not 0 < deadline_s < float("inf"):
         raise InputError(f"A deadline of {deadline_s} s is no time to plan in; give seconds above 0.")
     ahead = model.default_horizon if horizon is None else horizon
-    if running is None:
-        search = model.config.search
-        running = 1.0 if search is None or search.running is None else search.running
+    search = model.config.search or SearchDefaults()
+    running = (1.0 if search.running is None else search.running) if running is None else running
+    nearest = (search.nearest or 0.0) if nearest is None else nearest
     budget = Budget(deadline_s=deadline_s)
-    return ControlSettings(horizon=ahead, running=running, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget)
+    return ControlSettings(
+        horizon=ahead, running=running, nearest=nearest, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget
+    )
 
 
 def own_search(model: WorldModel, legs: int = 1) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class PlannerOptions:
     elites: int | None = None
     settings: tuple[str, ...] = ()
     running: float | None = None
+    nearest: float | None = None
     deadline: float | None = None
     draft: int = 0
 
@@ -88,8 +89,8 @@ def planning(
     from vjepa_mpc.policies import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
-        world, horizon=options.horizon, running=options.running, legs=legs, leg_steps=leg_steps,
-        deadline_s=options.deadline, draft=options.draft,
+        world, horizon=options.horizon, running=options.running, nearest=options.nearest, legs=legs,
+        leg_steps=leg_steps, deadline_s=options.deadline, draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
@@ -159,10 +160,12 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs or a draft have, only with them."""
+    """The controller's settings; what only legs, a draft or the nearest frame have, only with them."""
     told = asdict(settings)
     if settings.leg_steps is None:
         del told["leg_steps"]
     if not settings.draft:
         del told["draft"]
+    if not settings.nearest:
+        del told["nearest"]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

@@ -34,6 +34,9 @@ def evaluate(
     running: float | None = typer.Option(
         None, help="Weight of imagined frames before the last (default: the model's, or 1)."
     ),
+    nearest: float | None = typer.Option(
+        None, min=0, max=1, help="Share of the imagined frame nearest to the goal (default: the model's, or 0)."
+    ),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
@@ -118,7 +121,9 @@ def evaluate(
         (*keep_out, *(guarding.task_regions(asked) if guarded else ())), margin, workspace, pose_box, tuple(avoid),
         change_limit, acceleration_limit, watchdog, surprise, thresholds,
     )  # fmt: skip
-    asked_for = PlannerOptions(planner, horizon, samples, iterations, elites, tuple(settings), running, deadline, draft)
+    asked_for = PlannerOptions(
+        planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft
+    )
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
@@ -142,6 +147,8 @@ def evaluate(
         "iterations": iterations, "elites": elites, "running": 1.0 if running is None else running, "seed": seed,
         "threads": threads, "device": target.type, "backend": backend,
     }  # fmt: skip
+    if nearest is not None:
+        options["nearest"] = nearest
     if at_a_time != CHUNK:
         options["chunk"] = at_a_time
     if settings:
