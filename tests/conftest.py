@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -51,3 +52,16 @@ def goal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Reacher(64, backend="rays") as robot:
         Image.fromarray(robot.place(np.array(GOAL_STATE)).images["top"]).save(path)
     return path
+
+
+@pytest.fixture
+def leave(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Run a command line in this process; returns exit code, stdout, stderr."""
+    from vjepa_mpc.cli import main as cli
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        return left.value.code, *capfd.readouterr()
+
+    return run

@@ -14,24 +14,11 @@ from typing import Any
 
 import pytest
 
-from vjepa_mpc.cli import main as cli
 from vjepa_mpc.robots.tasks import load_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("bench", "--tasks", "reacher", "--models", "reacher=none", "--backend", "rays")
 Leave = Callable[..., tuple[Any, str, str]]
-
-
-@pytest.fixture
-def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
-    """Run a command line; returns exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
-        return left.value.code, *capfd.readouterr()
-
-    return run
 
 
 def refused(answer: tuple[Any, str, str], words: str) -> None:

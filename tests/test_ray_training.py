@@ -19,7 +19,6 @@ import typer
 sys.path.insert(0, str(Path(__file__).parent / "pretrain"))
 from moving_dot import make_store
 
-from vjepa_mpc.cli import main as cli
 from vjepa_mpc.cli.ray_training import End, _judge, _Voice
 from vjepa_mpc.cli.workers import PLACED, launches
 from vjepa_mpc.core.errors import WorkerDiedError
@@ -30,16 +29,6 @@ TINY = ["--width", "24", "--depth", "1", "--heads", "1", "--fp32", "--batch", "4
 ENCODER = [*TINY, "--patch", "4", "--checkpoint-every", "10", "--steps", "120"]
 PREDICTOR = [*TINY, *["--encoder", "pixels", "--grid", "2", "--stride", "2", "--frames", "3", "--steps", "6"]]
 Leave = Callable[..., tuple[Any, str, str]]
-
-
-@pytest.fixture
-def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
-        return left.value.code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(

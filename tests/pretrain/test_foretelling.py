@@ -15,7 +15,6 @@ import torch
 from moving_dot import PREDICTOR, make_store, training
 from scipy import stats
 
-from vjepa_mpc.cli import main as cli
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.intervals import RankCorrelation, spearman, wilson_interval
 from vjepa_mpc.pretrain.foretelling import FIGURES, Foretelling, Played, foretelling, read_played
@@ -180,16 +179,6 @@ def test_a_run_that_is_not_there_or_not_whole_is_refused(trained: tuple[Path, Pa
 
 
 Leave = Callable[..., tuple[Any, str, str]]
-
-
-@pytest.fixture
-def leave(capfd: pytest.CaptureFixture[str]) -> Leave:
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
-        return left.value.code, *capfd.readouterr()
-
-    return run
 
 
 def test_the_command_from_a_run_to_the_page(trained: tuple[Path, Path], tmp_path: Path, leave: Leave) -> None:

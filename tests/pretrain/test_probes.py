@@ -13,7 +13,6 @@ import pytest
 import torch
 from moving_dot import episode, make_store, spec
 
-from vjepa_mpc.cli import main as cli
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.pretrain import probing
@@ -186,16 +185,6 @@ def test_contact_is_read_where_it_was_recorded(tmp_path: Path) -> None:
         writer.extend([*kept[:59], episode(59)])
     some = probe_encoders(["pixels"], ZarrStore.open(tmp_path / "some.zarr"), settings, CPU)
     assert "contact" not in [target.name for target in some.targets]
-
-
-@pytest.fixture
-def leave(capfd: pytest.CaptureFixture[str]) -> Any:
-    def run(*arguments: object) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
-        return left.value.code, *capfd.readouterr()
-
-    return run
 
 
 def test_the_command_prints_writes_and_draws(store: Path, tmp_path: Path, leave: Any) -> None:
