@@ -81,7 +81,8 @@ def test_what_does_not_exist_is_refused_with_the_nearest(tmp_path: Path) -> None
     (tmp_path / "arm" / "model").mkdir(parents=True)
     (tmp_path / "arm" / "model" / "config.json").write_text("{}")
     for name, near in (("reachr", "reacher"), (str(tmp_path / "amr"), str(tmp_path / "arm"))):
-        with pytest.raises(InputError, match=f"{name} does not exist .did you mean '{near}'.*shipped model: reacher"):
+        told = f"{name} does not exist .did you mean '{near}'.*shipped model: {', '.join(shipped_models())}"
+        with pytest.raises(InputError, match=told):
             model_folder(name)
     with pytest.raises(InputError, match="zzzzzzzz does not exist; give"):
         model_folder("zzzzzzzz")

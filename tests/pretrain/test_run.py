@@ -366,7 +366,7 @@ def test_every_version_that_went_on_with_a_run_is_noted(
 def test_predictor_runs_from_before_there_were_families_go_on(tmp_path: Path) -> None:
     begin(tmp_path, "train", {"predictor": {"grid": 4}})
     (tmp_path / "log.jsonl").touch()
-    now = {"grid": 4, "conditioning": "tokens", "rotary": "tiled"}
+    now = {"grid": 4, "conditioning": "tokens", "rotary": "tiled", "proprioception": "integrated"}
     begin(tmp_path, "train", {"predictor": now})
     with pytest.raises(InputError, match=r"predictor\.conditioning: tokens there, adaptive_norm asked for"):
         begin(tmp_path, "train", {"predictor": {**now, "conditioning": "adaptive_norm"}})
