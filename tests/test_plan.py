@@ -22,7 +22,7 @@ from tiny_world import save_tiny_model
 
 from vjepa_mpc import loop
 from vjepa_mpc.cli import building
-from vjepa_mpc.cli.plan_screen import TABLE_ROWS
+from vjepa_mpc.cli.plan_screen import TABLE_ROWS, _how_near
 from vjepa_mpc.controller import ControlSettings
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planning import CLEARLY_AWAY, GoalController, interrupt_held, long_way, place_start, reach
@@ -351,3 +351,13 @@ def test_a_drawn_start_is_not_at_the_goal(never: Path) -> None:
         everywhere = Calibration(reached_cost=1e3, goal_score=1e3, state_radius=0.1)
         with pytest.raises(InputError, match="choose one with --start"):
             place_start(robot, pilot, everywhere, None, 0)
+
+
+@pytest.mark.parametrize(("pixels", "warning", "hinted"), [(256, None, True), (64, None, False), (256, "far", False)])
+def test_a_goal_not_reached_is_told_which_size_might_help(pixels: int, warning: str | None, hinted: bool) -> None:
+    """Unless it has that size, or there is a likelier reason."""
+    told = _how_near({
+        "steps": [{"latent_cost": 0.9}], "goal": {"pixels": [pixels, pixels]}, "goal_warning": warning,
+        "model": {"reached_cost": 0.2, "camera_pixels": [64, 64]},
+    })  # fmt: skip
+    assert "0.90, and below 0.20 counts" in told and ("a goal of 64 x 64 pixels" in told) == hinted

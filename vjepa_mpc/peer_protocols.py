@@ -43,6 +43,7 @@ class StateSetters:
     recording: Mapping[str, Any] = field(default_factory=dict)
 
 
+OGBENCH_STATE: tuple[str, ...] = ("proprio/effector_pos", "proprio/effector_yaw", "proprio/gripper_opening")
 _CUBE = {"env_type": "single", "ob_type": "states", "multiview": False, "visualize_info": False}
 STABLE_WORLDMODEL: dict[str, StateSetters] = {
     "swm/TwoRoom-v1": StateSetters(
@@ -65,12 +66,11 @@ STABLE_WORLDMODEL: dict[str, StateSetters] = {
                 "target_quat": "goal_privileged/block_0_quat",
             },
         },
-        ("proprio/effector_pos", "proprio/effector_yaw", "proprio/gripper_opening"),
+        OGBENCH_STATE,
         {**_CUBE, "terminate_at_goal": True}, "stable_worldmodel.envs.ogbench:ExpertPolicy",
         {**_CUBE, "terminate_at_goal": False, "mode": "data_collection"},
     ),
 }  # fmt: skip
-OGBENCH_STATE: tuple[str, ...] = ("proprio/effector_pos", "proprio/effector_yaw", "proprio/gripper_opening")
 
 
 @dataclass(frozen=True)

@@ -147,15 +147,13 @@ def evaluate(
         "iterations": iterations, "elites": elites, "running": 1.0 if running is None else running, "seed": seed,
         "threads": threads, "device": target.type, "backend": backend,
     }  # fmt: skip
-    if nearest is not None:
-        options["nearest"] = nearest
     if at_a_time != CHUNK:
         options["chunk"] = at_a_time
     if settings:
         options["set"] = list(settings)
     more = {
         "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
-        "draft": draft or None, "batch": batch if batch > 1 else None,
+        "draft": draft or None, "batch": batch if batch > 1 else None, "nearest": nearest,
     }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)

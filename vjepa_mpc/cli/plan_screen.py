@@ -120,7 +120,7 @@ def _how_near(record: dict[str, Any]) -> str:
     last, limit = record["steps"][-1]["latent_cost"], record["model"]["reached_cost"]
     near = f": the last view's latent cost is {last:.2f}, and below {limit:.2f} counts as reached"
     (goal, own) = (" x ".join(map(str, record[part][key])) for part, key in _SIZES)
-    if goal == own:
+    if goal == own or record["goal_warning"] is not None:  # then it is not the size that keeps it away
         return near
     return near + f", which a goal of {own} pixels, as the camera sees, may be where this one of {goal} is not"
 
