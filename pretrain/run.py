@@ -43,14 +43,20 @@ from vjepa_mpc.pretrain.source import (
     picture_size,
     pooled,
 )
-from vjepa_mpc.pretrain.starting import ENCODER_FOLDER, PREPARATION, continued_model, new_world_model, open_encoder
+from vjepa_mpc.pretrain.starting import (
+    ENCODER_FOLDER,
+    MODEL_FOLDER,
+    PREPARATION,
+    continued_model,
+    new_world_model,
+    open_encoder,
+)
 from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult
 from vjepa_mpc.world_model import WorldModel
 
 if TYPE_CHECKING:
     from transformers import VJEPA2Model
 
-MODEL_FOLDER = "model"
 
 
 def pretrain_encoder(

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vjepa_mpc.core.errors import InputError, first_line
-from vjepa_mpc.pretrain.run import MODEL_FOLDER
+from vjepa_mpc.pretrain.starting import MODEL_FOLDER
 from vjepa_mpc.world_model import WorldModel
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import VJEPA2Model
 
 ENCODER_FOLDER = "encoder"
+MODEL_FOLDER = "model"
 PREPARATION = "vjepa_mpc.json"
 UNTRAINED = "untrained"
 PIXELS = "pixels"
@@ -57,8 +58,9 @@ def open_encoder(
 ) -> tuple[FrameEncoder, ImagePreparation, dict[str, Any]]:
     """The encoder that `--encoder` names, its image preparation and what is known of its training.
 
-    A `VJEPA2Model` folder, a run folder of `pretrain`, a Hugging Face id; or a baseline: "untrained" (the
-    default shape with random weights) or "pixels" (patches as they are).
+    A `VJEPA2Model` folder, a run folder of `pretrain`, a Hugging Face id; a world model's folder or a run of `train`,
+    whose encoder it is; or a baseline: "untrained" (the default shape with random weights) or "pixels" (patches as
+    they are).
     """
     if source == PIXELS:
         preparation = ImagePreparation(size=preparation_size, contrast=VJepaSettings().contrast)
@@ -70,16 +72,30 @@ def open_encoder(
             model = freeze(build_encoder(settings.size.config(settings.frames)))
         return VJepaFrames(model), ImagePreparation(size=settings.size.picture, contrast=settings.contrast), {}
     folder = Path(source)
+    model_folder = _world_model(folder)
+    if model_folder is not None:
+        whole = WorldModel.from_pretrained(model_folder)
+        about = {key: value for key, value in whole.config.training.get("encoder", {}).items() if key != "sha256"}
+        return whole.encoder, whole.config.preparation, about
     if (folder / ENCODER_FOLDER / "config.json").is_file():
         folder = folder / ENCODER_FOLDER
         source = str(folder)
     elif (folder / "checkpoint.pt").is_file():
-        raise InputError(f"The run in {folder} has not finished; resume it with the same `pretrain` command first.")
+        raise InputError(f"The run in {folder} has not finished; resume it with the same command first.")
     encoder = VJepaFrames(load_encoder(source))
     if not (folder / PREPARATION).is_file():
         return encoder, ImagePreparation(size=encoder.size), {}
     notes = read_json(folder / PREPARATION)
     return encoder, ImagePreparation.from_dict(notes["preparation"]), notes.get("training", {})
+
+
+def _world_model(folder: Path) -> Path | None:
+    """The folder of the world model that `folder` is, or as a run of `train` holds; None where there is none."""
+    for candidate in (folder / MODEL_FOLDER, folder):
+        if (candidate / "config.json").is_file():
+            values = read_json(candidate / "config.json")
+            return candidate if isinstance(values, dict) and "latent" in values else None
+    return None
 
 
 def encoder_to_go_on_from(source: str) -> tuple[VJEPA2Model, ImagePreparation]:
@@ -88,7 +104,8 @@ def encoder_to_go_on_from(source: str) -> tuple[VJEPA2Model, ImagePreparation]:
     if source in (UNTRAINED, PIXELS):
         raise InputError(f"There is nothing to go on from in {source!r}; leave --init out to begin with fresh weights.")
     encoder, preparation, _ = open_encoder(source, 0, 0)
-    assert isinstance(encoder, VJepaFrames), "the other kinds have names of their own"
+    if not isinstance(encoder, VJepaFrames):
+        raise InputError(f"The world model {source} sees pixels, without an encoder to go on from.")
     return encoder.model, preparation
 
 

@@ -31,7 +31,7 @@ _BOTTOM: Float[np.ndarray, "2"] = np.array([0.0, -_DEPTH_M - _WALL_M])
 """Where the string hangs, seen from the rim."""
 _HANGING: Float[np.ndarray, "2"] = _BOTTOM - np.array([0.0, STRING_M])
 _RESTING: Float[np.ndarray, "2"] = np.array([0.0, -_DEPTH_M + _WALL_M + BALL_M])
-_TIMESTEP_S = 0.002
+_TIMESTEP_S = 0.001
 _UNDRAWN = 5  # of MuJoCo's groups of things, one that is not drawn unless asked for
 _CUP_KG, _BALL_KG, _RATE = 0.5, 0.02, 150.0
 _SPEED_M_S = 6.0
@@ -221,6 +221,7 @@ class BallInCupTask(Task):
     """
 
     name: ClassVar[str] = "ball-in-cup"
+    version: ClassVar[int] = 2  # 1: physics steps of 2 ms, in which a ball at full speed sank 1.6 mm into the cup
     robot: ClassVar[str] = "ball-in-cup"
     summary: ClassVar[str] = "a ball on a string is swung up into the cup it hangs from, seen in motion only"
     mixture: ClassVar[Mapping[str, float]] = {"smooth": 0.40, "script": 0.30, "full_speed": 0.22, "hold": 0.08}

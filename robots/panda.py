@@ -32,6 +32,9 @@ _SLACK = 4e-3
 DOWN_RAD = (math.pi, 0.0, 0.0)
 HOME_RAD = (0.0, 0.1, 0.0, -2.2, 0.0, 2.3, 0.785)
 SPEED_RAD_S: Float[np.ndarray, "7"] = np.array([2.175] * 4 + [2.61] * 3)  # Franka's own limits
+_SHOULDER_M, _WRIST_M, _HAND_M = 0.333, 0.088, 0.107 + 0.1034
+REACH_M = 0.7
+"""How far the wrist may be from the shoulder; straight, the arm is 0.719 m long (Franka's published lengths)."""
 FINGER_M = 0.04
 """How far each finger is from the middle when the gripper is open."""
 
@@ -137,10 +140,23 @@ class Panda(MujocoWorld):
 
 
 def sample(generator: np.random.Generator) -> Float[np.ndarray, "7"]:
-    """A place in the box, a hand tilted by up to half of `TILT_RAD` about each axis, any gripper; uniform."""
-    angles = generator.uniform(-TILT_RAD / 2, TILT_RAD / 2, 3)
-    tilted = angles_of(matrix(angles) @ matrix(np.array(DOWN_RAD)))
-    return np.array([*generator.uniform(LOW_M, HIGH_M), *tilted, generator.uniform()])
+    """A place in the box, a hand tilted by up to half of `TILT_RAD` about each axis, any gripper; uniform. Drawn again
+    where the arm would have to be straighter than `REACH_M`."""
+    while True:
+        angles = generator.uniform(-TILT_RAD / 2, TILT_RAD / 2, 3)
+        tilted = angles_of(matrix(angles) @ matrix(np.array(DOWN_RAD)))
+        state = np.array([*generator.uniform(LOW_M, HIGH_M), *tilted, generator.uniform()])
+        if reach(state) <= REACH_M:
+            return state
+
+
+def reach(state: Float[np.ndarray, "7"]) -> float:
+    """How far [m] the wrist (the axes of joints 5 to 7 but for Franka's offset of 88 mm) is at least from the shoulder,
+    for a hand at `state`: its last joint may turn, which takes the wrist round a circle about the hand's axis."""
+    axis = matrix(state[3:6])[:, 2]
+    away = np.asarray(state[:3]) - _HAND_M * axis - np.array([0.0, 0.0, _SHOULDER_M])
+    along = float(away @ axis)
+    return math.hypot(along, float(np.linalg.norm(away - along * axis)) - _WRIST_M)
 
 
 def tilt(state: Float[np.ndarray, "7"]) -> float:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from moving_dot import ENCODER, LIMIT, PREDICTOR, SIZE, episode, make_store, spec, training
 
+from vjepa_mpc.cli.building import encoder_source
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.cache import FrameCache
@@ -219,6 +220,22 @@ def test_baselines_train_like_encoders(store: Path, tmp_path: Path, source: str)
         return
     assert train_world_model(Source(store), tmp_path, source, PREDICTOR, training(1), CPU).finished
     assert WorldModel.from_pretrained(tmp_path / "model").config.encoder["model_type"] == "pixel_patches"
+
+
+def test_a_world_model_lends_its_encoder(store: Path, encoder: Path, tmp_path: Path) -> None:
+    """By its folder, its run's, or the name of a shipped one; what sees pixels has none to pretrain further."""
+    assert train_world_model(Source(store), tmp_path / "a", str(encoder), PREDICTOR, training(1), CPU).finished
+    lent = [open_encoder(str(folder), 999, 0) for folder in (encoder, tmp_path / "a", tmp_path / "a/model")]
+    of_pretraining, *of_training = (opened.state_dict() for opened, *_ in lent)
+    for name, tensor in of_pretraining.items():  # a model's folder keeps half precision
+        assert all(torch.equal(other[name], tensor.half().float()) for other in of_training)
+    assert all((preparation, about) == lent[0][1:] for _, preparation, about in lent)
+    shared = [encoder_source(name) for name in ("two-rooms", "jaco-reach")]
+    assert len({weights_hash(open_encoder(name, 999, 0)[0]) for name in shared}) == 1
+    assert encoder_source(str(encoder)) == str(encoder)
+    assert train_world_model(Source(store), tmp_path / "b", "pixels", PREDICTOR, training(1), CPU).finished
+    with pytest.raises(InputError, match="without an encoder to go on from"):
+        encoder_to_go_on_from(str(tmp_path / "b"))
 
 
 def test_an_unfinished_run_is_no_encoder(store: Path, tmp_path: Path) -> None:

@@ -169,6 +169,11 @@ def shipped_models() -> list[str]:
     return sorted(config.parent.name for config in SHIPPED_MODELS.glob("*/config.json"))
 
 
+def encoder_source(name: str) -> str:
+    """What `--encoder` names, the folder of a shipped model for its name; a folder that is there goes before a name."""
+    return str(SHIPPED_MODELS / name) if name in shipped_models() and not Path(name).exists() else name
+
+
 def is_shipped(folder: Path) -> bool:
     """Whether a model's folder is part of the installed package, where nothing should be written."""
     return folder.resolve().parent == SHIPPED_MODELS

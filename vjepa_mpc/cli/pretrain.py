@@ -40,7 +40,9 @@ def pretrain(
     clip: float = typer.Option(1.0, help="Largest norm of the gradient."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights, clips and masks."),
     init: str | None = typer.Option(
-        None, help="An encoder to go on from, of its own shape: a VJEPA2Model folder or Hugging Face id, or a run."
+        None,
+        help="An encoder to go on from, of its own shape: a VJEPA2Model folder or Hugging Face id, a run, a world "
+        "model's (a folder, a shipped one's name).",
     ),
     picture: int | None = typer.Option(
         None, help="Pixels along a side that the encoder sees (default: the store's pictures', or those of --init)."
@@ -98,7 +100,7 @@ def pretrain(
         raise InputError("--ray and --ray-address are for several workers; say how many with --workers.")
     if workers is not None and launches(workers, on_ray=bool(ray or ray_address)):
         return train_in_workers(workers, context.obj, ray=ray, ray_address=ray_address, device=device)
-    from vjepa_mpc.cli.building import choose_device, limit_threads
+    from vjepa_mpc.cli.building import choose_device, encoder_source, limit_threads
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.datasets.store import ZarrStore
     from vjepa_mpc.pretrain.objective import EncoderSize
@@ -121,7 +123,7 @@ def pretrain(
     elif shape:
         raise InputError(f"--{next(iter(shape))} is part of the encoder that --init goes on from; leave it out.")
     else:
-        start, prepared = encoder_to_go_on_from(init)
+        start, prepared = encoder_to_go_on_from(encoder_source(init))
         size, contrast = EncoderSize.of(start.config, picture), contrast or prepared.contrast
     given = {
         "still": still, "ema": ema, "sigreg_weight": sigreg, "sigreg_on": sigreg_on, "context_weight": context_loss,

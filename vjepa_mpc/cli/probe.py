@@ -37,7 +37,7 @@ def probe(
 
     from rich.console import Console
 
-    from vjepa_mpc.cli.building import choose_device, limit_threads
+    from vjepa_mpc.cli.building import choose_device, encoder_source, limit_threads
     from vjepa_mpc.cli.training import training_progress
     from vjepa_mpc.core.files import write_json
     from vjepa_mpc.datasets.store import ZarrStore
@@ -49,7 +49,7 @@ def probe(
     opened, where = ZarrStore.open(store), choose_device(device)
     with training_progress("probing") as (on_step, caching):
         found = probe_encoders(
-            encoders, opened, settings, where, camera=camera, cache=cache,
+            [encoder_source(name) for name in encoders], opened, settings, where, camera=camera, cache=cache,
             progress=lambda done, total: on_step(done, total, {}), caching=caching,
         )  # fmt: skip
     record = {"store": str(store), "data": opened.content_hash(), "settings": asdict(settings), **asdict(found)}

@@ -21,7 +21,9 @@ def train(
     context: Context,
     store: Path = typer.Argument(..., help="Trajectory store (logs.zarr)."),
     encoder: str | None = typer.Option(
-        None, help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; 'untrained', 'pixels'."
+        None,
+        help="Encoder: a run of `pretrain`, a VJEPA2Model folder or Hugging Face id; a world model's (a folder, a "
+        "shipped one's name); 'untrained', 'pixels'.",
     ),
     init: str | None = typer.Option(
         None, help="Instead: a world model to go on from, Meta's converted or reacher too; it keeps its own shape."
@@ -100,8 +102,9 @@ def train(
         return train_in_workers(workers, context.obj, ray=ray, ray_address=ray_address, device=device)
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.pretrain.optimising import TrainSettings
-    from vjepa_mpc.pretrain.run import MODEL_FOLDER, train_world_model
+    from vjepa_mpc.pretrain.run import train_world_model
     from vjepa_mpc.pretrain.source import Source
+    from vjepa_mpc.pretrain.starting import MODEL_FOLDER
 
     if (encoder is None) == (init is None):
         raise InputError("Give either --encoder, for a new predictor, or --init, a world model to go on from.")
@@ -165,8 +168,10 @@ def _start(
     if encoder is not None:
         if need:
             raise InputError("--need counts for a model that is there: give it with --init.")
+        from vjepa_mpc.cli.building import encoder_source
+
         length: dict[str, Any] = {} if frames is None else {"frames": frames}
-        return encoder, PredictorSettings(**shape, **learning, **length)
+        return encoder_source(encoder), PredictorSettings(**shape, **learning, **length)
     if shape:
         raise InputError(f"--{next(iter(shape))} is part of the model that --init goes on from; leave it out.")
     from vjepa_mpc.cli.building import choose_device, model_folder
