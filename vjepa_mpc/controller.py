@@ -25,6 +25,7 @@ from vjepa_mpc.costs import (
     ModelSpan,
     PlanningCost,
     StateBox,
+    StepsToGoal,
     WayLength,
     latent_distance,
 )
@@ -48,7 +49,8 @@ class ControlSettings:
     may fill (None: a share of what is free when the controller is made, which is not asked where `chunk` is given).
     `legs`: displacements, one after the other, that a model step is planned as, so that a way can bend; each takes up
     to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs. `draft`: by
-    how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all."""
+    how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all. `critic`: what each
+    control step costs that the model's critic foresees beyond the imagined frames; 0: it is not asked."""
 
     horizon: int = 3
     running: float = 1.0
@@ -63,6 +65,7 @@ class ControlSettings:
     way_weight: float = 0.1
     draft: int = 0
     nearest: float = 0.0
+    critic: float = 0.0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -79,8 +82,10 @@ class ControlSettings:
             raise InputError(f"A draft takes the first blocks of the predictor, 1 at least, not {self.draft}.")
         if self.legs < 1 or not 0 <= self.way_weight < math.inf:
             raise InputError(f"A model step has at least 1 leg and a way weight >= 0, got {self.legs} legs.")
-        if self.leg_steps is not None and (self.legs < 2 or self.leg_steps < 1):
-            raise InputError(f"Legs of {self.leg_steps} control steps need 2 legs or more, and at least 1 step each.")
+        if self.leg_steps is not None and self.leg_steps < 1:
+            raise InputError(f"A leg takes at least 1 control step, not {self.leg_steps}.")
+        if not 0 <= self.critic < math.inf:
+            raise InputError(f"What a step that the critic foresees costs must be 0 or more, got {self.critic}.")
 
     def steps_a_leg(self, stride: int) -> int:
         """Control steps that one leg may take of a model that steps `stride` of them."""
@@ -367,7 +372,10 @@ class Controller:
         return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
 
     def _terms(self) -> list[CostTerm]:
-        terms: list[CostTerm] = [GoalDistance(self.goal, self.settings.running, self.settings.nearest)]
+        frames = self.settings.running, self.settings.nearest
+        terms: list[CostTerm] = [GoalDistance(self.goal, *frames)]
+        if self.settings.critic > 0:
+            terms.append(StepsToGoal(self.model, self.goal, self.settings.critic, *frames))
         if self.settings.action_rate > 0:
             terms.append(ActionRate(self.model.action_bounds.high / self.settings.legs, self.settings.action_rate))
         if self.settings.legs > 1:

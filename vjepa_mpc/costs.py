@@ -54,6 +54,15 @@ def latent_distance(
     return (a - b).abs().mean(dim=(-2, -1))
 
 
+def over_horizon(values: Float[Tensor, "b n h"], running: float, nearest: float) -> Float[Tensor, "b n"]:
+    """The mean of the frames' values, the last one counting 1 and earlier ones `running`; of the least one the share
+    `nearest` beside it."""
+    weights = torch.full((values.shape[-1],), running, device=values.device)
+    weights[-1] = 1.0
+    mean = (values * (weights / weights.sum())).sum(-1)
+    return mean if not nearest else (1 - nearest) * mean + nearest * values.amin(-1)
+
+
 @dataclass(frozen=True)
 class GoalDistance:
     """Latent distance of the imagined frames to the goal, weighted over the horizon.
@@ -72,15 +81,29 @@ class GoalDistance:
     def __call__(
         self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
     ) -> Float[Tensor, "b n"]:
-        horizon = rollout.latents.shape[2]
         goal = self.goal[problems][:, None, None]
         if self.running == 0 and not self.nearest:
             return latent_distance(rollout.latents[:, :, -1], goal[:, :, 0])
-        weights = torch.full((horizon,), self.running, device=actions.device)
-        weights[-1] = 1.0
-        distances = latent_distance(rollout.latents, goal)
-        mean = (distances * (weights / weights.sum())).sum(-1)
-        return mean if not self.nearest else (1 - self.nearest) * mean + self.nearest * distances.amin(-1)
+        return over_horizon(latent_distance(rollout.latents, goal), self.running, self.nearest)
+
+
+@dataclass(frozen=True)
+class StepsToGoal:
+    """`weight` times the control steps that `model`'s critic foresees from the imagined frames to the goal, over the
+    horizon as `GoalDistance` has it."""
+
+    model: WorldModel
+    goal: Float[Tensor, "problems p d"]
+    weight: float
+    running: float = 1.0
+    nearest: float = 0.0
+    name: str = "steps_to_goal"
+
+    def __call__(
+        self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b n"]:
+        steps = self.model.steps_to(rollout.latents, rollout.states, self.goal[problems][:, None, None])
+        return self.weight * over_horizon(steps, self.running, self.nearest)
 
 
 @dataclass(frozen=True)

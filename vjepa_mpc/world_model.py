@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json, write_text
 from vjepa_mpc.core.settings import from_plain, to_plain
+from vjepa_mpc.critic import Critic, CriticConfig
 from vjepa_mpc.encoder import FrameEncoder, frame_encoder, tensors_hash, weights_hash
 from vjepa_mpc.familiarity import Familiarity, Likeness
 from vjepa_mpc.images import ImagePreparation
@@ -62,7 +63,8 @@ class Calibration:
 class SearchDefaults:
     """How this model was searched when it was tuned (on a `dev` manifest): what commands take for CEM where nothing
     else is said; None: what they take for any model. `horizon`: model steps ahead; `running`: weight of imagined
-    frames before the last one; `nearest`: share of the one nearest to the goal."""
+    frames before the last one; `nearest`: share of the one nearest to the goal; `critic`: cost of each control step
+    that the critic foresees; `leg_steps`: control steps that a planned model step may take, of the stride's."""
 
     samples: int | None = None
     iterations: int | None = None
@@ -70,15 +72,18 @@ class SearchDefaults:
     horizon: int | None = None
     running: float | None = None
     nearest: float | None = None
+    critic: float | None = None
+    leg_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "iterations", "elites", "horizon"):
+        for name in ("samples", "iterations", "elites", "horizon", "leg_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"A model's search needs {name} of 1 or more, not {value}.")
-        if self.running is not None and not 0 <= self.running < math.inf:
-            raise InputError(f"A model's search needs a running weight of 0 or more, not {self.running}.")
-
+        for name in ("running", "critic"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"A model's search needs a {name} weight of 0 or more, not {value}.")
         if self.nearest is not None and not 0 <= self.nearest <= 1:
             raise InputError(f"A model's search needs a share of the nearest frame of 0 to 1, not {self.nearest}.")
 
@@ -112,6 +117,7 @@ class WorldModelConfig:
     familiar: int = 0
     encoder_in: str = ""
     encoder_sha256: str = ""
+    critic: CriticConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -127,6 +133,11 @@ class WorldModelConfig:
         wanted = (self.predictor.grid_height, self.predictor.grid_width, self.predictor.latent_dim)
         if seen != wanted:
             raise InputError(f"The predictor takes latents of {wanted} (height, width, channels), not {seen}.")
+        critic = self.critic
+        if critic is not None and (critic.positions, critic.latent_dim) != (self.latent.positions, self.latent.dim):
+            raise InputError("The critic is of other latents than the model's; train it on this model.")
+        if critic is None and self.search and self.search.critic:
+            raise InputError("This model's search asks for a critic that it has not; train one (`train-critic`).")
         ahead = self.search.horizon if self.search else None
         if ahead is not None and ahead > frames - self.history:
             raise InputError(f"A search {ahead} steps ahead is beyond the {frames - self.history} this model can see.")
@@ -144,6 +155,7 @@ class WorldModel(nn.Module):
         self.latent_space = LatentSpace(config.latent)
         self.states = state_space(config.robot, config.stride)
         self.predictor = ActionConditionedPredictor(config.predictor)
+        self.critic = Critic(config.critic) if config.critic else None
         self.familiarity: Familiarity | None = None
         if config.familiar:
             self.familiarity = Familiarity(config.latent.grid, config.latent.dim, config.familiar)
@@ -226,6 +238,20 @@ class WorldModel(nn.Module):
             chunk=chunk,
             unit=self.step_limits if self.config.predictor.displacements else None,
         )
+
+    def get_critic(self, critic: Critic) -> None:
+        """Take a critic that was trained on this model's latents."""
+        self.critic = critic.to(self.device).eval().requires_grad_(False)
+        self.config = replace(self.config, critic=critic.config)
+
+    def steps_to(
+        self, latents: Float[Tensor, "*n p d"], states: Float[Tensor, "*n s"], goal: Float[Tensor, "*#n p d"]
+    ) -> Float[Tensor, "*n"]:
+        """Control steps that the critic foresees from frames, with states in physical units, to a goal's latents.
+        `InputError` for a model without a critic."""
+        if self.critic is None:
+            raise InputError("This model has no critic; `vjepa-mpc train-critic` trains one on its logs.")
+        return self.critic(latents, self.states.state_features(states), goal)
 
     def get_familiar(self, pooled: Float[Tensor, "n p d"]) -> None:
         """Take pooled latents of training frames for what pictures are like."""

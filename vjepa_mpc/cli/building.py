@@ -354,6 +354,7 @@ def control_settings(
     horizon: int | None,
     running: float | None = None,
     nearest: float | None = None,
+    critic: float | None = None,
     legs: int = 1,
     leg_steps: int | None = None,
     deadline_s: float | None = None,
@@ -371,10 +372,21 @@ def control_settings(
     search = model.config.search or SearchDefaults()
     running = (1.0 if search.running is None else search.running) if running is None else running
     nearest = (search.nearest or 0.0) if nearest is None else nearest
+    critic = (search.critic or 0.0) if critic is None else critic
+    if critic and model.critic is None:
+        raise InputError("This model has no critic to ask; `vjepa-mpc train-critic MODEL LOGS` trains one.")
     budget = Budget(deadline_s=deadline_s)
     return ControlSettings(
-        horizon=ahead, running=running, nearest=nearest, legs=legs, leg_steps=leg_steps, draft=draft, budget=budget
-    )
+        horizon=ahead, running=running, nearest=nearest, critic=critic, legs=legs,
+        leg_steps=own_leg_steps(model, legs, leg_steps), draft=draft, budget=budget,
+    )  # fmt: skip
+
+
+def own_leg_steps(model: WorldModel, legs: int, leg_steps: int | None) -> int | None:
+    """How many control steps a planned model step may take: as said, or, of straight ones, what `model` is used to."""
+    if leg_steps is not None or legs > 1 or model.config.search is None:
+        return leg_steps
+    return model.config.search.leg_steps
 
 
 def own_search(model: WorldModel, legs: int = 1) -> dict[str, Any]:
@@ -387,8 +399,8 @@ def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None) -> Bo
     """The box of one leg of a model step that is planned as `legs` of them, of `leg_steps` control steps each."""
     from vjepa_mpc.planners.base import Bounds
 
-    bounds = model.action_bounds
-    if legs == 1:
+    bounds, leg_steps = model.action_bounds, own_leg_steps(model, legs, leg_steps)
+    if leg_steps is None and legs == 1:
         return bounds
     if leg_steps is None:
         return Bounds(bounds.low / legs, bounds.high / legs)

@@ -32,6 +32,7 @@ class PlannerOptions:
     nearest: float | None = None
     deadline: float | None = None
     draft: int = 0
+    critic: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def planning(
     from vjepa_mpc.policies import FixedRatePolicy, PlannedPolicy
 
     control = control_settings(
-        world, horizon=options.horizon, running=options.running, nearest=options.nearest, legs=legs,
-        leg_steps=leg_steps, deadline_s=options.deadline, draft=options.draft,
+        world, horizon=options.horizon, running=options.running, nearest=options.nearest,
+        critic=options.critic, legs=legs, leg_steps=leg_steps, deadline_s=options.deadline, draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
@@ -160,12 +161,13 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs, a draft or the nearest frame have, only with them."""
+    """The controller's settings; what only legs, a draft, the nearest frame or a critic have, only with them."""
     told = asdict(settings)
     if settings.leg_steps is None:
         del told["leg_steps"]
     if not settings.draft:
         del told["draft"]
-    if not settings.nearest:
-        del told["nearest"]
+    for name in ("nearest", "critic"):
+        if not getattr(settings, name):
+            del told[name]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

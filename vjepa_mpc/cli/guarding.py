@@ -25,7 +25,7 @@ BEND_HELP = 'Largest change "a1,a2,..." of that change.'
 WATCHDOG_HELP = "Stop after so many control steps without progress towards the goal."
 SURPRISE_HELP = "Slow down, or stop, where views are not what the model expected. Needs thresholds."
 LEGS_HELP = "Displacements, one after the other, that a model step is planned as: ways that bend."
-LEG_STEPS_HELP = "Control steps that each of the --legs may take (default: the model step's, shared out)."
+LEG_STEPS_HELP = "Control steps that each of the --legs, or a model step alone, may take (default: the model step's)."
 THRESHOLDS_HELP = "File of `vjepa-mpc calibrate` (default: guardrails.json beside the model, but for the shipped one)."
 
 

@@ -1,0 +1,259 @@
+"""Training the critic: control steps to a goal, learned from logs in hindsight.
+
+Any frame may be the goal of any other (Andrychowicz et al. 2017, arXiv:1707.01495). From a frame to a later one of its
+episode the logs say how many steps were taken, which is seldom the fewest; to other goals they say nothing. So the
+critic learns by temporal differences: steps(z_t, g) becomes k + steps(z_{t+k}, g), and of the ways that the logs hold
+the short ones count for more, by expectile regression (Kostrikov et al. 2021, arXiv:2110.06169, eq. 5; of goals: Park
+et al. 2023, arXiv:2307.11949, section 4.1, the low expectile here because steps are a cost). Parts of many ways become
+one that nobody took.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.costs import latent_distance
+from vjepa_mpc.critic import Critic, CriticConfig
+from vjepa_mpc.datasets.cache import LatentCache, only_camera
+from vjepa_mpc.datasets.clips import split_episodes
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.encoder import weights_hash
+from vjepa_mpc.intervals import spearman
+from vjepa_mpc.log_fit import check_numbers, check_period
+from vjepa_mpc.pretrain import ranks
+from vjepa_mpc.pretrain.caching import cache_latents
+from vjepa_mpc.pretrain.optimising import TrainSettings
+from vjepa_mpc.pretrain.run_folder import begin, commits, note_version
+from vjepa_mpc.pretrain.source import CacheProgress, Source
+from vjepa_mpc.pretrain.starting import MODEL_FOLDER
+from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult
+from vjepa_mpc.world_model import SearchDefaults, WorldModel
+
+PAIRS = 2_000  # of held-out frames, for the figures at the end
+WEIGHT = 0.3  # latent distance that a foreseen control step costs in plans
+OTHERWISE = "or give logs of the model's own robot"
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """`expectile`: below 0.5, the lower the more the shortest way of the logs counts. `lookahead`: control steps k
+    between a frame and the one it learns from, drawn up to that. `ema`: of the target network, each step. `most`:
+    control steps that no goal is farther than. `elsewhere`: the share of goals from other episodes. `channels`,
+    `width`: see `CriticConfig`."""
+
+    expectile: float = 0.1
+    lookahead: int = 8
+    ema: float = 0.99
+    most: int = 150
+    elsewhere: float = 0.5
+    channels: int = 64
+    width: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 < self.expectile <= 0.5:
+            raise InputError(f"An expectile above 0 and at most 0.5 asks for short ways, not {self.expectile}.")
+        if not 0 <= self.ema < 1 or not 0 <= self.elsewhere <= 1:
+            raise InputError("The target's momentum must be at least 0 and below 1, shares of goals 0 to 1.")
+        if not 1 <= self.lookahead <= self.most:
+            raise InputError(f"A look ahead of {self.lookahead} steps must be at least 1 and at most {self.most}.")
+
+
+class Hindsight(NamedTuple):
+    """Frames `now` and `later` (`ahead` control steps after), goals, with the states of the first two; `left`: control
+    steps from now to the goal where it lies on the way between them, else -1."""
+
+    now: Float[Tensor, "b p d"]
+    later: Float[Tensor, "b p d"]
+    goal: Float[Tensor, "b p d"]
+    states: Float[Tensor, "b 2 s"]
+    ahead: Float[Tensor, "b"]
+    left: Float[Tensor, "b"]
+
+
+class HindsightBatches:
+    """Batch number i of a run is a function of (seed, i) alone.
+
+    Goals: the frame itself or a later one of its episode; and, for a share `elsewhere`, any frame of any episode that
+    looks alike. An episode whose collection gave it a look of its own (`appearance_level` above 0) looks like no other.
+    """
+
+    def __init__(
+        self, store: ZarrStore, latents: LatentCache, episodes: Int64[np.ndarray, "n"], settings: CriticSettings,
+        batch: int, seed: int,
+    ) -> None:  # fmt: skip
+        self.latents, self.settings, self.size, self.seed = latents, settings, batch, seed
+        self._lengths = np.asarray(store.lengths())
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._states = store.states_and_actions()[0]
+        self._episodes = np.array([one for one in episodes if self._lengths[one] > 1])
+        if not len(self._episodes):
+            raise InputError("No episode has two frames: there is no step to count; give longer episodes.")
+        own = np.array([bool(store.metadata(int(one)).get("appearance_level")) for one in range(len(store))])
+        self._alike = ~own
+        self._shared = self._episodes[self._alike[self._episodes]]
+
+    def batch(self, step: int) -> Hindsight:
+        """This rank's share of batch `step`."""
+        rng = np.random.default_rng((self.seed, step))
+        drawn = self._drawn(rng, self.size)
+        share = ranks.share(self.size)
+        return self._taken(*(part[share] for part in drawn))
+
+    def held(self, count: int) -> tuple[Float[Tensor, "n p d"], Float[Tensor, "n p d"], Tensor, np.ndarray]:
+        """`count` frames, later ones of the same episode, the states of the first, and the steps between."""
+        rng = np.random.default_rng((self.seed, 1))
+        episodes = rng.choice(self._episodes, count)
+        first = (rng.random(count) * (self._lengths[episodes] - 1)).astype(np.int64)
+        after = 1 + (rng.random(count) * (self._lengths[episodes] - 1 - first)).astype(np.int64)
+        rows = self._starts[episodes] + first
+        return self._latents(rows), self._latents(rows + after), torch.from_numpy(self._states[rows]).float(), after
+
+    def _drawn(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
+        episodes = rng.choice(self._episodes, count)
+        lengths = self._lengths[episodes]
+        now = (rng.random(count) * (lengths - 1)).astype(np.int64)
+        ahead = np.minimum(rng.integers(1, self.settings.lookahead + 1, count), lengths - 1 - now)
+        future = now + (rng.random(count) * (lengths - now)).astype(np.int64)
+        elsewhere = rng.random(count) < self.settings.elsewhere
+        theirs = rng.choice(self._shared, count) if len(self._shared) else episodes
+        theirs = np.where(self._alike[episodes], theirs, episodes)
+        any_frame = (rng.random(count) * self._lengths[theirs]).astype(np.int64)
+        goal_episode, goal = np.where(elsewhere, theirs, episodes), np.where(elsewhere, any_frame, future)
+        passed = (goal_episode == episodes) & (goal >= now) & (goal <= now + ahead)
+        left = np.where(passed, goal - now, -1)
+        return self._starts[episodes] + now, ahead, self._starts[goal_episode] + goal, left
+
+    def _taken(self, rows: np.ndarray, ahead: np.ndarray, goals: np.ndarray, left: np.ndarray) -> Hindsight:
+        states = np.stack([self._states[rows], self._states[rows + ahead]], axis=1)
+        return Hindsight(
+            self._latents(rows), self._latents(rows + ahead), self._latents(goals), torch.from_numpy(states).float(),
+            torch.from_numpy(ahead).float(), torch.from_numpy(left).float(),
+        )  # fmt: skip
+
+    def _latents(self, rows: np.ndarray) -> Float[Tensor, "n p d"]:
+        return torch.from_numpy(np.asarray(self.latents.take(rows), dtype=np.float32))
+
+
+def expectile_error(
+    foreseen: Float[Tensor, "b"], wanted: Float[Tensor, "b"], exact: Bool[Tensor, "b"], expectile: float
+) -> Float[Tensor, ""]:
+    """Huber's error (squared within 5 steps, so that far goals do not outweigh near ones), `expectile` times where more
+    steps are wanted than foreseen, 1 - `expectile` times where fewer. What is known exactly counts in full."""
+    weight = torch.where(wanted > foreseen, expectile, 1.0 - expectile)
+    weight = torch.where(exact, 1.0, weight)
+    return (weight * F.huber_loss(foreseen, wanted, reduction="none", delta=5.0)).mean()
+
+
+class CriticLearner:
+    """A critic and its slowly moving target as a `Learner`; encoder and predictor are not touched."""
+
+    def __init__(
+        self, model: WorldModel, settings: CriticSettings, data: HindsightBatches, device: torch.device, seed: int
+    ) -> None:
+        self.model, self.settings, self.data, self.device = model, settings, data, device
+        latent = model.config.latent
+        config = CriticConfig(
+            latent.positions, latent.dim, model.states.state_dim, settings.channels, settings.width
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.critic = Critic(config).to(device)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.modules: nn.Module = nn.ModuleDict({"critic": self.critic, "target": self.target})
+
+    def batch(self, step: int) -> Hindsight:
+        return self.data.batch(step)
+
+    def loss(self, batch: Hindsight, step: int) -> tuple[Tensor, dict[str, Any]]:
+        batch = Hindsight(*(part.to(self.device, non_blocking=True) for part in batch))
+        now, later, goal = (self.model.standardise(part) for part in (batch.now, batch.later, batch.goal))
+        features = self.model.states.state_features(batch.states)
+        with torch.no_grad():
+            after = (batch.ahead + self.target(later, features[:, 1], goal)).clamp(max=self.settings.most)
+        known = batch.left >= 0
+        wanted = torch.where(known, batch.left, after)
+        foreseen = self.critic(now, features[:, 0], goal)
+        error = expectile_error(foreseen, wanted, batch.left == 0, self.settings.expectile)
+        return error, {"steps": foreseen.detach().mean(), "wanted": wanted.mean()}
+
+    def after_step(self, step: int) -> None:
+        with torch.no_grad():
+            for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, 1.0 - self.settings.ema)
+
+    def check(self, figures: Mapping[str, float]) -> None:
+        """A critic that has learned nothing shows in the figures at the end; only NaN stops the run."""
+
+
+def train_critic(
+    model: WorldModel,
+    source: Source,
+    out: Path,
+    settings: CriticSettings,
+    training: TrainSettings,
+    device: torch.device,
+    *,
+    weight: float | None = None,
+    progress: Progress | None = None,
+    caching: CacheProgress | None = None,
+    stop_at: int | None = None,
+) -> tuple[TrainResult, dict[str, float]]:
+    """Train a critic on the latents that `model` makes of a store's frames; OUT/model is the model with it, planned
+    with at a cost of `weight` a foreseen step (None: as the model was, or `WEIGHT`).
+
+    Also what the critic says of held-out episodes: `order`, Spearman's rank correlation of the steps it foresees from a
+    frame to a later one with those taken, and `order_by_distance`, that of the latent distance. `InputError` for logs
+    of another robot or period.
+    """
+    store = ZarrStore.open(source.store)
+    camera = only_camera(store, source.camera)
+    model = model.to(device)
+    check_numbers(model.config.robot, store.spec, OTHERWISE)
+    check_period(model.config.robot, store.spec, OTHERWISE)
+    encoder_hash = weights_hash(model.encoder)
+    recorded = {"critic": asdict(settings), "training": asdict(training), "camera": camera}
+    begin(out, "critic", {**recorded, "model": weights_hash(model), "data": store.content_hash()})
+    latents = cache_latents(source, store, camera, model, encoder_hash, training.bf16, None, caching)
+    trained, held_out = split_episodes(len(store))
+    data = HindsightBatches(store, latents, np.array(trained), settings, training.batch, training.seed)
+    learner = CriticLearner(model, settings, data, device, training.seed)
+    trainer = Trainer(learner, training, out, device)
+    if trainer.goes_on:
+        note_version(out)
+    result = trainer.run(progress, stop_at=stop_at)
+    if not result.finished:
+        return result, {}
+    model.get_critic(learner.critic)
+    fresh = HindsightBatches(store, latents, np.array(held_out), settings, training.batch, training.seed)
+    figures = foreseen_order(model, fresh)
+    about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step, "commits": commits(out)}
+    search = model.config.search or SearchDefaults()
+    price = weight if weight is not None else WEIGHT if search.critic is None else search.critic
+    model.searched(replace(search, critic=price))
+    model.config = replace(model.config, training={**model.config.training, "critic": about})
+    model.save_pretrained(out / MODEL_FOLDER)
+    return result, figures
+
+
+@torch.no_grad()
+def foreseen_order(model: WorldModel, data: HindsightBatches) -> dict[str, float]:
+    """How well the critic, and the latent distance, order later frames of an episode by the steps that were taken."""
+    frames, goals, states, taken = data.held(PAIRS)
+    frames, goals, states = (part.to(model.device) for part in (frames, goals, states))
+    frames, goals = model.standardise(frames), model.standardise(goals)
+    said = {"order": model.steps_to(frames, states, goals), "order_by_distance": latent_distance(frames, goals)}
+    orders = {
+        name: spearman(value.cpu().numpy(), taken, np.random.default_rng(0), draws=1) for name, value in said.items()
+    }
+    return {name: round(one.rho, 4) for name, one in orders.items() if one is not None}
