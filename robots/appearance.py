@@ -179,12 +179,29 @@ def add_distractors(mujoco: Any, spec: Any) -> None:
         )  # fmt: skip
 
 
+def _check_parts(model: Any) -> None:
+    """`InputError` where a compiled `mujoco.MjModel` lacks what appearances are painted on."""
+    wanted = {"material": ("self", "effector", "decoration"), "geom": ("ground", *DISTRACTORS), "texture": ("grid",)}
+    for kind, names in wanted.items():
+        for name in names:
+            try:
+                getattr(model, kind)(name)
+            except KeyError as error:
+                raise InputError(
+                    f"The model has no {kind} {name!r}, which looks are painted on: call "
+                    "vjepa_mpc.robots.stage.dress on its MjSpec, which adds all of them."
+                ) from error
+    if not model.nlight:
+        raise InputError("The model has no light, whose place and strength looks change; give it one.")
+
+
 class Painter:
     """Writes appearances into one compiled `mujoco.MjModel`, from its values at construction.
 
-    The model has materials `self`, `effector` and `decoration`, the distractors of `add_distractors`, and a
-    floor with dm_control's `grid`, as the reacher and every world built on `stage` have. With `obstacles` the
-    decoration stands out from the floor as the arm does: black or white where its own colour would not.
+    The model has materials `self`, `effector` and `decoration`, the distractors of `add_distractors`, a light, and a
+    plane `ground` with dm_control's texture `grid`, all of which `stage.dress` adds; `InputError` where one is missing.
+    With `obstacles` the decoration stands out from the floor as the arm does: black or white where its own colour
+    would not.
     """
 
     _FIELDS = (
@@ -193,6 +210,7 @@ class Painter:
     )  # fmt: skip
 
     def __init__(self, model: Any, camera: str, obstacles: bool = False) -> None:
+        _check_parts(model)
         self._model, self._camera, self._obstacles = model, camera, obstacles
         self._plain = {name: getattr(model, name).copy() for name in self._FIELDS}
         light = model.vis.headlight

@@ -50,7 +50,16 @@ def task_names() -> tuple[str, ...]:
 
 def available_tasks() -> tuple[str, ...]:
     """The tasks by name whose worlds can be built on this machine."""
-    return tuple(name for name in task_names() if find_task(name).missing is None)
+    return tuple(name for name in task_names() if why_missing(name) is None)
+
+
+def why_missing(task: str) -> str | None:
+    """Why the task of this name cannot be had here, with the way to mend that; None where it can. An installed package
+    whose entry point does not hold is told here, and so does not stand in the way of the other tasks."""
+    try:
+        return find_task(task).missing
+    except InputError as error:
+        return str(error)
 
 
 def is_built_in(robot: str) -> bool:
@@ -67,12 +76,9 @@ def make_robot(name: str, **settings: Any) -> Robot:
     """Build the robot called `name`, the class at `module:Class`, or the Gymnasium environment `gymnasium/<id>`.
 
     Raises `InputError` for an unknown name (with the nearest one), a class that cannot be imported, one
-    that lacks a part of the `Robot` contract, or settings it does not take.
+    that lacks a part of the `Robot` contract, settings it does not take, or a stranger's class that fails.
     """
-    try:
-        robot = _class_of("robot", name, _known(ROBOT_GROUP, _ROBOTS))(**settings)
-    except TypeError as error:
-        raise InputError(f"Robot {name!r} cannot be built with {settings}: {error}.") from error
+    robot = _built("robot", name, _class_of("robot", name, _known(ROBOT_GROUP, _ROBOTS)), settings)
     if not isinstance(robot, Robot):
         needed = ("spec", "reset", "observe", "apply", "stop", "close")
         missing = ", ".join(part for part in needed if not hasattr(robot, part))
@@ -88,10 +94,26 @@ def find_task(name: str) -> Task:
     found = _class_of("task", name, _known(TASK_GROUP, _TASKS))
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise InputError(f"{name} is not a task: derive it from vjepa_mpc.robots.task.Task; see docs/tasks.md.")
+    task: Task = _built("task", name, found, {})
+    return task
+
+
+def _built(kind: str, name: str, found: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    """`found(**settings)`. What goes wrong in a stranger's constructor is one sentence; a defect of ours stays one."""
     try:
-        return found()
-    except TypeError as error:
-        raise InputError(f"Task {name!r} cannot be built: {error}; see docs/tasks.md.") from error
+        return found(**settings)
+    except InputError:
+        raise
+    except Exception as error:
+        ours = name in (_ROBOTS if kind == "robot" else _TASKS)
+        inside = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        if isinstance(error, TypeError) and (ours or not inside):  # what it was given, not what it does with it
+            given = f" with {settings}" if settings else ""
+            why = f"{error}; see docs/{kind}s.md"
+            raise InputError(f"{kind.capitalize()} {name!r} cannot be built{given}: {why}.") from error
+        if ours:
+            raise
+        raise InputError(f"{kind.capitalize()} {name!r} cannot be built: {_where(error)}; mend it there.") from error
 
 
 def _class_of(kind: str, name: str, known: Mapping[str, str]) -> Callable[..., Any]:
@@ -107,17 +129,19 @@ def _class_of(kind: str, name: str, known: Mapping[str, str]) -> Callable[..., A
             )
         if name not in known:
             raise unknown_name(kind, name, [*known, "module:Class"])
-        name = known[name]
+        name, asked = known[name], f"{name!r} ({known[name]})"
+    else:
+        asked = repr(name)
     module, _, attribute = name.partition(":")
     try:
         built: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{kind.capitalize()} {name!r} cannot be imported ({error}); check module and class."
+            f"{kind.capitalize()} {asked} cannot be imported ({error}); check module and class."
         ) from error
     except Exception as error:  # whatever goes wrong in a stranger's file
         where = _where(error)
-        raise InputError(f"{kind.capitalize()} {name!r} cannot be imported: {where}; mend it there.") from error
+        raise InputError(f"{kind.capitalize()} {asked} cannot be imported: {where}; mend it there.") from error
     if not callable(built):
         raise InputError(f"{name} is not a class; name one that follows the contract of docs/robots.md.")
     return built

@@ -76,6 +76,8 @@ class JacoPlace(JacoArm):
     through it otherwise. Whether it takes the cube is decided before the hand moves on.
     """
 
+    obstacles = True  # what is painted as decoration is the thing to be moved
+
     def __init__(self, camera_size: int = 64, seed: int = 0, backend: str = "auto") -> None:
         settings = {"camera_size": camera_size, "seed": seed}
         super().__init__(jaco_place_spec(camera_size), _build(), settings, backend)

@@ -53,6 +53,8 @@ class JacoPush(JacoArm):
     all directions alike, so that it moves only while it is pushed; a peg above 62 mm passes over it.
     """
 
+    obstacles = True  # what is painted as decoration is the thing to be moved
+
     def __init__(self, camera_size: int = 64, seed: int = 0, backend: str = "auto") -> None:
         settings = {"camera_size": camera_size, "seed": seed}
         super().__init__(jaco_push_spec(camera_size), _build(), settings, backend)

@@ -27,6 +27,7 @@ _DAMPING = (0.2, 0.05)  # N m s / rad: both joints near critical, so that they s
 _VIEW_HALF_WIDTH_M = 0.27  # the arm reaches 0.24 m, the fingertip's radius is 0.01 m
 _CAMERA_HEIGHT_M = 0.75
 _FLOOR_HALF_WIDTH_M = 0.3
+_STOP_GIVES_RAD = 1e-5  # measured: 5e-6
 _JOINT_DAMPING = 0.01  # N m s / rad, dm_control's own
 
 
@@ -78,7 +79,11 @@ class Reacher(MujocoWorld):
         self._passed = self._data.qpos[None].copy()
 
     def _check(self, state: Float[np.ndarray, "w"]) -> Float[np.ndarray, "w"]:
-        return self._spec.check_state(state)
+        """What `true_state` says can be placed: the wrist at its limit where the servo leaves it a little beyond."""
+        angles = np.array(state, dtype=np.float64)
+        if angles.shape == (2,) and abs(angles[1]) < WRIST_LIMIT_RAD + _STOP_GIVES_RAD:
+            angles[1] = min(max(angles[1], -WRIST_LIMIT_RAD), WRIST_LIMIT_RAD)
+        return self._spec.check_state(angles)
 
     def _rest(self, state: Float[np.ndarray, "w"]) -> None:
         self._data.qpos[:] = state

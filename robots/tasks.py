@@ -88,7 +88,7 @@ def make_manifest(
     pairs: list[Pair] = []
     refused = 0
     while len(pairs) < n:
-        start, goal = (_rounded(state) for state in task.sample_pair(generator))
+        start, goal = (_rounded(state) for state in draw_pair(task, generator))
         if accept is not None and not accept(np.array(start), np.array(goal)):
             refused += 1
             if refused > 10 * n:
@@ -99,6 +99,15 @@ def make_manifest(
             continue
         pairs.append(Pair(start, goal, MANIFEST_SEEDS + 1000 * seed + len(pairs) if varied else None))
     return Manifest(task.name, task.version, task.robot, split, seed, tuple(pairs))
+
+
+def draw_pair(task: Task, generator: np.random.Generator) -> tuple[Float[np.ndarray, "w"], Float[np.ndarray, "w"]]:
+    """Start and goal as the task draws them; `InputError` for a start inside the success region, of which a manifest
+    could not be loaded."""
+    start, goal = task.sample_pair(generator)
+    if task.distance(start, goal) <= task.success_radius_m:
+        raise InputError(f"{task.name} draws starts inside the success region; mend its sample_pair.")
+    return start, goal
 
 
 def _rounded(state: Float[np.ndarray, "w"]) -> tuple[float, ...]:

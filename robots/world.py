@@ -23,7 +23,8 @@ class MujocoWorld(ABC):
     """A simulated robot on one compiled `mujoco.MjModel`, seen by the first camera of its spec.
 
     A subclass writes `_rest`, `_measure`, `_move`, `stop`, `true_state`, `sample_state` and
-    `end_effector`. `obstacles` says that the decoration stops the robot, and so must be seen in every look.
+    `end_effector`. `obstacles` says that the decoration stops the robot or is moved by it, and so must be seen in
+    every look.
     `settings` are the subclass's own constructor arguments, for the records.
     """
 

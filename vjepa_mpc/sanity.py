@@ -21,7 +21,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.intervals import wilson_interval
 from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
 from vjepa_mpc.robots.task import Task
-from vjepa_mpc.robots.tasks import play_script
+from vjepa_mpc.robots.tasks import draw_pair, play_script
 from vjepa_mpc.robots.world import MujocoWorld
 
 STILL = 1e-3
@@ -250,9 +250,7 @@ def _changed(robot: SimulatedRobot, task: Task, seed: int) -> tuple[float, list[
 def _held(robot: SimulatedRobot, task: Task, seed: int, pairs: int) -> int:
     generator, held = np.random.default_rng([seed, pairs]), 0
     for _ in range(pairs):
-        start, goal = task.sample_pair(generator)
-        if task.distance(start, goal) <= task.success_radius_m:
-            raise InputError(f"{task.name} draws starts inside the success region; mend its sample_pair.")
+        start, goal = draw_pair(task, generator)
         held += task.held(play_script(robot, task, start, goal))
     return held
 

@@ -66,7 +66,10 @@ def test_levels_are_parsed_and_refused() -> None:
 
     assert parse_levels(["light=0.5", "mass"]) == {"light": 0.5, "mass": 1.0}
     assert parse_levels(["0.3"]) == dict.fromkeys(FACTORS, 0.3) and parse_levels([]) == {}
-    for bad, message in (("lihgt=1", "did you mean 'light'"), ("light=x", "write it as"), ("1.5", r"outside \[0, 1\]")):
+    for bad, message in (
+        ("lihgt=1", "did you mean 'light'"), ("light=x", "write it as"), ("light=", "write it as"),
+        ("1.5", r"outside \[0, 1\]"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             parse_levels([bad])
     with pytest.raises(InputError, match="no factors of variation"):

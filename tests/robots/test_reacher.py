@@ -120,6 +120,20 @@ def test_shoulder_is_periodic_and_wrist_ends_at_its_limit(robot: Reacher) -> Non
     assert state == pytest.approx([3.0 + 6 * 0.3 - 2 * math.pi, WRIST_LIMIT_RAD], abs=0.005)
 
 
+def test_what_it_says_it_is_in_can_be_placed_at_the_wrist_s_limit(robot: Reacher) -> None:
+    robot.place(np.array([0.4, WRIST_LIMIT_RAD - 0.1]))
+    beyond = 0.0
+    for action in np.random.default_rng(2).uniform([-0.3, 0.1], [0.3, 0.3], (12, 2)):
+        robot.apply(action)
+        state = robot.true_state()
+        beyond = max(beyond, state[1] - WRIST_LIMIT_RAD)
+        robot.place(state)
+        assert robot.true_state() == pytest.approx(state, abs=1e-5)
+    assert beyond > 1e-6  # more than rounding, so that this was a trial
+    with pytest.raises(InputError, match="wrist"):
+        robot.place(np.array([0.0, WRIST_LIMIT_RAD + 1e-4]))
+
+
 def test_limits_are_enforced_and_reported(robot: Reacher) -> None:
     robot.place(np.zeros(2))
     assert robot.apply(np.array([5.0, -5.0])) == pytest.approx([0.3, -0.3])

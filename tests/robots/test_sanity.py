@@ -11,6 +11,7 @@ import pytest
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.robots.task import Script
+from vjepa_mpc.robots.tasks import make_manifest
 from vjepa_mpc.robots.two_rooms import TwoRooms, TwoRoomsTask
 from vjepa_mpc.sanity import check_task
 
@@ -66,3 +67,5 @@ def test_starts_inside_the_success_region_are_refused() -> None:
 
     with pytest.raises(InputError, match="inside the success region"):
         check_task(partial(TwoRooms, camera_size=16), There(), steps=24, pairs=1)
+    with pytest.raises(InputError, match="inside the success region"):
+        make_manifest("mine", 1, 0, task=There())  # a file that could not be loaded

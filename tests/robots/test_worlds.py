@@ -12,10 +12,15 @@ import pytest
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.exploration import EpisodeSettings, mixture_of, simulate_episode
+from vjepa_mpc.robots.appearance import Painter, contrast, sample_appearance
 from vjepa_mpc.robots.base import SimulatedRobot
 from vjepa_mpc.robots.dynamics import FACTORS, LOOKS
 from vjepa_mpc.robots.factory import available_tasks, find_task, make_robot
+from vjepa_mpc.robots.jaco_arm import arm_missing
+from vjepa_mpc.robots.jaco_place import JacoPlace
+from vjepa_mpc.robots.jaco_push import JacoPush
 from vjepa_mpc.robots.push_t import PushT, PushTTask
+from vjepa_mpc.robots.stage import new_stage
 from vjepa_mpc.robots.tasks import load_manifest, make_manifest, manifest_names, play_script
 from vjepa_mpc.robots.two_rooms import TwoRooms, TwoRoomsTask
 from vjepa_mpc.robots.world import MujocoWorld
@@ -27,8 +32,8 @@ NOTHING_TO_TOUCH = {"jaco-reach", "panda-reach", "keep-out"}
 SHA = {
     "point-maze-dev": "548f6529", "point-maze-test": "07569ae4", "two-rooms-dev": "3e32e1db",
     "two-rooms-test": "c93db84c", "push-t-dev": "bae5f45b", "push-t-test": "91e9491f",
-    "jaco-reach-dev": "6a2cc5c4", "jaco-reach-test": "e6191837", "ball-in-cup-dev": "2fd8b651",
-    "ball-in-cup-test": "e4293f2f", "jaco-push-dev": "0fbf8283", "jaco-push-test": "2d515355",
+    "jaco-reach-dev": "6a2cc5c4", "jaco-reach-test": "e6191837", "ball-in-cup-dev": "06b578f6",
+    "ball-in-cup-test": "0fcb60b1", "jaco-push-dev": "0fbf8283", "jaco-push-test": "2d515355",
     "jaco-place-dev": "e7a69829", "jaco-place-test": "41c26562", "panda-reach-dev": "ef9843a7",
     "panda-reach-test": "b9484dca",
 }  # fmt: skip
@@ -287,6 +292,27 @@ def test_walls_can_be_seen_in_every_look() -> None:
             image = picture(world)
             wall, floor = image[50, 31:33].mean(axis=0), image[50, [15, 48]].mean(axis=0)
             assert np.abs(wall - floor).max() > 25, seed
+
+
+@pytest.mark.skipif(arm_missing() is not None, reason="dm_control is not here")
+@pytest.mark.parametrize("build", [JacoPush, JacoPlace])
+def test_what_is_to_be_moved_can_be_seen_in_every_look(build: type[MujocoWorld]) -> None:
+    with build(camera_size=8, backend="rays") as world:  # type: ignore[call-arg]
+        material, near = world._model.material("decoration"), 0
+        for seed in range(40):
+            look = sample_appearance(np.random.default_rng(seed))
+            near += contrast(look.decoration, look.floor) < 0.35
+            world.set_appearance(seed)
+            red, green, blue = (float(value) for value in material.rgba[:3])
+            assert contrast((red, green, blue), look.floor) >= 0.35 - 1e-6, seed
+        assert near > 0  # looks whose own colour would not do
+
+
+def test_a_model_without_what_is_painted_is_refused() -> None:
+    spec = new_stage(0.005)
+    spec.geom("ground").name = "floor"
+    with pytest.raises(InputError, match=r"no geom 'ground', .* call vjepa_mpc.robots.stage.dress"):
+        Painter(spec.compile(), "top")
 
 
 @pytest.mark.parametrize("manifest", SHA)

@@ -38,13 +38,13 @@ class Asked:
 
 def chosen_tasks(names: Sequence[str], models: Sequence[str]) -> tuple[str, ...]:
     """The tasks asked for, or all that can be had here; what cannot is told."""
-    from vjepa_mpc.robots.factory import available_tasks, find_task, task_names
+    from vjepa_mpc.robots.factory import available_tasks, find_task, task_names, why_missing
 
     if not names:
         here = available_tasks()
         for name in task_names():
             if name not in here:
-                typer.echo(f"{name} is left out: {find_task(name).missing}", err=True)
+                typer.echo(f"{name} is left out: {why_missing(name)}", err=True)
         return here
     unique = tuple(dict.fromkeys(part for name in names for part in name.split(",")))
     for name in unique:

@@ -414,10 +414,10 @@ def parse_levels(texts: Sequence[str]) -> dict[str, float]:
 
     levels: dict[str, float] = {}
     for text in texts:
-        name, _, level = text.partition("=")
+        name, equals, level = text.partition("=")
         alone = not level and name.strip().replace(".", "", 1).isdigit()
         try:
-            value = float(name if alone else level or "1")
+            value = float(name if alone else level if equals else "1")
         except ValueError as error:
             raise InputError(f"--vary {text} is not a factor and a level; write it as light=0.5.") from error
         levels |= dict.fromkeys(FACTORS, value) if alone else {name.strip(): value}

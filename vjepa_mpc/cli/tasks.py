@@ -22,13 +22,18 @@ def tasks(
     """List the tasks."""
     if context.invoked_subcommand is not None:
         return
+    from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.robots.factory import find_task, task_names
     from vjepa_mpc.robots.tasks import manifest_names
 
     manifests = manifest_names()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in task_names():
-        task = find_task(name)
+        try:
+            task = find_task(name)
+        except InputError as error:  # an installed package's, which is not to hide the others
+            rows.append({"name": name, "missing": str(error)})
+            continue
         spec = task.spec
         actions = zip(spec.action_names, spec.action_low, spec.action_high, spec.action_units, strict=True)
         rows.append(
@@ -54,6 +59,9 @@ def _print_list(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     width = max(len(row["name"]) for row in rows)
     for row in rows:
+        if "summary" not in row:
+            typer.echo(f"{row['name']:{width}}  not here: {row['missing']}")
+            continue
         splits = ", ".join(entry[len(row["name"]) + 1 :] for entry in row["manifests"]) or "none"
         typer.echo(f"{row['name']:{width}}  {row['summary']}")
         typer.echo(
@@ -166,7 +174,7 @@ def check(
     from functools import partial
 
     from vjepa_mpc.core.errors import InputError
-    from vjepa_mpc.robots.factory import available_tasks, find_task, make_robot
+    from vjepa_mpc.robots.factory import available_tasks, find_task
     from vjepa_mpc.sanity import Sanity, check_task
 
     rows: dict[str, Sanity] = {}
@@ -174,7 +182,7 @@ def check(
         task = find_task(name)
         if task.missing:
             raise InputError(task.missing)
-        build: Any = partial(make_robot, task.robot, camera_size=48, backend=backend)
+        build: Any = partial(_world, task, 48, backend)
         rows[name] = check_task(build, task, seed=seed, steps=steps, pairs=pairs)
     if json_output:
         typer.echo(json.dumps({name: asdict(row) for name, row in rows.items()}, indent=2))
@@ -285,12 +293,18 @@ def freeze(
 
 def _built(name: str, size: int, backend: str) -> tuple[Any, Any]:
     """The task called `name`, and its world."""
-    from vjepa_mpc.core.errors import InputError
-    from vjepa_mpc.robots.base import SimulatedRobot
-    from vjepa_mpc.robots.factory import find_task, make_robot
+    from vjepa_mpc.robots.factory import find_task
 
     task = find_task(name)
+    return task, _world(task, size, backend)
+
+
+def _world(task: Any, size: int, backend: str) -> Any:
+    from vjepa_mpc.core.errors import InputError
+    from vjepa_mpc.robots.base import SimulatedRobot
+    from vjepa_mpc.robots.factory import make_robot
+
     robot = make_robot(task.robot, camera_size=size, backend=backend)
     if not isinstance(robot, SimulatedRobot):
         raise InputError(f"{task.robot} is no simulated robot: it cannot be placed at starts and goals.")
-    return task, robot
+    return robot
