@@ -34,7 +34,7 @@ _RESTING: Float[np.ndarray, "2"] = np.array([0.0, -_DEPTH_M + _WALL_M + BALL_M])
 _TIMESTEP_S = 0.001
 _UNDRAWN = 5  # of MuJoCo's groups of things, one that is not drawn unless asked for
 _CUP_KG, _BALL_KG, _RATE = 0.5, 0.02, 160.0
-_SPEED_M_S = 6.0
+_SPEED_M_S = 12.0
 _SUBSTEPS = round(CONTROL_PERIOD_S / _TIMESTEP_S)
 _JUMPS = 10  # of the servos' target in a control step
 

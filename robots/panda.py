@@ -237,6 +237,7 @@ class PandaReachTask(Task):
     """
 
     name: ClassVar[str] = "panda-reach"
+    version: ClassVar[int] = 2  # 1: poses were drawn up to the end of the arm's reach, and beyond
     robot: ClassVar[str] = "panda-reach"
     summary: ClassVar[str] = "a Franka Panda brings its hand to a pose, under V-JEPA 2-AC's own 7-D interface"
     success_radius_m: float = 0.05

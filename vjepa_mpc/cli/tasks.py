@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ NAME = typer.Argument(..., help="A task's name, or module:Class (show: also gymn
 BACKEND = typer.Option("auto", help="Renderer: auto, egl, osmesa or rays (no GL).")
 
 
+def _is_of(name: str, manifest: str, names: Sequence[str]) -> bool:
+    """Whether a manifest is the task `name`'s, and not that of another whose name begins alike."""
+    longer = (other for other in names if other.startswith(f"{name}-"))
+    return manifest.startswith(f"{name}-") and not any(manifest.startswith(f"{other}-") for other in longer)
+
+
 @app.callback(invoke_without_command=True)
 def tasks(
     context: typer.Context, json_output: bool = typer.Option(False, "--json", help="Print the list as JSON.")
@@ -26,9 +33,9 @@ def tasks(
     from vjepa_mpc.robots.factory import find_task, task_names
     from vjepa_mpc.robots.tasks import manifest_names
 
-    manifests = manifest_names()
+    manifests, names = manifest_names(), task_names()
     rows: list[dict[str, Any]] = []
-    for name in task_names():
+    for name in names:
         try:
             task = find_task(name)
         except InputError as error:  # an installed package's, which is not to hide the others
@@ -45,7 +52,7 @@ def tasks(
                 "step_budget": task.step_budget,
                 "success_radius_m": task.success_radius_m,
                 "missing": task.missing,
-                "manifests": [entry for entry in manifests if entry.startswith(f"{name}-")],
+                "manifests": [entry for entry in manifests if _is_of(name, entry, names)],
             }
         )
     _print_list(rows, json_output)
