@@ -11,7 +11,7 @@ one that nobody took.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError
@@ -89,19 +89,28 @@ class HindsightBatches:
     """
 
     def __init__(
-        self, store: ZarrStore, latents: LatentCache, episodes: Int64[np.ndarray, "n"], settings: CriticSettings,
-        batch: int, seed: int,
+        self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
+        lengths: Int64[np.ndarray, "n"], alike: Bool[np.ndarray, "n"], episodes: Sequence[int],
+        settings: CriticSettings, batch: int, seed: int,
     ) -> None:  # fmt: skip
-        self.latents, self.settings, self.size, self.seed = latents, settings, batch, seed
-        self._lengths = np.asarray(store.lengths())
-        self._starts = np.cumsum(self._lengths) - self._lengths
-        self._states = store.states_and_actions()[0]
-        self._episodes = np.array([one for one in episodes if self._lengths[one] > 1])
+        """`take`: pooled latents of rows; `states` of all rows. Of the store's episodes (`lengths`, and whether each
+        looks like others) those numbered in `episodes` are drawn."""
+        self.settings, self.size, self.seed = settings, batch, seed
+        self._take, self._states, self._lengths, self._alike = take, states, lengths, alike
+        self._starts = np.cumsum(lengths) - lengths
+        self._episodes = np.array([one for one in episodes if lengths[one] > 1], dtype=np.int64)
         if not len(self._episodes):
             raise InputError("No episode has two frames: there is no step to count; give longer episodes.")
-        own = np.array([bool(store.metadata(int(one)).get("appearance_level")) for one in range(len(store))])
-        self._alike = ~own
         self._shared = self._episodes[self._alike[self._episodes]]
+
+    @staticmethod
+    def of(
+        store: ZarrStore, latents: LatentCache, episodes: Sequence[int], settings: CriticSettings, batch: int, seed: int
+    ) -> HindsightBatches:
+        """Those of a store's `episodes`."""
+        alike = np.array([not store.metadata(one).get("appearance_level") for one in range(len(store))])
+        states, lengths = store.states_and_actions()[0], np.asarray(store.lengths())
+        return HindsightBatches(latents.take, states, lengths, alike, episodes, settings, batch, seed)
 
     def batch(self, step: int) -> Hindsight:
         """This rank's share of batch `step`."""
@@ -142,7 +151,7 @@ class HindsightBatches:
         )  # fmt: skip
 
     def _latents(self, rows: np.ndarray) -> Float[Tensor, "n p d"]:
-        return torch.from_numpy(np.asarray(self.latents.take(rows), dtype=np.float32))
+        return torch.from_numpy(np.asarray(self._take(rows), dtype=np.float32))
 
 
 def expectile_error(
@@ -153,6 +162,19 @@ def expectile_error(
     weight = torch.where(wanted > foreseen, expectile, 1.0 - expectile)
     weight = torch.where(exact, 1.0, weight)
     return (weight * F.huber_loss(foreseen, wanted, reduction="none", delta=5.0)).mean()
+
+
+def temporal_error(
+    critic: Critic, target: Critic, batch: Hindsight, features: Float[Tensor, "b 2 f"], settings: CriticSettings
+) -> tuple[Float[Tensor, ""], Float[Tensor, "b"], Float[Tensor, "b"]]:
+    """The error of a batch of standardised latents with the `features` of its states; the steps that the critic
+    foresees, and those wanted: counted where the goal is on the way, else the slowly moving target's of `ahead` steps
+    later."""
+    with torch.no_grad():
+        after = (batch.ahead + target(batch.later, features[:, 1], batch.goal)).clamp(max=settings.most)
+    wanted = torch.where(batch.left >= 0, batch.left, after)
+    foreseen = critic(batch.now, features[:, 0], batch.goal)
+    return expectile_error(foreseen, wanted, batch.left == 0, settings.expectile), foreseen, wanted
 
 
 class CriticLearner:
@@ -178,13 +200,9 @@ class CriticLearner:
     def loss(self, batch: Hindsight, step: int) -> tuple[Tensor, dict[str, Any]]:
         batch = Hindsight(*(part.to(self.device, non_blocking=True) for part in batch))
         now, later, goal = (self.model.standardise(part) for part in (batch.now, batch.later, batch.goal))
+        batch = batch._replace(now=now, later=later, goal=goal)
         features = self.model.states.state_features(batch.states)
-        with torch.no_grad():
-            after = (batch.ahead + self.target(later, features[:, 1], goal)).clamp(max=self.settings.most)
-        known = batch.left >= 0
-        wanted = torch.where(known, batch.left, after)
-        foreseen = self.critic(now, features[:, 0], goal)
-        error = expectile_error(foreseen, wanted, batch.left == 0, self.settings.expectile)
+        error, foreseen, wanted = temporal_error(self.critic, self.target, batch, features, self.settings)
         return error, {"steps": foreseen.detach().mean(), "wanted": wanted.mean()}
 
     def after_step(self, step: int) -> None:
@@ -226,7 +244,7 @@ def train_critic(
     begin(out, "critic", {**recorded, "model": weights_hash(model), "data": store.content_hash()})
     latents = cache_latents(source, store, camera, model, encoder_hash, training.bf16, None, caching)
     trained, held_out = split_episodes(len(store))
-    data = HindsightBatches(store, latents, np.array(trained), settings, training.batch, training.seed)
+    data = HindsightBatches.of(store, latents, trained, settings, training.batch, training.seed)
     learner = CriticLearner(model, settings, data, device, training.seed)
     trainer = Trainer(learner, training, out, device)
     if trainer.goes_on:
@@ -235,7 +253,7 @@ def train_critic(
     if not result.finished:
         return result, {}
     model.get_critic(learner.critic)
-    fresh = HindsightBatches(store, latents, np.array(held_out), settings, training.batch, training.seed)
+    fresh = HindsightBatches.of(store, latents, held_out, settings, training.batch, training.seed)
     figures = foreseen_order(model, fresh)
     about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step, "commits": commits(out)}
     search = model.config.search or SearchDefaults()
@@ -254,6 +272,6 @@ def foreseen_order(model: WorldModel, data: HindsightBatches) -> dict[str, float
     frames, goals = model.standardise(frames), model.standardise(goals)
     said = {"order": model.steps_to(frames, states, goals), "order_by_distance": latent_distance(frames, goals)}
     orders = {
-        name: spearman(value.cpu().numpy(), taken, np.random.default_rng(0), draws=1) for name, value in said.items()
-    }
+        name: spearman(value.cpu().numpy(), taken.astype(np.float32), np.random.default_rng(0), draws=1) for name, value
+        in said.items() }
     return {name: round(one.rho, 4) for name, one in orders.items() if one is not None}
