@@ -245,8 +245,8 @@ def _print(record: dict[str, Any], out: Path) -> None:
         )
     own = record["own_ms_an_iteration_at_300x5x7"]
     if own:
-        told = ", ".join(f"{name} {value:.2f}" for name, value in own.items())
-        screen.print(f"Own time an iteration, 300 samples x 5 steps x 7 actions (gradients: 4 starts), ms: {told}")
+        told = "; ".join(f"{name} {value:.2f}" for name, value in own.items())
+        screen.print(f"Own time an iteration, 300 samples (or starts as told) x 5 steps x 7 actions, ms: {told}")
     screen.print(f"{out / 'planners.json'}, {out / 'planners.png'}")
 
 
