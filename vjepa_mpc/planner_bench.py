@@ -252,13 +252,19 @@ def overheads() -> dict[str, float]:
         "predictive": lambda bounds: p.PredictiveSampling(bounds, p.PredictiveSettings(samples=300, iterations=20)),
     }
     for starts in (4, 300):
-        makers |= {
-            f"gradient, {starts}": lambda bounds, n=starts: p.GradientPlanner(
-                bounds, p.GradientSettings(starts=n, steps=20)
-            ),
-            f"lbfgs, {starts}": lambda bounds, n=starts: p.LBFGS(bounds, p.LBFGSSettings(starts=n, steps=20)),
-            f"lagrangian, {starts}": lambda bounds, n=starts: p.LagrangianLBFGS(
-                bounds, p.LagrangianLBFGSSettings(starts=n, steps=20)
-            ),
-        }  # type: ignore[misc]
+        makers |= _descending(starts)
     return {name: own_milliseconds(make) for name, make in makers.items()}
+
+
+def _descending(starts: int) -> dict[str, Callable[[Bounds], Planner]]:
+    """The planners that descend, from so many starts."""
+    from vjepa_mpc import planners as p
+
+    adam = p.GradientSettings(starts=starts, steps=20)
+    lbfgs = p.LBFGSSettings(starts=starts, steps=20)
+    rounds = p.LagrangianLBFGSSettings(starts=starts, steps=20)
+    return {
+        f"gradient, {starts}": lambda bounds: p.GradientPlanner(bounds, adam),
+        f"lbfgs, {starts}": lambda bounds: p.LBFGS(bounds, lbfgs),
+        f"lagrangian, {starts}": lambda bounds: p.LagrangianLBFGS(bounds, rounds),
+    }

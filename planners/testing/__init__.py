@@ -3,8 +3,8 @@
 Each check takes a `PlannerFactory` (a planner from its bounds) and raises `AssertionError` with a
 sentence when the planner breaks the contract. `CHECKS` are for every planner, `SEARCHES_WELL` for those that
 claim to find optima; `check_finds_the_global_optimum`, `check_spends_the_whole_budget`, `check_draws_anew` (for
-planners that sample) and `check_draws_around_the_best` (predictive sampling) are promises that not every planner makes. `vjepa_mpc.planners.testing.defects` shows what they
-catch.
+planners that sample) and `check_draws_around_the_best` (predictive sampling) are promises that not every planner
+makes. `vjepa_mpc.planners.testing.defects` shows what they catch.
 """
 
 from __future__ import annotations
