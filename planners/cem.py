@@ -1,11 +1,14 @@
 """The cross-entropy method: sample around a mean, move mean and spread to the elites, again.
 
 Rubinstein 1999; as V-JEPA 2-AC uses it (Assran et al. 2025, arXiv:2506.09985) with momentum on both, and
-with iCEM's coloured noise and kept elites (Pinneri et al. 2020, arXiv:2008.06389).
+with iCEM's coloured noise and kept elites (Pinneri et al. 2020, arXiv:2008.06389). Steps and actions are drawn
+independently of each other but for one direction, if asked for: the path that the mean has come, as in the rank-one
+update of CMA-ES (Hansen and Ostermeier 2001, "Completely derandomized self-adaptation in evolution strategies").
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +33,9 @@ class CEMSettings:
     itself, in action units, one value an action. `std_floor`: no std falls below this fraction of its
     initial value. `mean_candidate`: evaluate the mean, too. `keep_fraction`: the share of the elites that
     stays among the candidates of the next iteration, at no evaluation. `noise_exponent`: 0 draws each
-    step by itself, larger ones draw moves correlated over the horizon (power 1/f^exponent).
-    `chunk`: candidates given to the cost function at a time (None = all).
+    step by itself, larger ones draw moves correlated over the horizon (power 1/f^exponent). `path_share` in [0, 1):
+    the share of a candidate's variance that lies along the path of the mean: in a valley askew to the axes most of
+    what was gained lay there. `chunk`: candidates given to the cost function at a time (None = all).
     """
 
     samples: int = 128
@@ -45,6 +49,7 @@ class CEMSettings:
     mean_candidate: bool = True
     keep_fraction: float = 0.3
     noise_exponent: float = 0.0
+    path_share: float = 0.0
     chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +60,7 @@ class CEMSettings:
                 f"CEM cannot pick {self.elites} elites from {self.samples} samples; "
                 f"give at least {self.elites} samples or fewer elites."
             )
-        for name in ("momentum_mean", "momentum_std"):
+        for name in ("momentum_mean", "momentum_std", "path_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"CEM's {name} is {getattr(self, name)}; it must lie in [0, 1).")
         for name in ("std_floor", "keep_fraction"):
@@ -73,13 +78,15 @@ class CEMSettings:
 
 @dataclass(frozen=True)
 class CEMState:
-    """A Gaussian with independent steps, its smallest `floor`, and the elites kept with their evaluation."""
+    """A Gaussian with independent steps, its smallest `floor`, the elites kept with their evaluation, and the path of
+    the mean, as long as one candidate is expected to lie from it (None where none is followed)."""
 
     mean: Float[Tensor, "b h a"]
     std: Float[Tensor, "b h a"]
     floor: Float[Tensor, "b 1 a"]
     kept_actions: Float[Tensor, "b m h a"]
     kept: Evaluation | None  # None before the first update
+    path: Float[Tensor, "b h a"] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,13 +112,19 @@ class CEMProposal(Proposal[CEMState]):
             (self.settings.std_floor * std).expand_as(init_actions[:, :1]),
             init_actions[:, None][:, :0],
             None,
+            torch.zeros_like(init_actions) if self.settings.path_share else None,
         )
 
     def sample(self, state: CEMState, n: int, generators: Sequence[torch.Generator]) -> Float[Tensor, "b n h a"]:
         """Gaussian candidates; after the first update one of them is the mean (before, that is the start)."""
         with_mean = self.settings.mean_candidate and state.kept is not None and n > 1
         noise = draw(n - with_mean, state.mean, generators, self.settings.noise_exponent)
-        samples = state.mean[:, None] + state.std[:, None] * noise
+        away = state.std[:, None] * noise
+        if state.path is not None:
+            share = self.settings.path_share
+            along = draw(n - with_mean, state.mean[:, :1, :1], generators)
+            away = math.sqrt(1 - share) * away + math.sqrt(share) * along * state.path[:, None]
+        samples = state.mean[:, None] + away
         return torch.cat((state.mean[:, None], samples), dim=1) if with_mean else samples
 
     def update(self, state: CEMState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> CEMState:
@@ -140,11 +153,19 @@ class CEMProposal(Proposal[CEMState]):
             state.floor,
             take(samples, kept),
             Evaluation(evaluation.cost.gather(1, kept), take(evaluation.violation, kept), evaluation.names),
+            None if state.path is None else _longer(state.path, mean - state.mean, count),
         )
 
     def final(self, state: CEMState) -> Float[Tensor, "b 1 h a"]:
         """The Gaussian's mean."""
         return state.mean[:, None]
+
+
+def _longer(path: Float[Tensor, "b h a"], step: Float[Tensor, "b h a"], elites: int) -> Float[Tensor, "b h a"]:
+    """The path with one more step of the elites' mean. The mean of `elites` candidates moves by the square root of
+    that less than one of them; memory and weight are those of Hansen and Ostermeier 2001, section 5."""
+    rate = 4 / (path[0].numel() + 4)
+    return (1 - rate) * path + math.sqrt(rate * (2 - rate) * elites) * step
 
 
 def _fit(

@@ -7,8 +7,9 @@ global generator, is switched off. It is told ranks, not costs: CMA-ES uses no m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,7 @@ class _Optimiser:
 
         self.generator: torch.Generator | None = None
         self.asked: list[Any] = []
+        self.sent: Float[Tensor, "n h a"] | None = None
         options: dict[str, Any] = {
             "bounds": [-1, 1], "popsize": settings.samples, "CMA_diagonal": settings.separable,
             "seed": float("nan"), "randn": self._noise, "verbose": -9,
@@ -77,21 +79,23 @@ class _Optimiser:
         """`n` positions."""
         self.generator = generator
         self.asked = self.search.ask(n)
-        return self.sent
+        return torch.from_numpy(np.concatenate(self.asked).reshape(n, -1)[:, : self.size])
 
-    @property
-    def sent(self) -> Float[Tensor, "n d"]:
-        """The positions asked for last."""
-        return torch.from_numpy(np.stack(self.asked)[:, : self.size])
-
-    def tell(self, positions: Float[Tensor, "n d"], asked: list[bool], order: list[int]) -> None:
-        """Learn from positions (those that were asked for are known in full precision) and their ranks."""
-        points = positions.double().cpu().numpy()
-        padded = np.repeat(points, 2, axis=1) if self.size == 1 else points
-        given = [self.asked[i] if i < len(asked) and asked[i] else point for i, point in enumerate(padded)]
+    def tell(self, points: Any, order: list[int]) -> None:
+        """Learn from positions, as arrays, and their ranks."""
         ranks = np.empty(len(order))
         ranks[order] = np.arange(len(order))
-        self.search.tell(given, ranks.tolist())
+        self.search.tell(points, ranks.tolist())
+
+    def judged(self, samples: Float[Tensor, "n h a"], positions: Callable[[], Float[Tensor, "n d"]]) -> list[Any]:
+        """The positions judged, as arrays: those that were asked for are known in full precision."""
+        assert self.sent is not None
+        same = (self.sent == samples[: len(self.sent)]).flatten(1).all(dim=1).tolist()
+        if all(same) and len(same) == len(samples):
+            return self.asked
+        points = positions().double().cpu().numpy()
+        padded = np.repeat(points, 2, axis=1) if self.size == 1 else points
+        return [self.asked[i] if i < len(same) and same[i] else point for i, point in enumerate(padded)]
 
     @property
     def favourite(self) -> Float[Tensor, "d"]:
@@ -135,7 +139,8 @@ class CMAProposal(Proposal[CMAState]):
             if optimiser is None:
                 parts.append(state.start[row].expand(n, -1, -1))
             else:
-                parts.append(self._actions(state, row, optimiser.ask(n, generator)))
+                optimiser.sent = self._actions(state, row, optimiser.ask(n, generator))
+                parts.append(optimiser.sent)
         return torch.stack(parts)
 
     def update(self, state: CMAState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> CMAState:
@@ -144,13 +149,10 @@ class CMAProposal(Proposal[CMAState]):
             return state
         order = rank(evaluation)
         usable = (evaluation.cost != torch.inf).any(dim=1)
-        free = state.box.half > 0
         for row, optimiser in enumerate(state.optimisers):
             if optimiser is not None and bool(usable[row]):
-                sent = self._actions(state, row, optimiser.sent)
-                same = (sent == samples[row, : len(sent)]).flatten(1).all(dim=1).tolist()
-                positions = state.box.of_actions(samples[row])[:, :, free].flatten(1)
-                optimiser.tell(positions, same, order[row].tolist())
+                positions = partial(self._positions, state, samples[row])
+                optimiser.tell(optimiser.judged(samples[row], positions), order[row].tolist())
         return state
 
     def final(self, state: CMAState) -> Float[Tensor, "b 1 h a"]:
@@ -162,12 +164,17 @@ class CMAProposal(Proposal[CMAState]):
             )
         return torch.stack(parts)
 
+    def _positions(self, state: CMAState, actions: Float[Tensor, "n h a"]) -> Float[Tensor, "n d"]:
+        """Where the free actions of one problem's candidates are."""
+        return state.box.of_actions(actions)[:, :, state.box.half > 0].flatten(1)
+
     def _actions(self, state: CMAState, row: int, positions: Float[Tensor, "n d"]) -> Float[Tensor, "n h a"]:
         """Positions of the free actions of one problem as actions, the others as in the start."""
         start = state.start[row]
-        whole = state.box.of_actions(start).expand(len(positions), -1, -1).clone()
-        free = state.box.half > 0
-        whole[:, :, free] = positions.to(start).unflatten(1, (len(start), -1))
+        whole, free = positions.to(start).unflatten(1, (len(start), -1)), state.box.half > 0
+        if not bool(free.all()):
+            searched, whole = whole, state.box.of_actions(start).expand(len(positions), -1, -1).clone()
+            whole[:, :, free] = searched
         bounds = state.box.bounds.rows(torch.tensor([row], device=start.device))  # its own step before the first
         return bounds.clip((state.box.centre + state.box.half * whole)[None])[0]
 

@@ -30,7 +30,9 @@ class GradientSettings:
 
     `starts`: the given plan and `starts` - 1 perturbed ones (std `perturbation`). `steps` of Adam with
     `learning_rate`, falling to 0 along a half cosine. `gradient_clip`: largest norm of one start's
-    gradient over horizon and actions. `action_noise`: std of noise added after each step. `penalty`:
+    gradient over horizon and actions. `action_noise`: std of noise added after each step, which falls to 0
+    along a half cosine over the first `noise_share` of the steps: early it shakes starts out of shallow
+    valleys, later nothing is in the way (annealed as in Neelakantan et al. 2015, arXiv:1511.06807). `penalty`:
     weight of the summed constraint violations in the objective descended (ranking stays feasibility
     first). `chunk`: starts differentiated at a time (None = all).
     """
@@ -41,6 +43,7 @@ class GradientSettings:
     perturbation: float = 0.5
     gradient_clip: float = 1.0
     action_noise: float = 0.0
+    noise_share: float = 1.0
     penalty: float = 10.0
     chunk: int | None = None
 
@@ -50,6 +53,8 @@ class GradientSettings:
         for name in ("learning_rate", "gradient_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"The gradient planner's {name} is {getattr(self, name)}; it must be positive.")
+        if not 0 < self.noise_share <= 1:
+            raise InputError(f"The gradient planner's noise_share is {self.noise_share}; it must lie in (0, 1].")
         for name in ("perturbation", "action_noise", "penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"The gradient planner's {name} is {getattr(self, name)}; it must be >= 0.")
@@ -80,6 +85,11 @@ def clipped(slope: Float[Tensor, "b n h a"], largest: float) -> Float[Tensor, "b
     different shapes may differ in the last bit."""
     norms = torch.stack([part.flatten(1).square().sum(dim=1).sqrt() for part in slope])
     return slope * (largest / norms.clamp(min=largest))[:, :, None, None]
+
+
+def half_cosine(done: float) -> float:
+    """From 1 at 0 down to 0 at 1."""
+    return (1 + math.cos(math.pi * done)) / 2
 
 
 @dataclass(frozen=True)
@@ -119,9 +129,10 @@ class AdamProposal(Proposal[AdamState]):
         if state.position is None:
             return state.box.actions(around(state.start, n, self.settings.perturbation, generators))
         position = state.position[:, :n]
-        if self.settings.action_noise:
-            noise = draw(n, state.start, generators)
-            position = (position + self.settings.action_noise * noise).clamp(-1, 1)
+        done = state.step / (state.steps * self.settings.noise_share)
+        if self.settings.action_noise and done < 1:
+            std = self.settings.action_noise * half_cosine(done)
+            position = (position + std * draw(n, state.start, generators)).clamp(-1, 1)
         return state.box.actions(position)
 
     def update(self, state: AdamState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> AdamState:
@@ -140,7 +151,7 @@ class AdamProposal(Proposal[AdamState]):
         first = BETA_1 * old_first + (1 - BETA_1) * slope
         second = BETA_2 * old_second + (1 - BETA_2) * (slope * slope)
         step = state.step + 1
-        rate = settings.learning_rate * (1 + math.cos(math.pi * state.step / state.steps)) / 2
+        rate = settings.learning_rate * half_cosine(state.step / state.steps)
         move = (first / (1 - BETA_1**step)) / ((second / (1 - BETA_2**step)).sqrt() + EPSILON)
         position = state.box.project(here - rate * move)
         return replace(state, step=step, position=position, first=first, second=second)

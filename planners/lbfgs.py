@@ -129,12 +129,11 @@ class LBFGSProposal(Proposal[LBFGSState]):
         taken = (value <= state.value + ARMIJO * promised.clamp(max=0)) & (value != torch.inf)
         # Only pairs along which the slope grows keep the approximation positive.
         curved = taken & (_dot(move, change) > 1e-10 * _dot(change, change))
-        pick = curved[:, :, None, None]
-        moves = torch.where(pick, torch.cat((state.moves[:, :, 1:], move[:, :, None]), dim=2), state.moves)
-        changes = torch.where(pick, torch.cat((state.changes[:, :, 1:], change[:, :, None]), dim=2), state.changes)
+        moves, changes = _appended(state.moves, move, curved), _appended(state.changes, change, curved)
         # A trial as short as this shows that the direction is no good: begin again with the slope.
         lost = ~taken & (state.length < SHORTEST)
-        moves = torch.where(lost[:, :, None, None], 0.0, moves)
+        if bool(lost.any()):
+            moves, changes = (torch.where(lost[:, :, None, None], 0.0, pairs) for pairs in (moves, changes))
         aimed = replace(
             state,
             point=torch.where(taken[:, :, None], trial, state.point),
@@ -142,7 +141,7 @@ class LBFGSProposal(Proposal[LBFGSState]):
             slope=torch.where(taken[:, :, None], slope, state.slope),
             length=state.length / 2,
             moves=moves,
-            changes=torch.where(lost[:, :, None, None], 0.0, changes),
+            changes=changes,
         )
         return self._aimed(aimed, taken | lost)
 
@@ -151,11 +150,16 @@ class LBFGSProposal(Proposal[LBFGSState]):
         assert state.point is not None and state.slope is not None
         assert state.moves is not None and state.changes is not None
         held = ((state.point <= -1) & (state.slope > 0)) | ((state.point >= 1) & (state.slope < 0))
-        free = (~held).to(state.slope)
-        found = []
-        for slope, moves, changes, mask in zip(state.slope, state.moves, state.changes, free, strict=True):
-            found.append(_direction(slope * mask, moves * mask[:, None], changes * mask[:, None]))
-        direction = torch.stack(found) * free
+        parts = zip(state.slope, state.moves, state.changes, strict=True)
+        if bool(held.any()):
+            free = (~held).to(state.slope)
+            masked = (
+                _direction(slope * mask, moves * mask[:, None], changes * mask[:, None]) * mask
+                for (slope, moves, changes), mask in zip(parts, free, strict=True)
+            )
+            direction = torch.stack(list(masked))
+        else:
+            direction = torch.stack([_direction(*part) for part in parts])
         largest = direction.abs().amax(dim=2, keepdim=True)
         direction = direction * (self.settings.longest / largest.clamp(min=self.settings.longest))
         if state.direction is not None and state.length is not None:
@@ -172,6 +176,14 @@ class LBFGSProposal(Proposal[LBFGSState]):
         return state.box.actions(state.point.unflatten(2, state.start.shape[1:]))
 
 
+def _appended(
+    pairs: Float[Tensor, "b s m d"], newest: Float[Tensor, "b s d"], where: Bool[Tensor, "b s"]
+) -> Float[Tensor, "b s m d"]:
+    """The pairs with one more, and the oldest gone, of the starts `where` it counts."""
+    longer = torch.cat((pairs[:, :, 1:], newest[:, :, None]), dim=2)
+    return longer if bool(where.all()) else torch.where(where[:, :, None, None], longer, pairs)
+
+
 def _dot(a: Float[Tensor, "b s d"], b: Float[Tensor, "b s d"]) -> Float[Tensor, "b s"]:
     """Problem by problem: sums over different shapes may differ in the last bit."""
     return torch.stack([(x * y).sum(dim=-1) for x, y in zip(a, b, strict=True)])
@@ -183,19 +195,21 @@ def _direction(
     """The two-loop recursion for one problem's starts. Without any pair: the slope, a tenth of a range long."""
     curvature = (moves * changes).sum(dim=-1)  # [s, m]
     known = curvature > 0
-    inverse = torch.where(known, 1 / torch.where(known, curvature, 1.0), 0.0)
+    inverse = torch.where(known, 1 / torch.where(known, curvature, 1.0), 0.0).unbind(1)
+    steps, turns = moves.unbind(1), changes.unbind(1)
+    used = [pair for pair, some in enumerate(known.any(dim=0).tolist()) if some]  # the others would add nothing
     q, shares = slope, []
-    for pair in reversed(range(moves.shape[1])):
-        share = inverse[:, pair] * (moves[:, pair] * q).sum(dim=-1)
+    for pair in reversed(used):
+        share = inverse[pair] * (steps[pair] * q).sum(dim=-1)
         shares.append(share)
-        q = q - share[:, None] * changes[:, pair]
-    newest = (changes[:, -1] * changes[:, -1]).sum(dim=-1)
+        q = q - share[:, None] * turns[pair]
+    newest = (turns[-1] * turns[-1]).sum(dim=-1)
     plain = 0.2 / slope.abs().amax(dim=-1).clamp(min=1e-12)
     scale = torch.where(known[:, -1], curvature[:, -1] / torch.where(newest > 0, newest, 1.0), plain)
     q = q * scale[:, None]
-    for pair, share in zip(range(moves.shape[1]), reversed(shares), strict=True):
-        back = inverse[:, pair] * (changes[:, pair] * q).sum(dim=-1)
-        q = q + (share - back)[:, None] * moves[:, pair]
+    for pair, share in zip(used, reversed(shares), strict=True):
+        back = inverse[pair] * (turns[pair] * q).sum(dim=-1)
+        q = q + (share - back)[:, None] * steps[pair]
     descends = (q * slope).sum(dim=-1, keepdim=True) > 0
     return -torch.where(descends, q, plain[:, None] * slope)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -16,10 +17,16 @@ def colour_filter(horizon: int, exponent: float, like: Tensor) -> Float[Tensor, 
     and Koenig 1995): each frequency's amplitude is f^(-exponent/2), the constant part's that of the
     lowest frequency 1/h. Exponent 0 is white, 1 pink, 2 red; large ones move all steps together.
     """
+    return _colour(horizon, exponent).to(like)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # what is kept here serves gradient planners, too
+def _colour(horizon: int, exponent: float) -> Float[Tensor, "h h"]:
     frequency = torch.fft.rfftfreq(horizon, dtype=torch.float64).clamp(min=1.0 / horizon)
     spectrum = torch.fft.rfft(torch.eye(horizon, dtype=torch.float64), dim=0)
     matrix = torch.fft.irfft(spectrum * frequency[:, None] ** (-exponent / 2), n=horizon, dim=0)
-    return (matrix / matrix.square().sum(dim=1, keepdim=True).sqrt()).to(like)
+    return matrix / matrix.square().sum(dim=1, keepdim=True).sqrt()
 
 
 def draw(

@@ -2,9 +2,9 @@
 
 Each check takes a `PlannerFactory` (a planner from its bounds) and raises `AssertionError` with a
 sentence when the planner breaks the contract. `CHECKS` are for every planner, `SEARCHES_WELL` for those that
-claim to find optima; `check_finds_the_global_optimum`, `check_spends_the_whole_budget` and `check_draws_anew` (for
-planners that sample) are promises that not every planner makes. `vjepa_mpc.planners.testing.defects` shows what they
-catch.
+claim to find optima; `check_finds_the_global_optimum`, `check_spends_the_whole_budget`, `check_draws_anew` (for
+planners that sample) and `check_draws_around_the_best` (predictive sampling) are promises that not every planner
+makes. `vjepa_mpc.planners.testing.defects` shows what they catch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from vjepa_mpc.planners.testing.honest import (
     check_suggestions_are_judged,
 )
 from vjepa_mpc.planners.testing.known import (
+    check_constraints_lead_the_search,
+    check_draws_around_the_best,
     check_finds_a_corner,
     check_finds_every_step,
     check_finds_the_global_optimum,
@@ -78,6 +80,7 @@ SEARCHES_WELL: tuple[Callable[[PlannerFactory], None], ...] = (
     check_ill_conditioned,
     check_uneven_units,
     check_small_tasks,
+    check_constraints_lead_the_search,
 )
 
 __all__ = [
@@ -89,6 +92,7 @@ __all__ = [
     "box",
     "check_bounds_kept",
     "check_draws_anew",
+    "check_draws_around_the_best",
     "check_finds_the_global_optimum",
     "check_shift",
     "check_spends_the_whole_budget",

@@ -16,12 +16,14 @@ from unittest import mock
 
 import torch
 
-from vjepa_mpc.planners import cem, noise, search
+from vjepa_mpc.planners import cem, mppi, noise, search
 from vjepa_mpc.planners import evaluation as judging
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Evaluation
 from vjepa_mpc.planners.cem import CEM, CEMProposal, CEMSettings
 from vjepa_mpc.planners.evaluation import Best, Ledger
 from vjepa_mpc.planners.gradient import AdamProposal, GradientPlanner, GradientSettings
+from vjepa_mpc.planners.mppi import MPPI, MPPISettings
+from vjepa_mpc.planners.shooting import PredictiveProposal, PredictiveSampling, PredictiveSettings
 from vjepa_mpc.planners.testing import honest, known, limits, same
 from vjepa_mpc.planners.testing.worlds import PlannerFactory
 
@@ -266,6 +268,21 @@ def never_updates(plant: Plant) -> None:
     plant(CEMProposal, "update", lambda self, state, samples, evaluation: state)
 
 
+def mppi_weighs_by_cost_alone(plant: Plant) -> None:
+    """Candidates that break a constraint have a part in the mean."""
+    plant(mppi, "merit", lambda evaluation: evaluation.cost)
+
+
+def predictive_sampling_that_forgets(plant: Plant) -> None:
+    """The nominal plan moves to the best of the newest candidates, better or worse than it was."""
+    original = PredictiveProposal.update
+
+    def forgetful(self: PredictiveProposal, state: Any, samples: torch.Tensor, evaluation: Evaluation) -> Any:
+        return original(self, dataclasses.replace(state, best=None), samples, evaluation)
+
+    plant(PredictiveProposal, "update", forgetful)
+
+
 def adam_never_steps(plant: Plant) -> None:
     """Slopes are computed and not followed."""
     original = AdamProposal.update
@@ -311,6 +328,8 @@ def check_shift_of_the_module(make: PlannerFactory) -> None:
 PLANNERS: dict[str, PlannerFactory] = {
     "cem": lambda bounds: CEM(bounds, CEMSettings(samples=128, elites=16, iterations=20)),
     "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
+    "mppi": lambda bounds: MPPI(bounds, MPPISettings(samples=128, iterations=20)),
+    "predictive": lambda bounds: PredictiveSampling(bounds, PredictiveSettings(samples=128, iterations=20)),
     "chunked": lambda bounds: CEM(bounds, CEMSettings(samples=200, elites=20, iterations=20, chunk=25)),
 }
 ONLY_CEM, ONLY_GRADIENT = ("cem",), ("gradient",)
@@ -347,6 +366,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(elites_of_the_first_problem, same.check_batch_equals_loop, ONLY_CEM),
     Defect(worst_are_elites, known.check_finds_every_step, ONLY_CEM),
     Defect(never_updates, known.check_finds_every_step, ONLY_CEM),
+    Defect(mppi_weighs_by_cost_alone, known.check_constraints_lead_the_search, ("mppi",)),
+    Defect(predictive_sampling_that_forgets, known.check_draws_around_the_best, ("predictive",)),
     Defect(adam_never_steps, known.check_finds_every_step, ONLY_GRADIENT),
     Defect(gradients_pile_up, honest.check_leaves_no_gradient_behind, ONLY_GRADIENT),
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vjepa_mpc.planners.base import Bounds, Evaluation
-from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, assert_near, box, distinct_goals, solve
+from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, Watch, assert_near, box, distinct_goals, solve
 
 
 def check_finds_every_step(make: PlannerFactory) -> None:
@@ -51,6 +51,32 @@ def check_finds_the_global_optimum(make: PlannerFactory) -> None:
 
     plan = solve(make(box(2)), cost, torch.full((1, 1, 2), -0.5))
     assert_near(plan.actions, torch.full((1, 1, 2), goal), 0.05, "the global optimum")
+
+
+def check_constraints_lead_the_search(make: PlannerFactory) -> None:
+    """Where the cheapest plans are all forbidden the search goes on among the allowed ones: what is learned obeys the
+    constraints, too, not only the choice of the answer."""
+    goals = torch.full((1, 3, 4), 0.8)
+    plan = solve(make(box(4)), Bowl(goals, limit=-0.8), torch.full((1, 3, 4), -0.25))
+    assert float(plan.violation.max()) == 0.0, f"a broken constraint won: {plan.violation.tolist()}"
+    assert float(plan.cost[0]) < 5.0, f"the allowed were hardly searched: {float(plan.cost[0]):.3g} (least 4)"
+
+
+def check_draws_around_the_best(make: PlannerFactory) -> None:
+    """Of planners that say so: each population lies around the best candidate judged before it, however good those
+    were that came in between."""
+
+    def rough(actions: Tensor, problems: Tensor) -> Evaluation:  # the best of many is rarely the latest
+        return Evaluation((1e3 * actions).sin().flatten(2).mean(dim=-1), actions.new_zeros(*actions.shape[:2], 0))
+
+    watch = Watch(rough)
+    solve(make(box(2)), watch, torch.zeros(1, 2, 2))
+    populations = [asked for asked in watch.asked if asked.shape[1] > 1]
+    assert len(populations) > 2, "too few populations to tell"
+    for number, population in enumerate(populations[1:], start=1):
+        before = torch.cat(populations[:number], dim=1)
+        best = before[0, int(rough(before, torch.arange(1)).cost[0].argmin())]
+        assert_near(population[0].mean(dim=0), best, 0.1, f"the centre of population {number + 1}")
 
 
 def check_small_tasks(make: PlannerFactory) -> None:

@@ -42,6 +42,7 @@ def line(values: list[float]) -> torch.Tensor:
         {"std_fraction": math.nan},
         {"std": (0.1, math.nan)},
         {"noise_exponent": -1.0},
+        {"path_share": 1.0},
         {"chunk": 0},
     ],
 )
@@ -214,3 +215,35 @@ def test_deadline_is_looked_at_between_chunks() -> None:
     plan = solve(planner, slow, torch.full((1, 1, 1), 0.5), budget=Budget(deadline_s=0.3))
     assert plan.seconds < 0.5 and 2 < plan.evaluations < 50
     assert len(plan.iterations) == 1 and float(plan.cost[0]) < 0.25
+
+
+def test_a_share_of_the_variance_lies_along_the_path_of_the_mean() -> None:
+    """By hand: two elites whose mean is 2 away; of one number the path takes 4/5 of each step's weight."""
+    settings = CEMSettings(samples=4, elites=2, std=(4.0,), momentum_mean=0.5, keep_fraction=0, path_share=0.25)
+    proposal = CEMProposal(settings)
+    state = proposal.init(torch.zeros(1, 1, 1), box(1, 10.0), 3)
+    assert state.path is not None and float(state.path) == 0.0
+    state = proposal.update(state, line([3.0, 9.0, 1.0, -9.0]), judged([0.0, 9.0, 0.5, 9.0]))
+    first = math.sqrt(0.8 * 1.2 * 2) * 2.0  # the elites' step, of which momentum lets the mean go half
+    assert state.path is not None and float(state.path) == pytest.approx(first) and float(state.mean) == 1.0
+    drawn = proposal.sample(state, 200_001, generators(1))[0, 1:]
+    wanted = 0.75 * float(state.std) ** 2 + 0.25 * first**2
+    assert float(drawn.var()) == pytest.approx(wanted, rel=0.02)
+    state = proposal.update(state, line([1.0, 1.0, 9.0, 9.0]), judged([0.0, 0.0, 9.0, 9.0]))
+    assert state.path is not None and float(state.path) == pytest.approx(0.2 * first)
+
+
+def test_the_path_helps_along_a_valley_askew() -> None:
+    """Six numbers, thirty times steeper across their diagonal than along it."""
+
+    def valley(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        x = actions.flatten(2) - 0.7
+        along = x.mean(dim=-1, keepdim=True)
+        cost = along[..., 0].square() + 30 * (x - along).square().mean(dim=-1)
+        return Evaluation(cost, actions.new_zeros(*actions.shape[:2], 0))
+
+    def reached(share: float) -> float:
+        settings = CEMSettings(samples=24, elites=6, iterations=40, momentum_std=0.85, path_share=share)
+        return float(solve(CEM(box(2), settings), valley, torch.full((5, 3, 2), -0.7)).cost.median())
+
+    assert reached(0.1) < 0.2 * reached(0.0)

@@ -31,7 +31,7 @@ def test_the_default_is_another_for_plans_of_many_numbers_at_as_many_evaluations
     few, many = (make_planner("cem", box(2), numbers=numbers) for numbers in (8, 9))
     for made in (few, many):
         assert made.settings.samples * made.settings.iterations == 768  # type: ignore[attr-defined]
-    assert (few.settings.samples, many.settings.samples) == (192, 32)  # type: ignore[attr-defined]
+    assert (few.settings.samples, many.settings.samples) == (192, 24)  # type: ignore[attr-defined]
     world = WorldModel.from_pretrained(tiny_model)  # two actions, seen six steps ahead
     assert [plan_numbers(world, None), plan_numbers(world, 3), plan_numbers(world, 1, 3)] == [12, 6, 6]
     chosen, _ = planner_and_control(

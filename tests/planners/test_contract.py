@@ -51,6 +51,7 @@ from vjepa_mpc.planners.testing import (
     PlannerFactory,
     check_bounds_kept,
     check_draws_anew,
+    check_draws_around_the_best,
     check_finds_the_global_optimum,
     check_spends_the_whole_budget,
 )
@@ -81,6 +82,7 @@ PLANNERS: dict[str, PlannerFactory] = {
             chunk=66,
         ),
     ),
+    "cem-path": lambda bounds: CEM(bounds, CEMSettings(samples=128, elites=16, iterations=20, path_share=0.2)),
     "cem-limits": lambda bounds: CEM(in_balls(bounds), CEMSettings(samples=128, elites=16, iterations=20)),
     "icem": lambda bounds: ICEM(
         bounds, ICEMSettings(samples=200, elites=20, iterations=20, std_fraction=0.75, decay=1.1, noise_exponent=1.0)
@@ -107,7 +109,10 @@ PLANNERS: dict[str, PlannerFactory] = {
 }
 # Promises that not every planner makes. Uniform draws find no optimum to two digits, nor does noise that never narrows.
 PLAIN = ("shooting", "predictive")
-GLOBAL = ("cem", "cem-coloured", "cem-plain-chunked", "icem", "mppi", "cma", "discrete", "predictive", "cem-then-lbfgs")
+GLOBAL = (
+    "cem", "cem-coloured", "cem-path", "cem-plain-chunked", "icem", "mppi", "cma", "discrete", "predictive",
+    "cem-then-lbfgs",
+)  # fmt: skip
 
 
 DESCENDING = ("gradient", "gradient-noisy", "lbfgs", "lagrangian", "cem-then-lbfgs")
@@ -151,6 +156,10 @@ def test_finds_the_global_optimum(name: str) -> None:
 @pytest.mark.parametrize("name", marked(DRAWING))
 def test_draws_anew(name: str) -> None:
     check_draws_anew(PLANNERS[name])
+
+
+def test_predictive_sampling_draws_around_the_best() -> None:
+    check_draws_around_the_best(PLANNERS["predictive"])
 
 
 @pytest.mark.parametrize("name", marked(PLANNERS))

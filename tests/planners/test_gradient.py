@@ -29,6 +29,7 @@ def unconstrained(cost: torch.Tensor) -> Evaluation:
         {"gradient_clip": 0.0},
         {"perturbation": -1.0},
         {"action_noise": math.nan},
+        {"noise_share": 0.0},
         {"penalty": -1.0},
     ],
 )
@@ -145,3 +146,15 @@ def test_little_budget_uses_fewer_starts() -> None:
     )
     assert [asked.shape[1] for asked in watch.asked] == [1, 1, 2]
     assert plan.stopped == "max_evaluations" and float(plan.cost[0]) < 0.25
+
+
+def test_noise_falls_and_ends_where_it_is_said_to() -> None:
+    """A flat cost: what moves is noise alone, less and less, over the first half of the steps."""
+    watch = Watch(lambda actions, problems: unconstrained(0 * actions.sum(dim=(2, 3))))
+    settings = GradientSettings(starts=64, steps=20, perturbation=0.0, action_noise=0.05, noise_share=0.5)
+    solve(GradientPlanner(box(2), settings), watch, torch.zeros(1, 3, 2))
+    moves = [float((b - a).std()) for a, b in zip(watch.asked[1:21], watch.asked[2:21], strict=False)]
+    for step, move in enumerate(moves[:9], start=1):
+        wanted = 0.05 * (1 + math.cos(math.pi * step / 10)) / 2
+        assert move == pytest.approx(wanted, rel=0.25)
+    assert moves[9:] == [0.0] * len(moves[9:]) and len(moves) == 19

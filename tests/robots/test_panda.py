@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,3 +186,47 @@ def test_on_menageries_own_model() -> None:
             assert difference(before, robot.true_state()) == pytest.approx(applied, abs=0.01)
         for pair in load_manifest("panda-reach-test").pairs[:3]:
             assert task.held(play_script(robot, task, np.array(pair.start), np.array(pair.goal)))
+
+
+@pytest.mark.slow
+def test_planners_are_measured_on_models_of_joints_and_of_poses_and_go_on_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the planners' table is made: the reacher, whose model steps are cut shorter, and seven numbers a step."""
+    import json
+
+    from tiny_world import SIZE, WIDTH, save_tiny_model
+
+    from vjepa_mpc.cli.main import main
+    from vjepa_mpc.predictor import PredictorConfig
+    from vjepa_mpc.robots.panda import panda_spec
+
+    monkeypatch.setenv(FOLDER_VARIABLE, str(write_stand_in(tmp_path / "menagerie")))
+    spec = panda_spec(SIZE)
+    shape = PredictorConfig(
+        grid_height=2, grid_width=2, latent_dim=WIDTH, width=WIDTH, depth=1, heads=3, max_frames=2,
+        action_dim=7, state_dim=7,
+    )  # fmt: skip
+    panda = save_tiny_model(
+        tmp_path / "panda", robot=spec, camera=next(iter(spec.cameras)), predictor=shape, history=1, stride=1
+    )
+    reacher = save_tiny_model(tmp_path / "reacher")
+
+    def run(out: Path) -> dict[str, Any]:
+        asked = ["--on", "model", "--model", str(reacher), "--model", str(panda), "--model", str(reacher)]
+        asked += ["--problems", "2", "--budget", "60", "--planner", "default", "--planner", "icem", "--no-overhead"]
+        with pytest.raises(SystemExit) as left:
+            main(["bench", "planners", *asked, "--backend", "rays", "--out", str(out)])
+        assert left.value.code == 0
+        found: dict[str, Any] = json.loads((out / "planners.json").read_text())
+        return found
+
+    record = run(tmp_path / "bench")
+    sizes = {row["problems"]: row["evaluations"] for row in record["rows"]}
+    assert len(sizes) == 3 and set(sizes.values()) == {60}, "two models of one robot are two sets of problems"
+    assert any("5 steps of 7" in name for name in sizes)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "bench/courses").iterdir()}
+    kept.popitem()[0].unlink()  # as if the run had been stopped
+    assert run(tmp_path / "bench")["rows"] != [] and len(kept) == 5
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert len(list((tmp_path / "bench/courses").iterdir())) == 6

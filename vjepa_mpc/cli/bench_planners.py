@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,13 +181,18 @@ class _Asked:
         """Sets of problems, each with what it is made of."""
         from vjepa_mpc.planner_problems import drawn
 
+        names: set[str] = set()
         for name in self.on:
             if name != MODEL_PROBLEMS:
                 count = self.problems or 10
                 yield {"count": count}, drawn(name, count, self.seed)
                 continue
             for source in self.model or (None,):
-                yield self._pairs(source)
+                what, work = self._pairs(source)
+                if work.name in names:  # another model of the same robot
+                    work = replace(work, name=f"{work.name} ({source})")
+                names.add(work.name)
+                yield what, work
 
     def _pairs(self, source: str | None) -> tuple[dict[str, Any], Problems]:
         """The first pairs of a manifest as one batch of planning problems."""
@@ -245,8 +250,8 @@ def _print(record: dict[str, Any], out: Path) -> None:
         )
     own = record["own_ms_an_iteration_at_300x5x7"]
     if own:
-        told = ", ".join(f"{name} {value:.2f}" for name, value in own.items())
-        screen.print(f"Own time an iteration, 300 samples x 5 steps x 7 actions (gradients: 4 starts), ms: {told}")
+        told = "; ".join(f"{name} {value:.2f}" for name, value in own.items())
+        screen.print(f"Own time an iteration, 300 samples (or starts as told) x 5 steps x 7 actions, ms: {told}")
     screen.print(f"{out / 'planners.json'}, {out / 'planners.png'}")
 
 

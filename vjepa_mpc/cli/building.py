@@ -53,11 +53,12 @@ CEM_DEFAULTS: dict[str, Any] = {
 }
 """For plans of up to `FEW_NUMBERS` numbers, as docs/experiments.md says under "Planner and cost"."""
 CEM_DEFAULTS_MANY: dict[str, Any] = {
-    "samples": 32,
-    "elites": 8,
-    "iterations": 24,
-    "momentum_std": 0.8,
+    "samples": 24,
+    "elites": 6,
+    "iterations": 32,
+    "momentum_std": 0.85,
     "std_fraction": 0.5,
+    "path_share": 0.1,
 }
 """For plans of more numbers, at as many evaluations, as docs/planners.md says under "Measured"."""
 
