@@ -2,7 +2,7 @@
 
 The latent distance (the intrinsic cost) is flat far from a goal, and blind to walls. The critic is learned from logs
 alone and foresees what the intrinsic cost of what is beyond a plan's horizon would come to (LeCun 2022, "A path towards
-autonomous machine intelligence", section 3.2), so that a short plan is enough.
+autonomous machine intelligence", sections 3.2 and 3.3), so that a short plan is enough.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,17 @@ def test_a_model_without_a_critic_is_not_asked(plain: Path) -> None:
         replace(model.config, critic=CriticConfig(999, 3, 0))
     with pytest.raises(InputError, match="at least 1"):
         Critic(CriticConfig(1, 0, 0))
+
+
+def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Callable[..., Any]) -> None:
+    short = "--steps", 2, "--batch", 8, "--weight", 0.5
+    code, out, told = leave("train-critic", plain, store, *short, "--out", tmp_path)
+    assert code == 0 and "done after 2 steps" in out and "rank correlation" in told
+    search = WorldModel.from_pretrained(tmp_path / "model").config.search
+    assert search is not None and search.critic == 0.5
+    code, out, told = leave("train-critic", plain, store, "--steps", 2, "--minutes", 1, "--out", tmp_path / "b")
+    assert code == 2 and "not both" in told and "Traceback" not in told
+    code, out, told = leave("train-critic", plain, tmp_path / "none.zarr", "--steps", 2, "--out", tmp_path / "b")
+    assert code == 2 and "none.zarr" in told and "Traceback" not in told
+    code, out, told = leave("evaluate", "--model", "reacher", "--critic", 0.3, "--pairs", 1)
+    assert code == 2 and "no critic to ask" in told
