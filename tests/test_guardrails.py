@@ -156,8 +156,8 @@ def test_the_sum_of_long_legs_stays_what_the_model_was_trained_on() -> None:
     assert span(rollout, inside).tolist() == [[0.0]], "out and back again is inside"
     outside = inside + torch.tensor([0.5, 0.0])
     torch.testing.assert_close(span(rollout, outside), torch.tensor([[(1.0 / 2 + 1.0 / 2) / 2]]))
-    with pytest.raises(InputError, match="need 2 legs"):
-        settings(leg_steps=3)
+    with pytest.raises(InputError, match="at least 1 control step, not 0"):
+        settings(leg_steps=0)
     rules = guarded(Guards(), stride=4, legs=3, leg_steps=4)._constraints(situation(0.0, 0.0))
     assert [rule.name for rule in rules] == ["state_box", "model_span"]
     rules = guarded(Guards(), stride=4, legs=2)._constraints(situation(0.0, 0.0))

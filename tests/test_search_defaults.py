@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_world import save_tiny_model
 
-from vjepa_mpc.cli.building import CEM_DEFAULTS, planner_and_control
+from vjepa_mpc.cli.building import CEM_DEFAULTS, leg_bounds, planner_and_control
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.world_model import SearchDefaults, WorldModel
 
@@ -47,6 +48,19 @@ def test_it_is_of_straight_steps_and_of_cem(model: WorldModel) -> None:
     bent, _ = chosen(model, legs=2, leg_steps=1)
     icem, _ = chosen(model, planner="icem")
     assert bent.samples != 40 and icem.samples != 40
+
+
+def test_model_steps_can_be_planned_short(model: WorldModel) -> None:
+    """As said, or as the model is used to; ways of several legs share a model step out as ever."""
+    whole = model.action_bounds
+    strided = WorldModel(replace(model.config, stride=4, search=SearchDefaults(leg_steps=2)), model.encoder)
+    wide = strided.action_bounds
+    for said, share in ((None, 0.5), (1, 0.25), (4, 1.0)):
+        bounds = leg_bounds(strided, 1, said)
+        assert torch.equal(bounds.high, share * wide.high) and torch.equal(bounds.low, share * wide.low)
+        assert chosen(strided, leg_steps=said)[1].leg_steps == (said or 2)
+    assert torch.equal(leg_bounds(strided, 2).high, 0.5 * wide.high)
+    assert torch.equal(leg_bounds(model, 1).high, whole.high)
 
 
 def test_what_it_cannot_be_is_refused(model: WorldModel) -> None:
