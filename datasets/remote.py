@@ -151,7 +151,9 @@ def fetch_log(url: str, folder: Path | None = None, most: int = CACHE_BYTES, **o
     files, root = _file_system(url, options)
     try:
         found = {name: int(about["size"] or 0) for name, about in files.find(root, detail=True).items()}
-    except Exception as error:
+    except FileNotFoundError:
+        found = {}
+    except Exception as error:  # each file system has its own
         raise _unreachable(url, error) from error
     if not found:
         raise InputError(f"{url} does not exist; check the address.")
