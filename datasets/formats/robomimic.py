@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.formats.hdf5 import member, opened, pictures
+from vjepa_mpc.datasets.formats.hdf5 import kind_of, member, opened, pictures
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, VectorInfo, own_spec
 
 OWN = "vjepa_mpc_spec"
@@ -113,13 +113,13 @@ def _two(values: np.ndarray) -> np.ndarray:
 
 
 def _number(name: str) -> tuple[int, str]:
-    found = re.search(r"(\d+)$", name)
+    found = re.search(r"([0-9]{1,18})$", name)
     return (int(found[1]) if found else -1, name)
 
 
 def _environment(text: Any) -> dict[str, Any]:
     """robomimic's `env_args`, {} when there is none."""
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
         value = json.loads(text)
         return value if isinstance(value, dict) else {}
     return {}
@@ -140,7 +140,7 @@ def _contents(
     cameras: dict[str, CameraInfo] = {}
 
     def visit(name: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset) or name.startswith(_LEFT_OUT):
+        if not isinstance(item, h5py.Dataset) or not kind_of(item) or name.startswith(_LEFT_OUT):
             return
         if item.ndim == 4 and item.dtype == np.uint8 and item.shape[-1] == 3:
             cameras[name] = CameraInfo(int(item.shape[1]), int(item.shape[2]))

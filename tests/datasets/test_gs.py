@@ -59,7 +59,7 @@ def folder(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
-    monkeypatch.setenv("NO_GCE_CHECK", "true")  # or gcsfs waits for the server that tells machines of Google who they are
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # or gcsfs looks for Google's own machines' server
     yield f"gs://bucket/{tmp_path.name}"
     fsspec.get_filesystem_class("gs").clear_instance_cache()
 
