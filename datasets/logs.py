@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,10 @@ class LogOptions:
     rate_hz: float | None = None
     follow_links: bool = False
     states: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.rate_hz is not None and not 0 < self.rate_hz < math.inf:
+            raise InputError(f"A log cannot have {self.rate_hz:g} rows a second; give --log-rate a positive number.")
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,12 @@ def test_a_description_that_cannot_be_read_is_one_sentence(tmp_path: Path, name:
         prepare(settings(source, tmp_path / "a.zarr", options=LogOptions(rate_hz=RATE)))
 
 
+@pytest.mark.parametrize("rate", [0.0, -1.0, np.nan, np.inf])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(InputError, match="--log-rate a positive number"):
+        LogOptions(rate_hz=rate)
+
+
 def test_a_claim_of_billions_of_episodes_is_not_written_out(tmp_path: Path) -> None:
     source = write_lerobot_v2(tmp_path / "log")
     info(lambda value: value.update(total_episodes=10**15))(source)
