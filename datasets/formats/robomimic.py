@@ -53,6 +53,7 @@ class RobomimicLog:
             self.vectors, self.cameras = _contents(path, data, self._demos)
             self._description = data.attrs.get(OWN)
         rate = settings.get("control_freq", _ROBOSUITE_HZ if arguments.get("type") == _ROBOSUITE_TYPE else None)
+        self._asked_hz = options.rate_hz
         self.rate_hz = options.rate_hz or (float(rate) if isinstance(rate, int | float) and rate > 0 else None)
         robots = settings.get("robots") or arguments.get("env_name") or ""
         self.robot = "-".join(map(str, robots)) if isinstance(robots, list) else str(robots)
@@ -89,7 +90,10 @@ class RobomimicLog:
             vectors = {name: _two(np.asarray(array[()], np.float64)) for name, array in arrays.items()}
             steps = len(next(iter(vectors.values())))
             task = demo.attrs.get("task", demo.attrs.get("lang", ""))
-        return Rows(np.arange(steps) / self.rate_hz, vectors, str(task))
+            times = np.arange(steps) / self.rate_hz
+            if self._description is not None and self._asked_hz is None:  # our own export keeps the store's
+                times = np.asarray(member(demo, "times")[()], np.float64)
+        return Rows(times, vectors, str(task))
 
     def frames(self, episode: str, camera: str, rows: Int64[np.ndarray, "n"]) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
         with opened(self._path) as file:
