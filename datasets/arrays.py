@@ -87,8 +87,13 @@ def read_chunk(file: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     `FileNotFoundError` when it is missing, one of `DAMAGED` when it is not what `create_array` makes."""
     from numcodecs import Zstd
 
-    plain = Zstd().decode(file.read_bytes())  # compares the checksum in the frame, too
-    return np.frombuffer(plain, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    from vjepa_mpc.datasets.formats.zarr_v2 import zstd_size
+
+    data, values = file.read_bytes(), np.empty(shape, np.dtype(dtype).newbyteorder("<"))
+    if zstd_size(data) != values.nbytes:  # asked first: a bomb is not unpacked
+        raise ValueError(f"it unpacks to {zstd_size(data)} bytes instead of {values.nbytes}")
+    Zstd().decode(data, out=values)  # compares the checksum in the frame, too
+    return values
 
 
 def read_spec(path: Path) -> StoreSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ from jaxtyping import Float64, Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.datasets.episode import Episode
-from vjepa_mpc.datasets.logs import Log, Rows
+from vjepa_mpc.datasets.formats.pictures import MAX_PIXELS
+from vjepa_mpc.datasets.logs import Log, Rows, damage
 from vjepa_mpc.datasets.mapping import LogMapping
 from vjepa_mpc.datasets.resample import sample_rows
 
@@ -64,7 +65,8 @@ class Converter:
 
     def _read(self, name: str) -> Rows:
         """An episode's numbers, of the widths that the log announced."""
-        read = self.log.rows(name, self.mapping.fields())
+        with damage("its numbers cannot be read"):
+            read = self.log.rows(name, self.mapping.fields())
         if not len(read.times):
             raise InputError("it has no rows")
         for field in self.mapping.fields():
@@ -92,9 +94,22 @@ class Converter:
         self, name: str, source: str, rows: Int64[np.ndarray, "t"], size: tuple[int, int]
     ) -> UInt8[np.ndarray, "t h w 3"]:
         there = self.log.cameras[source]
+        if there.height * there.width > MAX_PIXELS:
+            raise InputError(f"{source} claims pictures of {there.width} x {there.height} pixels")
+        with damage(f"{source} cannot be read"):
+            return self._sized(self.log.frames(name, source, rows), source, rows, size)
+
+    def _sized(
+        self,
+        found: Iterator[UInt8[np.ndarray, "_ _ 3"]],
+        source: str,
+        rows: Int64[np.ndarray, "t"],
+        size: tuple[int, int],
+    ) -> UInt8[np.ndarray, "t h w 3"]:
+        """One picture for each of `rows`, of the announced size, brought to `size`."""
+        there, count = self.log.cameras[source], 0
         frames = np.empty((len(rows), *size, 3), np.uint8)
-        count = 0
-        for frame in self.log.frames(name, source, rows):
+        for frame in found:
             if frame.shape != (there.height, there.width, 3):
                 raise InputError(
                     f"{source} has a picture of {frame.shape[1]} x {frame.shape[0]} in row {rows[count]}, "
@@ -140,6 +155,8 @@ def stretches(read: Rows, mapping: LogMapping, log_period_s: float, period_s: fl
     states = mapping.states(read.vectors)
     if not np.isfinite(states).all():
         raise InputError("its rotations hold a quaternion of length 0")
+    if (np.abs(states) > np.finfo(np.float32).max).any():  # the store's numbers
+        raise InputError(f"its states reach {np.abs(states).max():.3g}, which no state does")
     parts = [part for part in sample_rows(read.times, log_period_s, period_s) if len(part) >= 2]
     if not parts:
         raise InputError(f"{len(read.times)} rows are fewer than two observations {period_s:g} s apart")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -36,10 +37,11 @@ def read_published(store: Path) -> Int64[np.ndarray, "n 3"]:
     and the end of its line in `meta/episodes.jsonl` in bytes. `InputError` when missing or cut short."""
     path = store / ENDS
     try:
-        table = np.load(path, allow_pickle=False)
+        with path.open("rb") as stream:
+            table = np.lib.format.read_array(stream, allow_pickle=False)
     except FileNotFoundError as error:
         raise InputError(f"{store} has lost {ENDS}, which says what is in it; restore the store.") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError, TokenError) as error:
         raise InputError(f"{path} is damaged ({error}); restore the store from a copy.") from error
     if table.ndim != 2 or table.shape[1] != 3 or table.dtype != np.int64:
         raise InputError(f"{path} is of another schema ({table.dtype} {list(table.shape)}).")
@@ -85,7 +87,8 @@ def remove_leftovers(store: Path, arrays: Iterable[Path], chunks: int) -> None:
     for array in arrays:
         for entry in os.scandir(array):
             parts = entry.name.split(".")
-            if parts[-1] == "partial" or (parts[0] == "c" and int(parts[1]) >= chunks):
+            number = int(parts[1]) if parts[0] == "c" and len(parts) > 1 and parts[1].isdecimal() else -1
+            if parts[-1] == "partial" or number >= chunks:
                 Path(entry.path).unlink(missing_ok=True)
     for folder in (store, store / "meta", store / "images"):
         for entry in os.scandir(folder):

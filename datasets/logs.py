@@ -7,7 +7,9 @@ sizes, resuming and the report are the importer's (`importing.py`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.datasets.episode import StoreSpec
 
 
@@ -48,6 +50,10 @@ class LogOptions:
     rate_hz: float | None = None
     follow_links: bool = False
     states: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.rate_hz is not None and not 0 < self.rate_hz < math.inf:
+            raise InputError(f"A log cannot have {self.rate_hz:g} rows a second; give --log-rate a positive number.")
 
 
 @dataclass(frozen=True)
@@ -163,18 +169,34 @@ def fingerprint(log: Log, root: Path) -> str:
     value = hashlib.sha256()
     for file in sorted(log.files()):
         size = file.stat().st_size if file.exists() else -1
-        value.update(f"{os.path.relpath(file, root)} {size}\n".encode())
+        value.update(os.fsencode(f"{os.path.relpath(file, root)} {size}\n"))
     return value.hexdigest()
 
 
 def inside(root: Path, relative: str, options: LogOptions) -> Path:
-    """`root / relative`, refused when it leads out of `root`: by "..", an absolute path or a symbolic link."""
+    """`root / relative`, refused when it leads out of `root` (by "..", an absolute path or a symbolic link), or to what
+    is neither file nor folder: opening a named pipe would wait forever."""
     path = Path(os.path.normpath(root / relative))
     if not path.is_relative_to(os.path.normpath(root)):
         raise InputError(f"the log names the file {relative!r}, which lies outside of it; such a log is not read")
     if not options.follow_links and not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{relative} is a link that leads out of the log; --follow-links reads it all the same")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{relative} is no file, but a pipe or a device, which is not read")
     return path
+
+
+@contextlib.contextmanager
+def damage(what: str) -> Iterator[None]:
+    """Whatever the reading of a log stumbles over becomes an `InputError` that begins with `what`: what a damaged or
+    hostile file makes a library raise cannot be foreseen one by one, and must not cost the other episodes."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{what} ({why}); it is damaged, or of another layout") from error
 
 
 def only(path: Path) -> str:

@@ -54,6 +54,8 @@ _PART = re.compile(
     r"(:(?P<kind>[a-z0-9-]+)(=(?P<low>[-+.\deE]+?)\.\.(?P<high>[-+.\deE]+))?)?"
 )
 
+_MOST_NUMBERS = 10_000  # of a state: more is damage, or pictures laid flat
+
 
 @dataclass(frozen=True)
 class Part:
@@ -228,6 +230,8 @@ def declare(
     kinds = [*SCALARS, *POSITIONS, *ROTATIONS]
     parts = tuple(Part.parse(text, kinds, "plain") for text in state)
     widths = tuple(part.width(vectors) for part in parts)
+    if sum(widths) > _MOST_NUMBERS:
+        raise InputError(f"The state would have {sum(widths)} numbers; choose fewer with --state FIELD[START:STOP].")
     if _is_pose(parts):
         _check_pose(parts, widths)
         named = zip(POSE_NAMES, POSE_UNITS, strict=True)

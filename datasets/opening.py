@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 from vjepa_mpc.core.errors import InputError, unknown_name
@@ -13,7 +14,7 @@ from vjepa_mpc.datasets.formats.lerobot import LeRobotLog
 from vjepa_mpc.datasets.formats.minari import MinariLog
 from vjepa_mpc.datasets.formats.ogbench import OgbenchLog
 from vjepa_mpc.datasets.formats.robomimic import RobomimicLog
-from vjepa_mpc.datasets.logs import Log, LogOptions
+from vjepa_mpc.datasets.logs import Log, LogOptions, damage
 
 # A new format is its file and its name here; the contract suite (tests/datasets/test_formats.py) takes it from here.
 # Asked in this order: a folder of episodes is what remains.
@@ -36,18 +37,23 @@ def open_log(path: Path, format: str | None, options: LogOptions) -> Log:
     if not path.exists():
         raise InputError(f"{path} does not exist; check the path.")
     if format is not None and ":" in format:
-        return _own(format).open(path, options)
+        return _opened(_own(format).open, format, path, options)
     names = {kind.format: kind for kind in FORMATS}
     if format is not None:
         if format not in names:
             raise unknown_name("format of logs", format, names)
-        return names[format].open(path, options)
+        return _opened(names[format].open, format, path, options)
     for kind in FORMATS:
         if kind.recognises(path):
-            return kind.open(path, options)
+            return _opened(kind.open, kind.format, path, options)
     raise InputError(
         f"{path} is no log of a known format ({', '.join(names)}); name one with --format, or see docs/data.md."
     )
+
+
+def _opened(opening: Callable[[Path, LogOptions], Log], format: str, path: Path, options: LogOptions) -> Log:
+    with damage(f"{path} cannot be read as {format}"):
+        return opening(path, options)
 
 
 def _own(place: str) -> type[Log]:

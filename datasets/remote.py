@@ -64,6 +64,7 @@ class RemoteStore(ZarrStore):
 
     def refresh(self) -> None:
         """See the episodes published since. The table is fetched first, and then what covers it."""
+        self._files.invalidate_cache()  # of listings: some file systems read by the sizes they saw first
         arrays = [f"{array}/zarr.json" for array in columns(self.spec)]
         for name in (str(layout.ENDS), str(layout.EPISODES), *arrays):
             self._fetch(name, again=True)
@@ -151,7 +152,10 @@ def fetch_log(url: str, folder: Path | None = None, most: int = CACHE_BYTES, **o
     files, root = _file_system(url, options)
     try:
         found = {name: int(about["size"] or 0) for name, about in files.find(root, detail=True).items()}
-    except Exception as error:
+        found = {name: size for name, size in found.items() if not name.endswith("/")}  # a console's mark of a folder
+    except FileNotFoundError:
+        found = {}
+    except Exception as error:  # each file system has its own
         raise _unreachable(url, error) from error
     if not found:
         raise InputError(f"{url} does not exist; check the address.")
@@ -169,13 +173,21 @@ def fetch_log(url: str, folder: Path | None = None, most: int = CACHE_BYTES, **o
         if not target.resolve().is_relative_to(place.resolve()):
             raise InputError(f"{url} names the file {relative!r}, which lies outside of it; such a log is not read.")
         if not (target.is_file() and target.stat().st_size == size):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(target) as temporary:
-                try:
-                    files.get_file(name, str(temporary))
-                except Exception as error:
-                    raise _unreachable(f"{url}/{relative}", error) from error
+            _fetch_file(files, name, target, f"{url}/{relative}")
     return place
+
+
+def _fetch_file(files: Any, name: str, target: Path, place: str) -> None:
+    """Bring the file `name` to `target`, whole or not at all."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{place} lies below another file, which no disk can hold; rename one of them.") from error
+    with atomic_path(target) as temporary:
+        try:
+            files.get_file(name, str(temporary))
+        except Exception as error:
+            raise _unreachable(place, error) from error
 
 
 def _file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
@@ -189,6 +201,7 @@ def _file_system(url: str, options: dict[str, Any]) -> tuple[Any, str]:
         package = _PACKAGES.get(scheme)
         way = f"pip install {package}" if package else "use an address that fsspec knows"
         raise InputError(f"{url} cannot be opened ({first_line(error)}); {way}.") from error
+    files.invalidate_cache()  # file systems live on from call to call: what lies there now counts
     return files, str(root)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.datasets.conversion import Converter
 from vjepa_mpc.datasets.episode import StoreSpec
-from vjepa_mpc.datasets.logs import Log
+from vjepa_mpc.datasets.logs import Log, damage
 from vjepa_mpc.datasets.mapping import POSE_NAMES
 
 _RATE_SAMPLE = 20  # episodes whose time stamps tell the log's rate
@@ -42,7 +42,8 @@ def log_period(log: Log, names: Sequence[str]) -> tuple[float, str]:
     medians, reason = [], "it has no episodes"
     for name in names:
         try:
-            times = log.rows(name, []).times if not log.vectors else log.rows(name, [next(iter(log.vectors))]).times
+            with damage("its numbers cannot be read"):
+                times = log.rows(name, list(log.vectors)[:1]).times
         except InputError as error:
             reason = first_line(error)
             continue

@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.core.files import read_json
-from vjepa_mpc.datasets.formats.hdf5 import member, opened
+from vjepa_mpc.datasets.formats.hdf5 import kind_of, member, opened
 from vjepa_mpc.datasets.formats.video import describe_video, frames_by_number
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Rows, VectorInfo, inside
 
@@ -108,7 +108,7 @@ class DroidLog:
                     with contextlib.suppress(InputError):
                         item = member(file, f"{group}/{key}")
                         shape: tuple[int, ...] = getattr(item, "shape", ())
-                        if len(shape) in (1, 2) and shape[0] == count and item.dtype.kind in "fiu":
+                        if len(shape) in (1, 2) and shape[0] == count and kind_of(item) in tuple("fiu"):
                             found[f"{head}/{key}"] = VectorInfo(shape[1] if len(shape) == 2 else 1)
             for role, video in self._videos(name).items():
                 if f"observation/camera_extrinsics/{video.stem}_left" in file:

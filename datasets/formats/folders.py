@@ -167,4 +167,4 @@ def _pictures(folder: Path) -> list[str]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sorts frame2 before frame10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

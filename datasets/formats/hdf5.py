@@ -15,6 +15,14 @@ from vjepa_mpc.datasets.logs import CameraInfo
 _MOST_CHUNK = 1 << 30  # bytes: a chunk is unpacked whole
 
 
+def kind_of(item: Any) -> str:
+    """numpy's letter for the type of a dataset's numbers, "" for types that numpy has not (bit fields, ...)."""
+    try:
+        return str(item.dtype.kind)
+    except TypeError:
+        return ""
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """The file; what HDF5 says of damage becomes an `InputError`. Links to other files are not in the format."""
@@ -41,7 +49,7 @@ def member(group: Any, path: str) -> Any:
         if not isinstance(link, h5py.HardLink):
             raise InputError(f"{path} is a link to elsewhere, which is not followed")
         item = item[name]
-    if isinstance(item, h5py.Dataset) and item.external:
+    if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
         raise InputError(f"{path} keeps its numbers in another file, which is not followed")
     if isinstance(item, h5py.Dataset) and item.chunks and math.prod(item.chunks) * item.dtype.itemsize > _MOST_CHUNK:
         raise InputError(f"{path} claims chunks of {list(item.chunks)} numbers; it is damaged, or a bomb")

@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import read_json
-from vjepa_mpc.datasets.formats.lerobot_index import EpisodePlace, parquet_fault, read_index
+from vjepa_mpc.datasets.formats.lerobot_index import EpisodePlace, parquet_fault, read_columns, read_index
 from vjepa_mpc.datasets.formats.pictures import decode_picture
 from vjepa_mpc.datasets.formats.video import Doubt, doubt, frames_by_time
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, VectorInfo, inside, own_spec
@@ -157,7 +157,7 @@ class LeRobotLog:
             key = (place.file, tuple(groups))
             if self._last.get(tuple(columns), (None,))[0] != key:
                 self._last.pop(tuple(columns), None)  # before the next is read: one of each in memory
-                self._last[tuple(columns)] = (key, file.read_row_groups(groups, columns=columns))
+                self._last[tuple(columns)] = (key, read_columns(file, columns, place.file, _MAX_BYTES, groups))
             table = self._last[tuple(columns)][1]
             return table.filter(pc.equal(table["episode_index"], episode))
         except FileNotFoundError as error:

@@ -7,6 +7,7 @@ used: the layout is read with pyarrow.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.datasets.logs import LogOptions, inside
 
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2})d)?\}")  # no wider: a hostile width would fill the memory
+
+_MOST_MISSING = 10_000  # episodes announced beyond the last one there is that are listed one by one
+_MOST_SECONDS = 1e8
+_INDEX_BYTES = 128 << 20  # of a file of `meta/episodes`, unpacked: a hundred times that of 100,000 episodes
+_BATCH = 1024  # rows unpacked at once
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,19 @@ def read_index(
                 reason = f"meta/ does not say its {empty[0]}: the recording was not finished"
                 nowhere[str(row["episode_index"])] = reason
                 continue
-            places[int(row["episode_index"])] = _place_v3(info, cameras, row)
+            try:
+                places[int(row["episode_index"])] = _place_v3(info, cameras, row)
+            except InputError:
+                raise
+            except (ValueError, TypeError, ArithmeticError) as error:
+                nowhere[str(row["episode_index"])] = f"what meta/ says of it is damaged ({first_line(error)})"
     announced = info.get("total_episodes")
-    announced = announced if isinstance(announced, int) and 0 <= announced < 100_000_000 else len(places)
+    announced = announced if isinstance(announced, int) else len(places)
     why = "; ".join(reasons) or next(iter(nowhere.values()), "meta/ does not say where it lies")
-    missing = {str(number): why for number in range(announced) if number not in places} if announced else {}
+    named = min(announced, max(places, default=0) + _MOST_MISSING)  # a claim of billions is not written out
+    missing = {str(number): why for number in range(named) if number not in places}
+    if named < announced:
+        missing[f"{named} to {announced - 1}"] = why
     if not places:
         raise InputError(f"{root} has no episode that can be read ({why}).")
     return places, {**missing, **nowhere}
@@ -108,6 +122,8 @@ def _place_v3(info: Mapping[str, Any], cameras: list[str], row: Mapping[str, Any
         end = row.get(f"{head}/to_timestamp")
         start_s, end_s = float(row[f"{head}/from_timestamp"]), None if end is None else float(end)
         spans[camera] = VideoSpan(fill(str(info["video_path"]), where), start_s, end_s)
+        if not math.isfinite(start_s + (end_s or 0)) or abs(start_s) > _MOST_SECONDS:
+            raise ValueError(f"it begins at second {start_s} of a video")
     return EpisodePlace(int(row["length"]), fill(str(info["data_path"]), values), spans, _task(row))
 
 
@@ -127,7 +143,7 @@ def _lines(root: Path, options: LogOptions) -> Iterator[dict[str, Any]]:
                 yield row
     except FileNotFoundError as error:
         raise InputError(f"{root} has no meta/episodes.jsonl, which says what is in it; copy it again.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({first_line(error)}); copy it again.") from error
 
 
@@ -148,8 +164,12 @@ def _tables(root: Path, cameras: list[str], options: LogOptions, reasons: list[s
         try:
             path = inside(root, name, options)
             # Asked first: a name with dots that is not there is searched for inside of other columns.
-            there = [column for column in [*columns, *ends] if column in pq.read_schema(path).names]
-            rows = pq.read_table(path, columns=there).to_pylist()
+            with pq.ParquetFile(path) as opened:
+                there = [column for column in [*columns, *ends] if column in opened.schema_arrow.names]
+                rows = read_columns(opened, there, name, _INDEX_BYTES).to_pylist()
+        except InputError as error:
+            reasons.append(first_line(error))
+            continue
         except (OSError, pa.ArrowException) as error:
             reasons.append(f"{name} {parquet_fault(error)}")
             continue
@@ -158,6 +178,25 @@ def _tables(root: Path, cameras: list[str], options: LogOptions, reasons: list[s
             reasons.append(f"{name} lacks the columns {', '.join(absent)}: the recording was not finished")
             continue
         yield from rows
+
+
+def read_columns(file: Any, columns: list[str], name: str, most: int, groups: list[int] | None = None) -> Any:
+    """The columns of a parquet file (of some groups of rows) as a table. A few kilobytes can be a billion equal rows,
+    and no header tells: reading stops with an `InputError` when what is unpacked is more than `most` bytes."""
+    import pyarrow as pa
+
+    parts, size = [], 0
+    kinds = [file.schema_arrow.field(column).type for column in columns]
+    small = all(pa.types.is_primitive(kind) for kind in kinds)
+    for part in file.iter_batches(_BATCH * 64 if small else _BATCH, row_groups=groups, columns=columns):
+        parts.append(part)
+        size += part.nbytes
+        if size > most:
+            raise InputError(
+                f"{name} unpacks to more than {most / 1e9:.1f} GB at once; it is damaged, a bomb, or has to be written "
+                "in smaller groups of rows"
+            )
+    return pa.Table.from_batches(parts, None if parts else pa.schema([file.schema_arrow.field(c) for c in columns]))
 
 
 def parquet_fault(error: Exception) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.formats.hdf5 import member, opened, pictures
+from vjepa_mpc.datasets.formats.hdf5 import kind_of, member, opened, pictures
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Rows, VectorInfo
 
 _FILE = "main_data.hdf5"
@@ -37,7 +37,7 @@ class MinariLog:
         self.vectors: dict[str, VectorInfo] = {}
         self.cameras: dict[str, CameraInfo] = {}
         with opened(self._path) as file:
-            names = [name for name in file if re.fullmatch(r"episode_\d+", name)]
+            names = [name for name in file if re.fullmatch(r"episode_[0-9]{1,18}", name)]
             self._names = sorted(names, key=lambda name: int(name.split("_")[1]))
             for name in self._names:
                 with contextlib.suppress(OSError, RuntimeError, KeyError, AttributeError, InputError):
@@ -51,7 +51,7 @@ class MinariLog:
     def _note(self, name: str, item: Any) -> None:
         import h5py
 
-        if not isinstance(item, h5py.Dataset) or name.split("/")[0] in _LEFT_OUT:
+        if not isinstance(item, h5py.Dataset) or not kind_of(item) or name.split("/")[0] in _LEFT_OUT:
             return
         if item.ndim == 4 and item.dtype == np.uint8 and item.shape[-1] == 3:
             self.cameras[name] = CameraInfo(int(item.shape[1]), int(item.shape[2]))

@@ -47,7 +47,10 @@ class OgbenchLog:
             raise InputError(f"{path} has no array {_ENDS!r}, which says where episodes end; is it an OGBench file?")
         self.vectors: dict[str, VectorInfo] = {}
         self.cameras: dict[str, CameraInfo] = {}
-        count = self._members[_ENDS].shape[0]
+        ends = self._members[_ENDS]
+        if len(ends.shape) != 1 or ends.dtype.kind not in "biuf":
+            raise InputError(f"{path} has {_ENDS!r} of shape {list(ends.shape)} and type {ends.dtype}; it is damaged.")
+        count = ends.shape[0]
         for name, member in self._members.items():
             if name in _LEFT_OUT or member.shape[:1] != (count,):
                 continue

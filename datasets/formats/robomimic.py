@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.formats.hdf5 import member, opened, pictures
+from vjepa_mpc.datasets.formats.hdf5 import kind_of, member, opened, pictures
 from vjepa_mpc.datasets.logs import CameraInfo, LogOptions, Origin, Rows, VectorInfo, own_spec
 
 OWN = "vjepa_mpc_spec"
@@ -53,6 +53,7 @@ class RobomimicLog:
             self.vectors, self.cameras = _contents(path, data, self._demos)
             self._description = data.attrs.get(OWN)
         rate = settings.get("control_freq", _ROBOSUITE_HZ if arguments.get("type") == _ROBOSUITE_TYPE else None)
+        self._asked_hz = options.rate_hz
         self.rate_hz = options.rate_hz or (float(rate) if isinstance(rate, int | float) and rate > 0 else None)
         robots = settings.get("robots") or arguments.get("env_name") or ""
         self.robot = "-".join(map(str, robots)) if isinstance(robots, list) else str(robots)
@@ -89,7 +90,10 @@ class RobomimicLog:
             vectors = {name: _two(np.asarray(array[()], np.float64)) for name, array in arrays.items()}
             steps = len(next(iter(vectors.values())))
             task = demo.attrs.get("task", demo.attrs.get("lang", ""))
-        return Rows(np.arange(steps) / self.rate_hz, vectors, str(task))
+            times = np.arange(steps) / self.rate_hz
+            if self._description is not None and self._asked_hz is None:  # our own export keeps the store's
+                times = np.asarray(member(demo, "times")[()], np.float64)
+        return Rows(times, vectors, str(task))
 
     def frames(self, episode: str, camera: str, rows: Int64[np.ndarray, "n"]) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
         with opened(self._path) as file:
@@ -113,13 +117,13 @@ def _two(values: np.ndarray) -> np.ndarray:
 
 
 def _number(name: str) -> tuple[int, str]:
-    found = re.search(r"(\d+)$", name)
+    found = re.search(r"([0-9]{1,18})$", name)
     return (int(found[1]) if found else -1, name)
 
 
 def _environment(text: Any) -> dict[str, Any]:
     """robomimic's `env_args`, {} when there is none."""
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, RecursionError):
         value = json.loads(text)
         return value if isinstance(value, dict) else {}
     return {}
@@ -140,7 +144,7 @@ def _contents(
     cameras: dict[str, CameraInfo] = {}
 
     def visit(name: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset) or name.startswith(_LEFT_OUT):
+        if not isinstance(item, h5py.Dataset) or not kind_of(item) or name.startswith(_LEFT_OUT):
             return
         if item.ndim == 4 and item.dtype == np.uint8 and item.shape[-1] == 3:
             cameras[name] = CameraInfo(int(item.shape[1]), int(item.shape[2]))

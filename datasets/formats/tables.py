@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from vjepa_mpc.core.errors import InputError, first_line
 
 _TIME = ("time", "times", "time_s", "timestamp", "timestamps", "t")
-_MAX_BYTES = 1 << 30
+_MAX_BYTES = 128 << 20  # a table of an episode; in memory it takes some twenty times as much
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,14 @@ def read_table(path: Path) -> Table:
     entry a row, and perhaps `rate_hz` and `task`. An empty cell is NaN. `InputError` when it cannot be read."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path.name} is larger than a gigabyte, which no table of states is")
+            raise InputError(f"{path.name} has more than {_MAX_BYTES >> 20} MB, which no table of states has")
         if path.suffix.lower() == ".csv":
             with path.open(newline="", encoding="utf-8-sig") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                return _from_records(list(reader), path)
+                return _from_lines(csv.reader(stream, strict=True), path)
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path.name} is missing") from error
-    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name} cannot be read ({first_line(error)})") from error
@@ -54,18 +54,44 @@ def read_table(path: Path) -> Table:
     raise InputError(f"{path.name} is neither a list of rows nor an object of columns")
 
 
+def _from_lines(lines: Iterator[list[str]], path: Path) -> Table:
+    """CSV: a line of names, then a cell for each; missing ones at a line's end are empty."""
+    names = [name.strip() for name in next(lines, [])]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{path.name} has two columns named {twice[0]!r}; name them apart")
+    cells: dict[str, list[Any]] = {name: [] for name in names}
+    for line in lines:
+        if len(line) > len(names):
+            raise InputError(f"{path.name} has a row with more cells than names")
+        if line:
+            for name, cell in itertools.zip_longest(names, line):
+                cells[name].append(cell)
+    return _from_cells(cells, path)
+
+
 def _from_records(records: list[Any], path: Path) -> Table:
-    """Rows that are objects with the same keys; columns of words are left out."""
+    """Rows that are objects with the same keys."""
     if not records or not isinstance(records[0], dict):
         raise InputError(f"{path.name} holds no rows")
+    cells = {
+        key.strip(): [record.get(key) if isinstance(record, dict) else None for record in records]
+        for key in records[0]
+    }
+    return _from_cells(cells, path)
+
+
+def _from_cells(cells: Mapping[str, list[Any]], path: Path) -> Table:
+    """Columns of cells by name; those of words are left out."""
+    if not any(cells.values()):
+        raise InputError(f"{path.name} holds no rows")
     columns = {}
-    for key in records[0]:
-        cells = [record.get(key) if isinstance(record, dict) else None for record in records]
-        if key is None or any(isinstance(cell, list) for cell in cells):
+    for key, column in cells.items():
+        if any(isinstance(cell, list) for cell in column):
             raise InputError(f"{path.name} has a row with more cells than names")
-        values = _numbers(cells, f"{path.name}: column {str(key).strip()!r}")
+        values = _numbers(column, f"{path.name}: column {key!r}")
         if values is not None:
-            columns[str(key).strip()] = values
+            columns[key] = values
     times = next((columns.pop(name) for name in _TIME if name in columns), None)
     groups = {
         "state": [name for name in columns if not name.startswith("action")],
@@ -87,7 +113,7 @@ def _numbers(cells: list[Any], name: str) -> np.ndarray | None:
     for row, cell in enumerate(cells):
         try:
             values.append(float("nan") if cell in ("", None) else float(cell))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             bad.append((row, cell))
     if not bad:
         return np.array(values)
@@ -104,7 +130,7 @@ def _from_arrays(value: dict[str, Any], path: Path) -> Table:
             continue
         try:
             array = np.array(cells, np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{path.name}: {key} is no even table of numbers ({first_line(error)})") from error
         columns[key] = array.reshape(len(array), -1)
     times = next((columns.pop(name)[:, 0] for name in _TIME if name in columns), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from vjepa_mpc.core.errors import InputError, first_line
 from vjepa_mpc.datasets.formats.pictures import MAX_PIXELS
 from vjepa_mpc.datasets.logs import CameraInfo
 
+# By FFmpeg's names. Play lists (concat, hls, dash, ...) are not among them: they name other files, also out of the log.
+_CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,ogg,flv,asf,ivf,nut,mjpeg,h264,hevc,av1,obu,gif"
 _CUT = 3.0  # times what the picture changes otherwise: another recording begins
 
 
@@ -124,7 +127,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # Absolute: `run:1/top.mp4` would name a protocol.
+        with av.open(os.path.abspath(path), options={"format_whitelist": _CONTAINERS}) as container:
             if not container.streams.video:
                 raise InputError(f"{path.name} holds no video; it is cut short, or of another kind")
             stream = container.streams.video[0]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from vjepa_mpc.datasets.logs import LogOptions, inside
 
 MAX_CHUNK = 512 << 20  # bytes of one chunk, unpacked
 _MAX_JSON = 1 << 20
+_MOST_CHUNKS = 10_000  # beside each other: looked for one by one
 _CODECS = ("blosc", "lz4", "zstd", "zlib", "gzip")
 
 
@@ -103,8 +105,9 @@ class ArrayV2:
             shape, chunks = tuple(map(int, value["shape"])), tuple(map(int, value["chunks"]))
             dtype, codec, fill = np.dtype(value["dtype"]), value["compressor"], value.get("fill_value")
             order, separator = str(value.get("order", "C")), str(value.get("dimension_separator", "."))
+            fill = float(fill or 0)
             known = not value.get("filters") and (codec is None or codec["id"] in _CODECS)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f"{name}/.zarray is damaged ({first_line(error)})") from error
         if dtype.kind not in "biuf" or not known or order not in "CF":
             raise InputError(f"{name} is {dtype} packed by {codec}; numbers packed by {', '.join(_CODECS)} are read")
@@ -112,7 +115,7 @@ class ArrayV2:
             raise InputError(f"{name} has shape {shape} and chunks {chunks}; its .zarray is damaged")
         if dtype.itemsize * int(np.prod(chunks, dtype=object)) > MAX_CHUNK:
             raise InputError(f"{name} claims chunks of more than {MAX_CHUNK >> 20} MB")
-        return cls(files, name, shape, chunks, dtype, order, codec, float(fill or 0), separator)
+        return cls(files, name, shape, chunks, dtype, order, codec, fill, separator)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` (exclusive)."""
@@ -135,6 +138,8 @@ class ArrayV2:
         grid = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
         if self.dtype.itemsize * self.chunks[0] * int(np.prod(self.shape[1:], dtype=object)) > MAX_CHUNK:
             raise InputError(f"{self.name} claims rows of more than {MAX_CHUNK >> 20} MB")
+        if math.prod(map(len, grid)) > _MOST_CHUNKS:
+            raise InputError(f"{self.name} claims more than {_MOST_CHUNKS} chunks a row; it is damaged")
         result = np.full((self.chunks[0], *self.shape[1:]), self.fill, self.dtype)
         for place in itertools.product(*grid):
             chunk = self._chunk((number, *place))
@@ -169,7 +174,7 @@ def _unpacked(data: bytes, codec: dict[str, Any], size: int, name: str) -> bytes
             worker = zlib.decompressobj(31 if kind == "gzip" else 15)
             plain = worker.decompress(data, size + 1)
             return plain
-        claimed = {"blosc": _blosc_size, "lz4": _lz4_size, "zstd": _zstd_size}[kind](data)
+        claimed = {"blosc": _blosc_size, "lz4": _lz4_size, "zstd": zstd_size}[kind](data)
         if claimed != size:
             raise InputError(f"{name} unpacks to {claimed} bytes, its array says {size}; it is damaged or a bomb")
         return bytes(numcodecs.get_codec({"id": kind}).decode(data))
@@ -187,7 +192,7 @@ def _lz4_size(data: bytes) -> int:
     return int.from_bytes(data[:4], "little")
 
 
-def _zstd_size(data: bytes) -> int:
+def zstd_size(data: bytes) -> int:
     """The content's size by the frame header (RFC 8878, section 3.1.1.1); -1 when it does not say."""
     if data[:4] != b"\x28\xb5\x2f\xfd":
         raise ValueError("no zstd frame")

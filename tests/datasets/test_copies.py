@@ -247,6 +247,18 @@ def test_an_export_comes_back_with_nothing_said(tmp_path: Path, form: str, state
         assert theirs.metadata["task"] == "lift" and set(theirs.images) == set(ours.images)
 
 
+def test_an_hdf5_export_comes_back_to_the_bit_with_its_time_stamps(tmp_path: Path) -> None:
+    times = 5 + 0.1 * np.arange(6) + 0.0005 * np.sin(np.arange(6))
+    uneven = [replace(toy_pictures(seed), times=times) for seed in (0, 1)]
+    with ZarrStore.create(tmp_path / "a.zarr", replace(toy_spec(), state_high=(20.0, 20.0))) as writer:
+        writer.extend(uneven)
+    run("export", str(tmp_path / "a.zarr"), str(tmp_path / "a.hdf5"))
+    run("import", str(tmp_path / "a.hdf5"), str(tmp_path / "b.zarr"))
+    back = ZarrStore.open(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(back.read(0).times, times)
+    assert back.content_hash() == ZarrStore.open(tmp_path / "a.zarr").content_hash()
+
+
 def toy_pictures(seed: int) -> Episode:
     """`toy_episode` with pictures that a video encoder takes, and a joint that has gone round more than once."""
     episode = toy_episode(seed, 6)

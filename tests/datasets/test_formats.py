@@ -199,10 +199,8 @@ def test_pictures_in_parquet_are_sized_before_reading_and_kept_apart_from_number
     (path / "meta/info.json").write_text(json.dumps({**info, "data_path": info["data_path"] + "{episode_index}"}))
     for episode in range(3):
         (path / f"data/chunk-000/episode_000000.parquet{episode}").symlink_to(files[0])
-    camera, reads, real = "observation.images.top", [], pq.ParquetFile.read_row_groups
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_groups", lambda *a, **named: (reads.append(named["columns"]), real(*a, **named))[1]
-    )
+    camera, reads, real = "observation.images.top", [], lerobot.read_columns
+    monkeypatch.setattr(lerobot, "read_columns", lambda *given: (reads.append(given[1]), real(*given))[1])
     log = open_log(path, None, LogOptions())
     for name in log.episodes()[:1] * 3:
         log.rows(name, ["observation.state"])

@@ -127,11 +127,11 @@ def test_buffers_that_are_no_buffers(tmp_path: Path) -> None:
         open_log(tmp_path / "c.zarr.zip", None, GIVEN)
 
 
-def test_zstd_sizes_are_read_from_the_header() -> None:
+def testzstd_sizes_are_read_from_the_header() -> None:
     from numcodecs import Zstd
 
     for size in (1, 200, 255, 256, 300, 65_791, 65_792, 1_000_000):
-        assert zarr_v2._zstd_size(bytes(Zstd().encode(bytes(size)))) == size
+        assert zarr_v2.zstd_size(bytes(Zstd().encode(bytes(size)))) == size
 
 
 def test_npz_files_are_streamed_forward_and_back(tmp_path: Path) -> None:

@@ -136,6 +136,23 @@ def test_a_log_that_grew_is_fetched_again_and_only_what_is_new(bucket: str, tmp_
     assert (place / "two").read_bytes() == b"2" * 20 and (place / "one").stat().st_mtime_ns == first
 
 
+def test_marks_of_folders_and_odd_names_are_no_obstacle(bucket: str, tmp_path: Path) -> None:
+    files: Any = fsspec.filesystem("s3")
+    named = {"": b"", "sub/": b"", "sub/a.txt": b"a", "\u00fc b#%20?.txt": b"b"}
+    for name, data in named.items():  # the first two are what a web console leaves where it made a folder
+        files.call_s3("put_object", Bucket=bucket[5:], Key=f"log/{name}", Body=data)
+    place = fetch_log(f"{bucket}/log")
+    found = {str(file.relative_to(place)): file.read_bytes() for file in place.rglob("*") if file.is_file()}
+    assert found == {"sub/a.txt": b"a", "\u00fc b#%20?.txt": b"b"}
+    for name in ("x", "x/y"):
+        files.call_s3("put_object", Bucket=bucket[5:], Key=f"both/{name}", Body=b"1")
+    with pytest.raises(InputError, match="x/y lies below another file"):
+        fetch_log(f"{bucket}/both")
+    files.call_s3("put_object", Bucket=bucket[5:], Key="out/a/../../../evil", Body=b"1")
+    with pytest.raises(InputError, match="lies outside of it"):
+        fetch_log(f"{bucket}/out")
+
+
 def test_what_cannot_be_read_is_a_sentence(
     local: ZarrStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

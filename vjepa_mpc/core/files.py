@@ -93,7 +93,7 @@ def read_json(source: Path | str) -> Any:
         return json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{source} does not exist; check the path.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{source} is not readable JSON ({error}); restore it or make it again.") from error
 
 
