@@ -57,8 +57,8 @@ class CriticSettings:
     ema: float = 0.99
     most: int = 150
     elsewhere: float = 0.5
-    channels: int = 64
-    width: int = 512
+    channels: int = 32
+    width: int = 384
 
     def __post_init__(self) -> None:
         if not 0 < self.expectile <= 0.5:

@@ -25,8 +25,8 @@ class CriticConfig:
     positions: int
     latent_dim: int
     state_dim: int
-    channels: int = 64
-    width: int = 512
+    channels: int = 32
+    width: int = 384
 
     def __post_init__(self) -> None:
         if min(self.positions, self.latent_dim, self.channels, self.width) < 1 or self.state_dim < 0:

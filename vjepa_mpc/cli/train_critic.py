@@ -20,6 +20,8 @@ def train_critic(
     expectile: float = typer.Option(0.1, help="Below 0.5: the lower, the more the shortest ways of the logs count."),
     lookahead: int = typer.Option(8, help="Control steps between a frame and the one it learns from, at most."),
     elsewhere: float = typer.Option(0.5, help="Share of the goals that are frames of other episodes, alike in look."),
+    channels: int = typer.Option(32, help="What is read at each position of the latents."),
+    width: int = typer.Option(384, help="Width of the layers after that."),
     camera: str | None = typer.Option(None, help="Camera, when the store has several."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and pairs."),
@@ -45,7 +47,9 @@ def train_critic(
 
     if steps is not None and minutes is not None:
         raise InputError("Give --steps or --minutes, not both.")
-    settings = CriticSettings(expectile=expectile, lookahead=lookahead, elsewhere=elsewhere)
+    settings = CriticSettings(
+        expectile=expectile, lookahead=lookahead, elsewhere=elsewhere, channels=channels, width=width
+    )
     if steps is None and minutes is None:
         minutes = 5.0
     training = TrainSettings(
