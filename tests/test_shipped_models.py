@@ -29,6 +29,8 @@ def test_a_shipped_model_fits_its_task_and_plans(name: str) -> None:
     planner, control = planner_and_control(
         model, None, "cem", horizon=None, samples=12, iterations=1, elites=4, settings=()
     )
+    if task.missing:
+        pytest.skip(task.missing)
     pair = load_manifest("dev", task).pairs[0]
     with closing(make_robot(name, camera_size=model.config.robot.cameras[model.config.camera].height)) as robot:
         robot.set_appearance(pair.appearance)
