@@ -48,6 +48,7 @@ from vjepa_mpc.pretrain.starting import (
     MODEL_FOLDER,
     PREPARATION,
     continued_model,
+    encoder_record,
     new_world_model,
     open_encoder,
 )
@@ -178,7 +179,7 @@ def train_world_model(
     camera = only_camera(store, source.camera)
     if isinstance(start, WorldModel):
         history: dict[str, Any] = {"init": {"sha256": weights_hash(start), **start.config.training}}
-        about: dict[str, Any] = {}
+        about = encoder_record(start.config)
         model = continued_model(start.to(device), store, camera, other_period=other_period, keep_limits=keep_limits)
     else:
         history = {}

@@ -75,8 +75,7 @@ def open_encoder(
     model_folder = _world_model(folder)
     if model_folder is not None:
         whole = WorldModel.from_pretrained(model_folder)
-        about = {key: value for key, value in whole.config.training.get("encoder", {}).items() if key != "sha256"}
-        return whole.encoder, whole.config.preparation, about
+        return whole.encoder, whole.config.preparation, encoder_record(whole.config)
     if (folder / ENCODER_FOLDER / "config.json").is_file():
         folder = folder / ENCODER_FOLDER
         source = str(folder)
@@ -87,6 +86,11 @@ def open_encoder(
         return encoder, ImagePreparation(size=encoder.size), {}
     notes = read_json(folder / PREPARATION)
     return encoder, ImagePreparation.from_dict(notes["preparation"]), notes.get("training", {})
+
+
+def encoder_record(config: WorldModelConfig) -> dict[str, Any]:
+    """What a world model knows of its encoder's training; that one's hash is of the weights before they were stored."""
+    return {key: value for key, value in config.training.get("encoder", {}).items() if key != "sha256"}
 
 
 def _world_model(folder: Path) -> Path | None:
