@@ -4,7 +4,7 @@ Any frame may be the goal of any other (Andrychowicz et al. 2017, arXiv:1707.014
 episode the logs say how many steps were taken, which is seldom the fewest; to other goals they say nothing. So the
 critic learns by temporal differences: steps(z_t, g) becomes k + steps(z_{t+k}, g), and of the ways that the logs hold
 the short ones count for more, by expectile regression (Kostrikov et al. 2021, arXiv:2110.06169, eq. 5; of goals: Park
-et al. 2023, arXiv:2307.11949, section 4.1, the low expectile here because steps are a cost). Parts of many ways become
+et al. 2023, arXiv:2307.11949; the low expectile here because steps are a cost). Parts of many ways become
 one that nobody took.
 """
 
@@ -31,14 +31,13 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import weights_hash
 from vjepa_mpc.intervals import spearman
 from vjepa_mpc.log_fit import check_numbers, check_period
-from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.caching import cache_latents
 from vjepa_mpc.pretrain.optimising import TrainSettings
 from vjepa_mpc.pretrain.run_folder import begin, commits, note_version
 from vjepa_mpc.pretrain.source import CacheProgress, Source
 from vjepa_mpc.pretrain.starting import MODEL_FOLDER
 from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult
-from vjepa_mpc.world_model import SearchDefaults, WorldModel
+from vjepa_mpc.world_model import SearchDefaults, WorldModel, default_card
 
 PAIRS = 2_000  # of held-out frames, for the figures at the end
 WEIGHT = 0.3  # latent distance that a foreseen control step costs in plans
@@ -94,13 +93,11 @@ class HindsightBatches:
         settings: CriticSettings, batch: int, seed: int,
     ) -> None:  # fmt: skip
         """`take`: pooled latents of rows; `states` of all rows. Of the store's episodes (`lengths`, and whether each
-        looks like others) those numbered in `episodes` are drawn."""
+        looks like others) those numbered in `episodes`, of two frames at least, are drawn."""
         self.settings, self.size, self.seed = settings, batch, seed
         self._take, self._states, self._lengths, self._alike = take, states, lengths, alike
         self._starts = np.cumsum(lengths) - lengths
-        self._episodes = np.array([one for one in episodes if lengths[one] > 1], dtype=np.int64)
-        if not len(self._episodes):
-            raise InputError("No episode has two frames: there is no step to count; give longer episodes.")
+        self._episodes = np.asarray(episodes, dtype=np.int64)
         self._shared = self._episodes[self._alike[self._episodes]]
 
     @staticmethod
@@ -113,11 +110,8 @@ class HindsightBatches:
         return HindsightBatches(latents.take, states, lengths, alike, episodes, settings, batch, seed)
 
     def batch(self, step: int) -> Hindsight:
-        """This rank's share of batch `step`."""
-        rng = np.random.default_rng((self.seed, step))
-        drawn = self._drawn(rng, self.size)
-        share = ranks.share(self.size)
-        return self._taken(*(part[share] for part in drawn))
+        """Batch `step`."""
+        return self._taken(*self._drawn(np.random.default_rng((self.seed, step)), self.size))
 
     def held(self, count: int) -> tuple[Float[Tensor, "n p d"], Float[Tensor, "n p d"], Tensor, np.ndarray]:
         """`count` frames, later ones of the same episode, the states of the first, and the steps between."""
@@ -181,16 +175,9 @@ class CriticLearner:
     """A critic and its slowly moving target as a `Learner`; encoder and predictor are not touched."""
 
     def __init__(
-        self, model: WorldModel, settings: CriticSettings, data: HindsightBatches, device: torch.device, seed: int
+        self, model: WorldModel, critic: Critic, settings: CriticSettings, data: HindsightBatches, device: torch.device
     ) -> None:
-        self.model, self.settings, self.data, self.device = model, settings, data, device
-        latent = model.config.latent
-        config = CriticConfig(
-            latent.positions, latent.dim, model.states.state_dim, settings.channels, settings.width
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.critic = Critic(config).to(device)
+        self.model, self.critic, self.settings, self.data, self.device = model, critic, settings, data, device
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.modules: nn.Module = nn.ModuleDict({"critic": self.critic, "target": self.target})
 
@@ -235,33 +222,55 @@ def train_critic(
     of another robot or period.
     """
     store = ZarrStore.open(source.store)
-    camera = only_camera(store, source.camera)
+    camera = only_camera(store, source.camera or model.config.camera)
     model = model.to(device)
     check_numbers(model.config.robot, store.spec, OTHERWISE)
     check_period(model.config.robot, store.spec, OTHERWISE)
-    encoder_hash = weights_hash(model.encoder)
+    search = model.config.search or SearchDefaults()
+    price = weight if weight is not None else WEIGHT if search.critic is None else search.critic
+    search = replace(search, critic=price)  # what cannot be is refused before anything takes time
+    critic = _fresh(model, settings, training.seed).to(device)
+    trained, held_out = (_with_steps(store, part) for part in split_episodes(len(store)))
     recorded = {"critic": asdict(settings), "training": asdict(training), "camera": camera}
     begin(out, "critic", {**recorded, "model": weights_hash(model), "data": store.content_hash()})
-    latents = cache_latents(source, store, camera, model, encoder_hash, training.bf16, None, caching)
-    trained, held_out = split_episodes(len(store))
+    latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
     data = HindsightBatches.of(store, latents, trained, settings, training.batch, training.seed)
-    learner = CriticLearner(model, settings, data, device, training.seed)
+    learner = CriticLearner(model, critic, settings, data, device)
     trainer = Trainer(learner, training, out, device)
     if trainer.goes_on:
         note_version(out)
     result = trainer.run(progress, stop_at=stop_at)
     if not result.finished:
         return result, {}
-    model.get_critic(learner.critic)
+    model.get_critic(critic)
     fresh = HindsightBatches.of(store, latents, held_out, settings, training.batch, training.seed)
     figures = foreseen_order(model, fresh)
     about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step, "commits": commits(out)}
-    search = model.config.search or SearchDefaults()
-    price = weight if weight is not None else WEIGHT if search.critic is None else search.critic
-    model.searched(replace(search, critic=price))
+    model.searched(search)
     model.config = replace(model.config, training={**model.config.training, "critic": about})
-    model.save_pretrained(out / MODEL_FOLDER)
+    model.save_pretrained(out / MODEL_FOLDER, card=default_card(model.config, "train-critic"))
     return result, figures
+
+
+def _fresh(model: WorldModel, settings: CriticSettings, seed: int) -> Critic:
+    """A critic of `model`'s latents and states with fresh weights."""
+    latent = model.config.latent
+    config = CriticConfig(latent.positions, latent.dim, model.states.state_dim, settings.channels, settings.width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Critic(config)
+
+
+def _with_steps(store: ZarrStore, episodes: Sequence[int]) -> list[int]:
+    """Those of two frames or more, of which there must be one."""
+    lengths = store.lengths()
+    long = [int(one) for one in episodes if lengths[one] > 1]
+    if not long:
+        raise InputError(
+            f"{store.path}: of the episodes trained on, or of those held out, none has two frames: there is no step to "
+            "count; give more or longer ones."
+        )
+    return long
 
 
 @torch.no_grad()
@@ -271,7 +280,6 @@ def foreseen_order(model: WorldModel, data: HindsightBatches) -> dict[str, float
     frames, goals, states = (part.to(model.device) for part in (frames, goals, states))
     frames, goals = model.standardise(frames), model.standardise(goals)
     said = {"order": model.steps_to(frames, states, goals), "order_by_distance": latent_distance(frames, goals)}
-    orders = {
-        name: spearman(value.cpu().numpy(), taken.astype(np.float32), np.random.default_rng(0), draws=1) for name, value
-        in said.items() }
+    rng = np.random.default_rng(0)
+    orders = {name: spearman(value.cpu().numpy(), taken.astype(np.float32), rng, 1) for name, value in said.items()}
     return {name: round(one.rho, 4) for name, one in orders.items() if one is not None}

@@ -14,7 +14,7 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import FrameEncoder, PixelPatches, VJepaFrames, build_encoder, freeze, load_encoder
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig
-from vjepa_mpc.log_fit import check_numbers, check_period, with_limits_of
+from vjepa_mpc.log_fit import SAME_PERIOD, check_numbers, check_period, with_limits_of
 from vjepa_mpc.predictor import PredictorConfig
 from vjepa_mpc.pretrain.predictor import PredictorSettings
 from vjepa_mpc.pretrain.vjepa import VJepaSettings
@@ -173,8 +173,8 @@ def continued_model(
     """`model` for the robot and camera of a store, to be trained on: encoder, latent space and weights are its own.
 
     `other_period`: although the store's control period is another. `keep_limits`: joint limits that differ, and
-    that the store's lie within, stay the model's. Raises `InputError` where the numbers of the store's states or
-    actions would mean something else to the model, with both.
+    that the store's lie within, stay the model's. A critic stays as it is, but for another camera or period. Raises
+    `InputError` where the numbers of the store's states or actions would mean something else to the model, with both.
     """
     robot, own = robot_of(store), model.config.robot
     check_numbers(own, robot, OTHERWISE)
@@ -182,6 +182,8 @@ def continued_model(
         check_period(own, robot, "or say --other-period to go on at the store's")
     if own.state_model != "pose":
         robot = with_limits_of(own, robot, keep_limits, OTHERWISE)
+    if camera != model.config.camera or abs(robot.control_period_s / own.control_period_s - 1) > SAME_PERIOD:
+        model.drop_critic()  # it counts control steps, and was shown another view
     model.config = replace(
         model.config, robot=robot, camera=camera, renderer=store.spec.renderer, calibration=None, training={}
     )

@@ -59,4 +59,5 @@ class Critic(nn.Module):
         read = F.gelu(self.compare(torch.cat([latents, goal, latents - goal], dim=-1))).flatten(-2)
         hidden = F.gelu(self.gather_norm(self.gather(torch.cat([read, features.to(read.dtype)], dim=-1))))
         hidden = F.gelu(self.hidden_norm(self.hidden(hidden)))
-        return F.softplus(self.read(hidden)[..., 0].float())
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 knows 16 steps from 16.125 and no nearer
+            return F.softplus(self.read(hidden.float())[..., 0])

@@ -29,7 +29,7 @@ from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 from vjepa_mpc.robots.base import RobotSpec
 from vjepa_mpc.rollout import Context, Rollout, rollout
-from vjepa_mpc.states import state_space
+from vjepa_mpc.states import StateSpace, state_space
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -155,6 +155,7 @@ class WorldModel(nn.Module):
         self.latent_space = LatentSpace(config.latent)
         self.states = state_space(config.robot, config.stride)
         self.predictor = ActionConditionedPredictor(config.predictor)
+        _check_critic(config, self.states)
         self.critic = Critic(config.critic) if config.critic else None
         self.familiarity: Familiarity | None = None
         if config.familiar:
@@ -241,8 +242,15 @@ class WorldModel(nn.Module):
 
     def get_critic(self, critic: Critic) -> None:
         """Take a critic that was trained on this model's latents."""
-        self.critic = critic.to(self.device).eval().requires_grad_(False)
-        self.config = replace(self.config, critic=critic.config)
+        config = replace(self.config, critic=critic.config)
+        _check_critic(config, self.states)
+        self.critic, self.config = critic.to(self.device).eval().requires_grad_(False), config
+
+    def drop_critic(self) -> None:
+        """Forget the critic, and that plans asked it."""
+        search = self.config.search
+        self.critic = None
+        self.config = replace(self.config, critic=None, search=search and replace(search, critic=None))
 
     def steps_to(
         self, latents: Float[Tensor, "*n p d"], states: Float[Tensor, "*n s"], goal: Float[Tensor, "*#n p d"]
@@ -367,6 +375,14 @@ class WorldModel(nn.Module):
         return self
 
 
+def _check_critic(config: WorldModelConfig, states: StateSpace) -> None:
+    if config.critic is not None and config.critic.state_dim != states.state_dim:
+        raise InputError(
+            f"The critic reads {config.critic.state_dim} features of a state, and this robot's has {states.state_dim}; "
+            "train it on this model."
+        )
+
+
 def _encoder_beside(folder: Path, name: str) -> dict[str, Tensor]:
     """The encoder's tensors of the model in the folder `name` beside this one, as they are stored."""
     beside = folder.resolve().parent / name
@@ -417,6 +433,9 @@ def build_world_model(config: WorldModelConfig) -> WorldModel:
         return WorldModel(config, frame_encoder(config.encoder))
 
 
+_CRITIC_ROW = "- critic: control steps to a goal picture, beside the latent distance in plans (docs/critic.md)"
+
+
 def default_card(config: WorldModelConfig, command: str = "train") -> str:
     """A model card: what the model is, for which robot, from which data; `command` of vjepa-mpc wrote it."""
     robot, latent, predictor = config.robot, config.latent, config.predictor
@@ -432,6 +451,7 @@ def default_card(config: WorldModelConfig, command: str = "train") -> str:
         f"- latents: {latent.grid} x {latent.grid} x {latent.dim}, predictor {predictor.depth} layers x "
         f"{predictor.width}, history {config.history}, at most {predictor.max_frames} frames "
         f"of {config.stride} control steps",
+        *([_CRITIC_ROW] if config.critic else []),
         f"- training: {config.training}",
     ]
     return "\n".join(rows) + "\n"

@@ -154,7 +154,7 @@ def test_a_run_leaves_the_model_with_its_critic_and_goes_on_to_the_bit(
     store: Path, plain: Path, tmp_path: Path
 ) -> None:
     result, figures = trained(store, plain, tmp_path / "a")
-    assert result.finished and set(figures) <= {"order", "order_by_distance"} and figures
+    assert result.finished and set(figures) == {"order", "order_by_distance"}
     stopped, none = trained(store, plain, tmp_path / "b", stop_at=4)
     assert not stopped.finished and not none and not (tmp_path / "b/model").exists()
     trained(store, plain, tmp_path / "b")
@@ -180,6 +180,34 @@ def test_logs_of_another_robot_are_refused(plain: Path, tmp_path: Path) -> None:
         writer.append(episode(0))
     with pytest.raises(InputError, match="state_names"):
         trained(tmp_path / "other.zarr", plain, tmp_path / "run")
+    seen = replace(spec(), cameras={"elsewhere": next(iter(spec().cameras.values()))})
+    with ZarrStore.create(tmp_path / "seen.zarr", seen) as writer:
+        whole = episode(0)
+        writer.append(replace(whole, images={"elsewhere": next(iter(whole.images.values()))}))
+    with pytest.raises(InputError, match="name one of them"):
+        trained(tmp_path / "seen.zarr", plain, tmp_path / "run")
+    with ZarrStore.create(tmp_path / "still.zarr", spec()) as writer:
+        writer.append(replace(whole, **{name: getattr(whole, name)[:1] for name in ("states", "times")},
+                              images={name: one[:1] for name, one in whole.images.items()}, actions=whole.actions[:0]))
+        writer.append(whole)
+    with pytest.raises(InputError, match="none has two frames"):
+        trained(tmp_path / "still.zarr", plain, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_on_keeps_a_critic_that_still_counts_the_same(store: Path, plain: Path, tmp_path: Path) -> None:
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.starting import continued_model
+
+    trained(store, plain, tmp_path)
+    logs = ZarrStore.open(store)
+    kept = continued_model(WorldModel.from_pretrained(tmp_path / "model"), logs, next(iter(logs.spec.cameras)))
+    assert kept.critic is not None and kept.config.critic is not None
+    slow = WorldModel.from_pretrained(tmp_path / "model")
+    slow.config = replace(slow.config, robot=replace(slow.config.robot, control_period_s=1.0))
+    lost = continued_model(slow, logs, next(iter(logs.spec.cameras)), other_period=True)
+    assert lost.critic is None and lost.config.critic is None and lost.config.search is not None
+    assert lost.config.search.critic is None
 
 
 def test_plans_pay_for_the_steps_that_the_critic_foresees(store: Path, plain: Path, tmp_path: Path) -> None:
@@ -214,16 +242,24 @@ def test_a_model_without_a_critic_is_not_asked(plain: Path) -> None:
         SearchDefaults(critic=-1.0)
     with pytest.raises(InputError, match="other latents"):
         replace(model.config, critic=CriticConfig(999, 3, 0))
+    latent = model.config.latent
+    with pytest.raises(InputError, match="999 features"):
+        model.get_critic(Critic(CriticConfig(latent.positions, latent.dim, 999)))
+    assert model.critic is None and model.config.critic is None
     with pytest.raises(InputError, match="at least 1"):
         Critic(CriticConfig(1, 0, 0))
 
 
 def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Callable[..., Any]) -> None:
-    short = "--steps", 2, "--batch", 8, "--weight", 0.5
-    code, out, told = leave("train-critic", plain, store, *short, "--out", tmp_path)
+    short = "--steps", 2, "--batch", 8
+    code, out, told = leave("train-critic", plain, store, *short, "--weight", 0.5, "--out", tmp_path)
     assert code == 0 and "done after 2 steps" in out and "rank correlation" in told
-    search = WorldModel.from_pretrained(tmp_path / "model").config.search
-    assert search is not None and search.critic == 0.5
+    before, after = WorldModel.from_pretrained(plain), WorldModel.from_pretrained(tmp_path / "model")
+    assert after.config.search is not None and after.config.search.critic == 0.5
+    assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items())
+    assert "train-critic" in (tmp_path / "model/README.md").read_text()
+    code, out, told = leave("train-critic", plain, store, *short, "--weight", "inf", "--out", tmp_path / "b")
+    assert code == 2 and "critic weight" in told and not (tmp_path / "b").exists()
     code, out, told = leave("train-critic", plain, store, "--steps", 2, "--minutes", 1, "--out", tmp_path / "b")
     assert code == 2 and "not both" in told and "Traceback" not in told
     code, out, told = leave("train-critic", plain, tmp_path / "none.zarr", "--steps", 2, "--out", tmp_path / "b")

@@ -22,7 +22,7 @@ def train_critic(
     elsewhere: float = typer.Option(0.5, help="Share of the goals that are frames of other episodes, alike in look."),
     channels: int = typer.Option(32, help="What is read at each position of the latents."),
     width: int = typer.Option(384, help="Width of the layers after that."),
-    camera: str | None = typer.Option(None, help="Camera, when the store has several."),
+    camera: str | None = typer.Option(None, help="Camera (default: the model's)."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and pairs."),
     device: str = typer.Option("auto", help="auto, cpu or cuda."),
@@ -37,13 +37,14 @@ def train_critic(
     It sees walls where the latent distance sees none. Plans then minimise both (docs/critic.md). Ctrl-C saves; the
     same command goes on from there, to the bit.
     """
-    from vjepa_mpc.cli.building import choose_device, limit_threads, load_model
+    from vjepa_mpc.cli.building import choose_device, limit_threads, model_folder
     from vjepa_mpc.cli.training import report, training_progress
     from vjepa_mpc.pretrain.critic import CriticSettings
     from vjepa_mpc.pretrain.critic import train_critic as train
     from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.source import Source
     from vjepa_mpc.pretrain.starting import MODEL_FOLDER
+    from vjepa_mpc.world_model import WorldModel
 
     if steps is not None and minutes is not None:
         raise InputError("Give --steps or --minutes, not both.")
@@ -58,15 +59,16 @@ def train_critic(
     )  # fmt: skip
     limit_threads(None)
     own = choose_device(device)
-    world = load_model(model, own)
+    world = WorldModel.from_pretrained(model_folder(model), own)  # with its weights as they are stored
     with training_progress("training", [settings, training]) as (progress, caching):
         result, figures = train(
             world, Source(store, camera, cache, None, "fp16"), out, settings, training, own,
             weight=weight, progress=progress, caching=caching,
         )  # fmt: skip
-    if figures and not json_output:
+    if len(figures) == 2 and not json_output:
         typer.echo(
             f"Held-out episodes' later frames by the steps taken to them: rank correlation {figures['order']:.2f} "
             f"(latent distance: {figures['order_by_distance']:.2f}).", err=True,
         )  # fmt: skip
-    report(result, out, out / MODEL_FOLDER, f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`", json_output)
+    following = f"plan with `vjepa-mpc plan --model {out} --goal PICTURE`"
+    report(result, out, out / MODEL_FOLDER, following, json_output, figures)

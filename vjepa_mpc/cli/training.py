@@ -120,10 +120,12 @@ def _arithmetic(result: TrainResult) -> str:
     return f"; {result.flops_a_second / 1e12:.3g} TFLOP/s, {share} (model FLOP utilisation)"
 
 
-def report(result: TrainResult, run: Path, product: Path, next_step: str, as_json: bool) -> None:
-    """Say what was made, or how to go on; exit code 130 after an interruption."""
+def report(
+    result: TrainResult, run: Path, product: Path, next_step: str, as_json: bool, more: Mapping[str, Any] | None = None
+) -> None:
+    """Say what was made, or how to go on; exit code 130 after an interruption. `more`: what JSON has besides."""
     if as_json and speaks():
-        typer.echo(json.dumps({**asdict(result), "run": str(run), "result": str(product)}, indent=2))
+        typer.echo(json.dumps({**asdict(result), **(more or {}), "run": str(run), "result": str(product)}, indent=2))
     elif result.finished and speaks():
         typer.echo(f"{product}: done after {result.step} steps ({result.seconds / 60:.1f} minutes); {next_step}.")
         if result.clips_a_second:
