@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pytest
-from test_data_command import run
-from toy_logs import LENGTHS, write_robomimic
-from toy_trajectories import assert_same, toy_episode, toy_spec
+from bucket_checks import check_bound, check_commands, check_reading, check_refusals, small_store, upload
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.remote import RemoteStore, fetch_log, open_remote
+from vjepa_mpc.datasets.remote import fetch_log
 from vjepa_mpc.datasets.store import ZarrStore
 
 WHY = "belongs to the test extra: pip install -c constraints.txt '.[test]'"
@@ -69,59 +65,22 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def local(tmp_path: Path) -> ZarrStore:
-    with ZarrStore.create(tmp_path / "a.zarr", toy_spec(chunk_frames=8)) as writer:
-        writer.extend([toy_episode(seed, 10) for seed in range(3)])
-    return ZarrStore.open(tmp_path / "a.zarr")
-
-
-def upload(path: Path, url: str) -> None:
-    # As another process would: what the reader's own file system knows of the place is not told.
-    files, root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
-    there = [file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
-    files.pipe({f"{root}/{file.relative_to(path)}" if path.is_dir() else root: file.read_bytes() for file in there})
-
-
-def cached(store: ZarrStore) -> int:
-    return sum(file.stat().st_size for file in store.path.rglob("c.*"))
+    return small_store(tmp_path / "a.zarr")
 
 
 def test_a_store_is_read_and_no_more_of_it_fetched_than_is_read(local: ZarrStore, bucket: str) -> None:
-    upload(local.path, f"{bucket}/logs.zarr")
-    store = ZarrStore.open(f"{bucket}/logs.zarr")
-    assert isinstance(store, RemoteStore) and cached(store) == 0
-    np.testing.assert_array_equal(store.read_frames(1, "top", 2, 4), toy_episode(1, 10).images["top"][2:4])
-    assert 0 < cached(store) < 2000
-    assert store.content_hash() == local.content_hash()
-    for index in range(3):
-        assert_same(store.read(index), local.read(index))
-        store.verify(index)
-    with ZarrStore.append_to(local.path) as writer:
-        writer.append(toy_episode(9, 7))
-    upload(local.path, f"{bucket}/logs.zarr")
-    store.refresh()
-    assert len(store) == 4
-    assert_same(store.read(3), toy_episode(9, 7))
+    check_reading(local, bucket)
 
 
 def test_the_cache_stays_below_its_bound(local: ZarrStore, bucket: str, tmp_path: Path) -> None:
-    upload(local.path, f"{bucket}/logs.zarr")
-    store = open_remote(f"{bucket}/logs.zarr", tmp_path / "cache", most=4000)
-    for _ in range(2):
-        for index in range(3):
-            assert_same(store.read(index), local.read(index))
-            assert cached(store) <= 4000
+    check_bound(local, bucket, tmp_path / "cache")
 
 
 def test_the_commands_take_s3_addresses(
     local: ZarrStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    upload(local.path, f"{bucket}/logs.zarr")
-    assert json.loads(run("info", f"{bucket}/logs.zarr", "--json"))["episodes"] == 3
-    upload(write_robomimic(tmp_path / "low.hdf5"), f"{bucket}/low.hdf5")
-    run("import", f"{bucket}/low.hdf5", "b.zarr", "--state", "obs/state")
-    assert ZarrStore.open("b.zarr").lengths().tolist() == list(LENGTHS)
-    assert not [path for path in tmp_path.iterdir() if ":" in path.name]
+    check_commands(local, bucket, tmp_path)
 
 
 def test_a_log_that_grew_is_fetched_again_and_only_what_is_new(bucket: str, tmp_path: Path) -> None:
@@ -156,18 +115,9 @@ def test_marks_of_folders_and_odd_names_are_no_obstacle(bucket: str, tmp_path: P
 def test_what_cannot_be_read_is_a_sentence(
     local: ZarrStore, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload(local.path, f"{bucket}/logs.zarr")
-    files: Any = fsspec.filesystem("s3")
-    files.rm(f"{bucket}/logs.zarr/states/c.2.0")
-    with pytest.raises(InputError, match=r"chunk states/c\.2\.0 is missing"):
-        ZarrStore.open(f"{bucket}/logs.zarr").read(1)
-    for url in (f"{bucket}/none.zarr", "s3://no-such-bucket/logs.zarr"):
-        with pytest.raises(InputError, match="no trajectory store that can be read"):
-            ZarrStore.open(url)
-    with pytest.raises(InputError, match="does not exist"):
-        fetch_log(f"{bucket}/none")
+    check_refusals(local, bucket)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers
-    files.clear_instance_cache()
+    fsspec.filesystem("s3").clear_instance_cache()
     started = time.monotonic()
     with pytest.raises(InputError, match=r"cannot be read .*check address, network and credentials"):
         ZarrStore.open(f"{bucket}/other.zarr")
