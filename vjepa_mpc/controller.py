@@ -35,7 +35,8 @@ from vjepa_mpc.memory import FREE_SHARE, candidate_bytes, chunk_within, free_byt
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
 from vjepa_mpc.planners.warm_start import shift_plan
 from vjepa_mpc.robots.base import Observation
-from vjepa_mpc.rollout import Context
+from vjepa_mpc.rollout import Context, Rollout
+from vjepa_mpc.short_term_memory import Remembered, ShortTermMemory
 from vjepa_mpc.world_model import WorldModel
 
 
@@ -50,7 +51,8 @@ class ControlSettings:
     `legs`: displacements, one after the other, that a model step is planned as, so that a way can bend; each takes up
     to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs. `draft`: by
     how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all. `critic`: what each
-    control step costs that the model's critic foresees beyond the imagined frames; 0: it is not asked."""
+    control step costs that the model's critic foresees beyond the imagined frames; 0: it is not asked. `remember`:
+    weight of what the episode's short-term memory holds against a future; 0: nothing is remembered."""
 
     horizon: int = 3
     running: float = 1.0
@@ -66,6 +68,7 @@ class ControlSettings:
     draft: int = 0
     nearest: float = 0.0
     critic: float = 0.0
+    remember: float = 0.0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -86,6 +89,8 @@ class ControlSettings:
             raise InputError(f"A leg takes at least 1 control step, not {self.leg_steps}.")
         if not 0 <= self.critic < math.inf:
             raise InputError(f"What a step that the critic foresees costs must be 0 or more, got {self.critic}.")
+        if not 0 <= self.remember < math.inf:
+            raise InputError(f"The weight of what is remembered must be at least 0 and finite, got {self.remember}.")
 
     def steps_a_leg(self, stride: int) -> int:
         """Control steps that one leg may take of a model that steps `stride` of them."""
@@ -97,7 +102,8 @@ class ControllerState:
     """What one step hands to the next: the last k = (history - 1) * stride + 1 latents and states, the k - 1
     actions between them, what is left of the last plan (its first action is the next to be done), for how many
     views in a row the goal has been judged reached, what is left of further plans worth suggesting to the
-    planner; and for guards the context of the step before, the last two actions sent, what each remembers."""
+    planner; for guards and the memory the context of the step before, the last two actions sent, what each guard
+    remembers; and the short-term memory."""
 
     latents: Float[Tensor, "k p d"] | None = None
     states: Float[Tensor, "k s"] | None = None
@@ -108,6 +114,7 @@ class ControllerState:
     before: Context | None = None
     sent: tuple[Float[np.ndarray, "a"], ...] = ()
     memories: tuple[Any, ...] | None = None
+    memory: ShortTermMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,8 @@ class Controller:
     ) -> tuple[View, ControllerState]:
         """`see` what is already encoded, or only imagined."""
         model = self.model
+        if self.settings.remember > 0:
+            state = replace(state, memory=self._outcome(latent, pose, state))
         context, state = self._remember(latent, pose, state)
         here = float(latent_distance(latent, self.goal))
         near = here <= (model.config.calibration.reached_cost if model.config.calibration else 0.0)
@@ -257,8 +266,14 @@ class Controller:
         points = 2 * settings.steps_a_leg(model.config.stride)
         situation = Situation(view.context.states[0, -1], model.states, points)
         constraints = [*self._constraints(situation), *(rail.constraint(situation) for rail in self.guards.rails)]
+        terms = self._terms()
+        if state.memory:
+            here = view.context.states[0, -1]
+            terms.append(
+                Remembered(state.memory, here, model.states, model.step_limits, settings.remember, settings.running)
+            )
         cost = PlanningCost(
-            model, view.context, self._terms(), constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
+            model, view.context, terms, constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
         )
         return Problem(cost, self._init(state), None if state.others is None else state.others[None])
 
@@ -371,11 +386,35 @@ class Controller:
         steps = self.settings.horizon * self.settings.legs
         return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
 
-    def _terms(self) -> list[CostTerm]:
+    @torch.no_grad()
+    def _outcome(
+        self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
+    ) -> ShortTermMemory:
+        """The memory with what the last action came to: how much more this view costs than the imagined one."""
+        model = self.model
+        memory = state.memory or ShortTermMemory.empty(pose[0], model.step_limits)
+        if state.before is None or not state.sent:
+            return memory
+        action = torch.as_tensor(state.sent[-1], dtype=pose.dtype, device=pose.device)
+        imagined = model.rollout(state.before, action[None, None, None])
+        futures = Rollout(
+            torch.cat([imagined.latents[:, :, :1], latent[None, None]], dim=1),
+            torch.cat([imagined.states[:, :, :1], pose[None, None]], dim=1),
+        )
+        own = torch.zeros(1, dtype=torch.long, device=pose.device)
+        costs = torch.stack([term(futures, action.expand(1, 2, 1, -1), own)[0] for term in self._wishes()]).sum(0)
+        return memory.with_outcome(state.before.states[0, -1], action, float(costs[1] - costs[0]))
+
+    def _wishes(self) -> list[CostTerm]:
+        """What the frames themselves cost."""
         frames = self.settings.running, self.settings.nearest
         terms: list[CostTerm] = [GoalDistance(self.goal, *frames)]
         if self.settings.critic > 0:
             terms.append(StepsToGoal(self.model, self.goal, self.settings.critic, *frames))
+        return terms
+
+    def _terms(self) -> list[CostTerm]:
+        terms = self._wishes()
         if self.settings.action_rate > 0:
             terms.append(ActionRate(self.model.action_bounds.high / self.settings.legs, self.settings.action_rate))
         if self.settings.legs > 1:

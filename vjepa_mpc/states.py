@@ -82,7 +82,7 @@ class JointStates(nn.Module):
         over = (state - self.high).clamp(min=0) + (self.low - state).clamp(min=0)
         return over[..., self.limited].sum(-1)
 
-    def difference(self, a: Float[Tensor, "*n s"], b: Float[Tensor, "*n s"]) -> Float[Tensor, "*n s"]:
+    def difference(self, a: Float[Tensor, "*#n s"], b: Float[Tensor, "*#n s"]) -> Float[Tensor, "*n s"]:
         """b - a, the short way round for periodic joints (rad)."""
         delta = b - a
         for i in self.periodic:
@@ -122,7 +122,7 @@ class PoseStates(nn.Module):
         over = (state - self.high).clamp(min=0) + (self.low - state).clamp(min=0)
         return over[..., :3].sum(-1)
 
-    def difference(self, a: Float[Tensor, "*n s"], b: Float[Tensor, "*n s"]) -> Float[Tensor, "*n s"]:
+    def difference(self, a: Float[Tensor, "*#n s"], b: Float[Tensor, "*#n s"]) -> Float[Tensor, "*n s"]:
         """The displacement from a to b (m, rad, gripper): its angles are those of R_b R_a^T, as an action's are,
         so that neither the seam at +-pi nor the two spellings of one rotation make near poses far."""
         return pose_difference(a, b)

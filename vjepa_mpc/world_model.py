@@ -64,7 +64,8 @@ class SearchDefaults:
     """How this model was searched when it was tuned (on a `dev` manifest): what commands take for CEM where nothing
     else is said; None: what they take for any model. `horizon`: model steps ahead; `running`: weight of imagined
     frames before the last one; `nearest`: share of the one nearest to the goal; `critic`: cost of each control step
-    that the critic foresees; `leg_steps`: control steps that a planned model step may take, of the stride's."""
+    that the critic foresees; `leg_steps`: control steps that a planned model step may take, of the stride's;
+    `remember`: weight of the short-term memory."""
 
     samples: int | None = None
     iterations: int | None = None
@@ -74,13 +75,14 @@ class SearchDefaults:
     nearest: float | None = None
     critic: float | None = None
     leg_steps: int | None = None
+    remember: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon", "leg_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"A model's search needs {name} of 1 or more, not {value}.")
-        for name in ("running", "critic"):
+        for name in ("running", "critic", "remember"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"A model's search needs a {name} weight of 0 or more, not {value}.")

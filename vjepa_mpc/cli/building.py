@@ -356,6 +356,7 @@ def control_settings(
     running: float | None = None,
     nearest: float | None = None,
     critic: float | None = None,
+    remember: float | None = None,
     legs: int = 1,
     leg_steps: int | None = None,
     deadline_s: float | None = None,
@@ -374,11 +375,12 @@ def control_settings(
     running = (1.0 if search.running is None else search.running) if running is None else running
     nearest = (search.nearest or 0.0) if nearest is None else nearest
     critic = (search.critic or 0.0) if critic is None else critic
+    remember = (search.remember or 0.0) if remember is None else remember
     if critic and model.critic is None:
         raise InputError("This model has no critic to ask; `vjepa-mpc train-critic MODEL LOGS` trains one.")
     budget = Budget(deadline_s=deadline_s)
     return ControlSettings(
-        horizon=ahead, running=running, nearest=nearest, critic=critic, legs=legs,
+        horizon=ahead, running=running, nearest=nearest, critic=critic, remember=remember, legs=legs,
         leg_steps=own_leg_steps(model, legs, leg_steps), draft=draft, budget=budget,
     )  # fmt: skip
 

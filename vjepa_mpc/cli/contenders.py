@@ -33,6 +33,7 @@ class PlannerOptions:
     deadline: float | None = None
     draft: int = 0
     critic: float | None = None
+    remember: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def planning(
 
     control = control_settings(
         world, horizon=options.horizon, running=options.running, nearest=options.nearest,
-        critic=options.critic, legs=legs, leg_steps=leg_steps, deadline_s=options.deadline, draft=options.draft,
+        critic=options.critic, remember=options.remember, legs=legs, leg_steps=leg_steps, deadline_s=options.deadline,
+        draft=options.draft,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
@@ -161,13 +163,13 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; what only legs, a draft, the nearest frame or a critic have, only with them."""
+    """The controller's settings; legs, a draft, the nearest frame, a critic, a memory: only where they are used."""
     told = asdict(settings)
     if settings.leg_steps is None:
         del told["leg_steps"]
     if not settings.draft:
         del told["draft"]
-    for name in ("nearest", "critic"):
+    for name in ("nearest", "critic", "remember"):
         if not getattr(settings, name):
             del told[name]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

@@ -40,6 +40,9 @@ def evaluate(
     critic: float | None = typer.Option(
         None, min=0, help="Cost of each control step that the model's critic foresees (default: the model's, or 0)."
     ),
+    remember: float | None = typer.Option(
+        None, min=0, help="Weight of the memory of what came to less than imagined (default: the model's, or 0)."
+    ),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
@@ -125,7 +128,8 @@ def evaluate(
         change_limit, acceleration_limit, watchdog, surprise, thresholds,
     )  # fmt: skip
     asked_for = PlannerOptions(
-        planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic
+        planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
+        remember,
     )
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
@@ -158,6 +162,7 @@ def evaluate(
         "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
         "draft": draft or None, "batch": batch if batch > 1 else None, "nearest": nearest,
         "critic": critic,
+        "remember": remember,
     }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)

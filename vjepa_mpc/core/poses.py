@@ -48,7 +48,7 @@ def integrate_pose(pose: Float[Tensor, "*batch 7"], delta: Float[Tensor, "*batch
     return torch.cat((pose[..., :3] + delta[..., :3], matrix_to_euler(rotation), gripper), dim=-1)
 
 
-def pose_difference(start: Float[Tensor, "*batch 7"], end: Float[Tensor, "*batch 7"]) -> Float[Tensor, "*batch 7"]:
+def pose_difference(start: Float[Tensor, "*#batch 7"], end: Float[Tensor, "*#batch 7"]) -> Float[Tensor, "*batch 7"]:
     """The delta with which `integrate_pose` goes from `start` to `end`; V-JEPA 2-AC's actions are made so."""
     relative = euler_to_matrix(end[..., 3:6]) @ euler_to_matrix(start[..., 3:6]).mT
     return torch.cat((end[..., :3] - start[..., :3], matrix_to_euler(relative), end[..., 6:] - start[..., 6:]), -1)
