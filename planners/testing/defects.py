@@ -212,6 +212,29 @@ def target_not_looked_at(plant: Plant) -> None:
     plant(Best, "meets", lambda self, target: torch.zeros_like(self.cost, dtype=torch.bool))
 
 
+def target_met_by_what_is_forbidden(plant: Plant) -> None:
+    """A cheap plan that breaks a constraint ends the search."""
+    original = Best.meets
+    plant(Best, "meets", lambda self, target: original(dataclasses.replace(self, violation=self.violation * 0), target))
+
+
+def evidence_of_another_problem(plant: Plant) -> None:
+    """What is not finite is blamed on a problem by its row among those still being solved."""
+    original = judging.check_evaluation
+    plant(judging, "check_evaluation", lambda evaluation, actions, problems=None: original(evaluation, actions))
+
+
+def records_forget(plant: Plant) -> None:
+    """Each record's best is that of its own population."""
+    original = search.statistics
+
+    def newest(problems: Any, best: Best, samples: torch.Tensor, evaluation: Evaluation, *rest: Any) -> Any:
+        forgot = dataclasses.replace(best, cost=evaluation.cost.amax(dim=1))
+        return original(problems, forgot, samples, evaluation, *rest)
+
+    plant(search, "statistics", newest)
+
+
 def suggestions_dropped(plant: Plant) -> None:
     """Suggested plans are taken, and forgotten."""
     original = search._Search._iterate
@@ -358,6 +381,9 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(problems_swapped, same.check_batch_equals_loop),
     Defect(never_stops_alone, same.check_problems_stop_one_by_one),
     Defect(target_not_looked_at, same.check_problems_stop_one_by_one),
+    Defect(target_met_by_what_is_forbidden, same.check_problems_stop_one_by_one),
+    Defect(evidence_of_another_problem, honest.check_nan_raises),
+    Defect(records_forget, honest.check_evidence, ONLY_CEM),
     Defect(suggestions_dropped, honest.check_suggestions_are_judged),
     Defect(inference_mode_used, honest.check_evidence, ONLY_CEM),
     Defect(anything_accepted, limits.check_bad_input_refused),

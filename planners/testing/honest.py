@@ -65,6 +65,9 @@ def check_evidence(make: PlannerFactory) -> None:
         values = (*record.best, *record.mean_cost, *record.std)
         assert len(values) == 6 and not np.isnan(values).any(), "a record is not of two problems, or NaN"
     assert plan.names == ("first_step",) and plan.stopped == "iterations" and plan.seconds > 0
+    free = solve(make(box(2)), Bowl(distinct_goals(2, 2, 2)), torch.zeros(2, 2, 2))
+    best = np.array([record.best for record in free.iterations])
+    assert bool((np.diff(best, axis=0) <= 0).all()), "the best so far of the records rises"
 
 
 def check_leaves_no_gradient_behind(make: PlannerFactory) -> None:
@@ -153,6 +156,24 @@ def check_nan_raises(make: PlannerFactory) -> None:
             assert bool((actions[:, 0, 0] != 0.5).all()), "the evidence holds actions that were fine"
         else:
             raise AssertionError(f"NaN in the {where} went unheard; the answer cost {plan.cost.tolist()}")
+    _check_nan_after_another_stopped(make)
+
+
+def _check_nan_after_another_stopped(make: PlannerFactory) -> None:
+    """The problem is named by its own number, though those before it are asked about no more."""
+    start = torch.full((2, 2, 2), 0.5)
+
+    def cost(actions: Tensor, problems: Tensor) -> Evaluation:
+        base = Bowl(start)(actions, problems)
+        wrong = (problems[:, None] == 1) & (actions[:, :, 0, 0] != 0.5)
+        return Evaluation(torch.where(wrong, torch.nan, base.cost + problems[:, None]), base.violation)
+
+    try:
+        solve(make(box(2)), cost, start, budget=Budget(target=0.5))
+    except NotFiniteError as error:
+        assert getattr(error.evidence, "problem", None) == 1, "the evidence names another problem than the one at fault"
+    else:
+        raise AssertionError("NaN in the one problem still being solved went unheard")
 
 
 def check_constraints_first(make: PlannerFactory) -> None:

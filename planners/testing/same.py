@@ -128,6 +128,9 @@ def check_problems_stop_one_by_one(make: PlannerFactory) -> None:
     plan = solve(make(box(2)), Bowl(goals), init, budget=Budget(target=easy))
     assert [ending.stopped for ending in plan.endings] == ["target"] * 3, "an easy target was not seen to be met"
     assert bool((plan.cost <= easy).all()), "the answer said to meet the target does not"
+    plan = solve(make(box(2)), Bowl(goals, limit=-0.5), torch.zeros(3, 2, 2), budget=Budget(target=100.0))
+    met = torch.tensor([ending.stopped == "target" for ending in plan.endings])
+    assert float(plan.violation[met].sum()) == 0, "a plan that breaks a constraint was said to meet the target"
 
 
 def check_same_on_cuda(make: PlannerFactory) -> None:
