@@ -170,7 +170,7 @@ def plan_figures(name: str, plans: Sequence[Mapping[str, FirstPlan]]) -> dict[st
 
     `times_quicker`: the whole model's seconds over its own, in one problem. `gained`: of what the whole model's plan is
     better than the start, this way's share, as that model judges it; problems in which it finds nothing better are left
-    out. Of these and the two ranks the median, and the least."""
+    out. Of these and the two ranks the median, and the least (`gained_mean`: the mean)."""
     own, whole = [one[name] for one in plans], [one[WHOLE] for one in plans]
     pairs = list(zip(own, whole, strict=True))
     figures: dict[str, Any] = {
@@ -186,7 +186,8 @@ def plan_figures(name: str, plans: Sequence[Mapping[str, FirstPlan]]) -> dict[st
     }
     for key, values in several.items():
         figures |= {key: statistics.median(values) if values else None, f"{key}_least": min(values, default=None)}
-    return figures
+    gained = several["gained"]
+    return {**figures, "gained_mean": statistics.fmean(gained) if gained else None}
 
 
 def usual_shortcuts(model: WorldModel, samples: int, keeps: int) -> list[Shortcut]:

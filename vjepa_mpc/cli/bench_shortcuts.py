@@ -39,7 +39,7 @@ def shortcuts(
 
     First plans of frozen pairs, judged by the whole model, and whole episodes. All ways in turn, problem by problem, in
     one process on a CPU: their times are ratios within a problem. Run again, the command goes on, with more problems or
-    pairs, or other rows (problems are then planned anew in all of them).
+    pairs; with a new row problems are planned anew in all rows, and episodes that are there stay as they were timed.
     """  # fmt: skip
     import torch
 
@@ -172,7 +172,7 @@ def _print(record: dict[str, Any], out: Path) -> None:
     rows = record["rows"]
     played = any(row["episodes"] for row in rows)
     table = Table(title=f"First plans of {rows[0]['problems']} pairs of {record['settings']['split']}")
-    columns = ("way", "ms a plan", "times quicker", "gained [least]", "rank, first [least]", "rank, last [least]")
+    columns = ("way", "ms a plan", "times quicker", "gained", "mean [least]", "rank, first", "rank, last")
     for column in (*columns, *(("held [95 % Wilson]", "ms a step", "times quicker") if played else ())):
         table.add_column(column, justify="left" if column == "way" else "right")
     for row in rows:
@@ -180,14 +180,16 @@ def _print(record: dict[str, Any], out: Path) -> None:
     screen = Console()
     (screen if screen.is_terminal else Console(width=200)).print(table)  # a file or a pipe has no width
     screen.print(
-        "Gained: share of the whole model's gain over the start, as that model judges it. Rank: of candidates, by it. "
-        f"Medians. {out / 'shortcuts.json'}"
-    )
+        "Gained: share of the whole model's gain over the start, as it judges. Rank: how costs of its candidates agree "
+        "with its own, in its search's first and last population. Medians [least], where not said.", markup=False,
+    )  # fmt: skip
+    screen.print(f"{out / 'shortcuts.json'}")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    cells = [row["way"], f"{row['milliseconds']:.0f}", f"{row['times_quicker']:.2f}", _of(row, "gained", 4)]
-    cells += [_of(row, key, 2) for key in ("rank_first", "rank_last")]
+    cells = [row["way"], f"{row['milliseconds']:.0f}", f"{row['times_quicker']:.2f}"]
+    cells += ["-" if row["gained"] is None else f"{row['gained']:.3f}"]
+    cells += [_of(row, *keys) for keys in (("gained", "gained_mean"), ("rank_first",), ("rank_last",))]
     played = row["episodes"]
     if played:
         held = played["held"]
@@ -199,7 +201,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return cells
 
 
-def _of(row: dict[str, Any], key: str, digits: int) -> str:
-    if row[key] is None:
-        return "-"
-    return f"{row[key]:.{digits}f} [{row[f'{key}_least']:.2f}]"
+def _of(row: dict[str, Any], key: str, told: str | None = None) -> str:
+    """The median, or what is `told` in its place, and the least."""
+    return "-" if row[key] is None else f"{row[told or key]:.2f} [{row[f'{key}_least']:.2f}]"
