@@ -14,6 +14,7 @@ from vjepa_mpc.cli.bench_peers import peers
 from vjepa_mpc.cli.bench_planners import planners
 from vjepa_mpc.cli.bench_run import bench
 from vjepa_mpc.cli.bench_scale import scale
+from vjepa_mpc.cli.bench_shortcuts import shortcuts
 
 if TYPE_CHECKING:
     from vjepa_mpc.rollout_bench import RolloutTimes
@@ -28,6 +29,7 @@ app.command()(objectives)
 app.command()(peers)
 app.command()(planners)
 app.command()(scale)
+app.command()(shortcuts)
 
 
 @app.command()
