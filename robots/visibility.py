@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 class VisibilityGraph:
     """Ways in the plane around axis-aligned `boxes` (centres and half widths), grown by `margin`, all in m.
 
-    `nodes` are the places to go by; the graph is exact when they include a place near each outer corner.
+    `nodes` are the places to go by, none perhaps; the graph is exact when they include a place near each outer corner.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class VisibilityGraph:
         """Length [m] of the way from `place` to `goal`; +inf when there is none."""
         if self.sees(place, goal[None])[0]:
             return float(np.linalg.norm(goal - place))
-        return float(self._over(place, goal).min())
+        return float(self._over(place, goal).min(initial=np.inf))
 
     def _over(self, place: Float[np.ndarray, "2"], goal: Float[np.ndarray, "2"]) -> Float[np.ndarray, "n"]:
         """Lengths of the ways by each node first; +inf for nodes out of sight."""
         last = np.where(self.sees(goal, self.nodes), np.linalg.norm(self.nodes - goal, axis=1), np.inf)
-        left = (self._between + last).min(axis=1)
+        left = (self._between + last).min(axis=1, initial=np.inf)
         length = np.linalg.norm(self.nodes - place, axis=1) + left
         return np.where(self.sees(place, self.nodes), length, np.inf)
 

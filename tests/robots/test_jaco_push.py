@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.robots.jaco_push import PEG_M, TURNING_RADIUS_M, JacoPush, JacoPushTask
+from vjepa_mpc.robots.jaco_push import BRICK, PEG_M, TURNING_RADIUS_M, JacoPush, JacoPushTask
+from vjepa_mpc.robots.visibility import VisibilityGraph
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,20 @@ def test_a_peg_in_the_brick_is_refused(world: JacoPush) -> None:
     with pytest.raises(InputError, match="stand in the brick"):
         world.place(np.array([0.0, -0.45, 0.04, 0.0, -0.45, 0.0]))
     world.place(np.array([0.0, -0.45, 0.1, 0.0, -0.45, 0.0]))
+
+
+def test_the_script_goes_on_where_no_corner_of_the_brick_can_be_gone_round() -> None:
+    task = JacoPushTask()
+    brick_away = np.array([-0.14, -0.31, 0.05, 0.24, -0.69, 0.3])  # far outside of where the peg may go
+    low, high = np.array(task.spec.action_low), np.array(task.spec.action_high)
+    for goal_angle in (0.0, 1.5):
+        action = task.script(np.array([0.0, -0.3, 0.05, 0.0, -0.45, goal_angle]))(brick_away)
+        assert np.isfinite(action).all()
+        assert (action >= low - 1e-9).all() and (action <= high + 1e-9).all()
+
+
+def test_ways_without_a_place_to_go_by() -> None:
+    ways = VisibilityGraph(np.zeros((0, 2)), BRICK, 0.01)
+    assert ways.length(np.array([0.2, 0.0]), np.array([0.2, 0.1])) == pytest.approx(0.1)
+    assert ways.length(np.array([0.2, 0.0]), np.array([-0.2, 0.0])) == math.inf  # the brick is in between
+    assert ways.next_place(np.array([0.2, 0.0]), np.array([-0.2, 0.0])) is None
