@@ -29,7 +29,7 @@ from vjepa_mpc.costs import (
     WayLength,
     latent_distance,
 )
-from vjepa_mpc.governors import Guards, Moment, straight_step
+from vjepa_mpc.governors import Guards, Moment, expected, straight_step
 from vjepa_mpc.guardrails import Situation, StateLimits
 from vjepa_mpc.memory import FREE_SHARE, candidate_bytes, chunk_within, free_bytes
 from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
@@ -396,10 +396,10 @@ class Controller:
         if state.before is None or not state.sent:
             return memory
         action = torch.as_tensor(state.sent[-1], dtype=pose.dtype, device=pose.device)
-        imagined = model.rollout(state.before, action[None, None, None])
+        imagined = expected(model, state.before, state.sent[-1])
         futures = Rollout(
-            torch.cat([imagined.latents[:, :, :1], latent[None, None]], dim=1),
-            torch.cat([imagined.states[:, :, :1], pose[None, None]], dim=1),
+            torch.cat([imagined.latents, latent[None, None]], dim=1),
+            torch.cat([imagined.states, pose[None, None]], dim=1),
         )
         own = torch.zeros(1, dtype=torch.long, device=pose.device)
         costs = torch.stack([term(futures, action.expand(1, 2, 1, -1), own)[0] for term in self._wishes()]).sum(0)

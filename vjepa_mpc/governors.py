@@ -19,7 +19,7 @@ from torch import Tensor
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.guardrails import Guardrail, PoseRail, Situation
-from vjepa_mpc.rollout import Context
+from vjepa_mpc.rollout import Context, Rollout
 from vjepa_mpc.states import StateSpace
 from vjepa_mpc.world_model import WorldModel
 
@@ -95,8 +95,14 @@ def surprise(
     model: WorldModel, before: Context, action: Float[np.ndarray, "a"], seen: Float[Tensor, "1 p d"]
 ) -> float:
     """Latent distance of a view to what `model` expected to see after `action` (one control step's)."""
+    return float(latent_distance(expected(model, before, action).latents[0, 0, :1], seen))
+
+
+@torch.no_grad()
+def expected(model: WorldModel, before: Context, action: Float[np.ndarray, "a"]) -> Rollout:
+    """The one frame that `model` expected after `action` (one control step's): one problem, candidate and step."""
     given = torch.as_tensor(action, dtype=before.states.dtype, device=before.states.device)
-    return float(latent_distance(model.rollout(before, given[None, None, None]).latents[0, 0, :1], seen))
+    return model.rollout(before, given[None, None, None])
 
 
 @dataclass(frozen=True)
