@@ -34,7 +34,10 @@ def cache_latents(
     caching: CacheProgress | None = None,
 ) -> LatentCache:
     """The pooled tokens of a camera's frames; `bf16`: computed so. `executor`: whose workers encode (None: ours)."""
-    made = {"grid": model.config.latent.grid, "device": model.device.type, "bf16": bf16}
+    latent = model.config.latent
+    made: dict[str, object] = {"grid": latent.grid, "device": model.device.type, "bf16": bf16}
+    if latent.parts > 1:
+        made["pooling"] = latent.pooling
     preparation = json.dumps({**model.config.preparation.to_dict(), **made}, sort_keys=True)
     setup = partial(pooling, model, bf16)
     return LatentCache.build(

@@ -32,9 +32,10 @@ class PredictorSettings:
     as many short ones, at a fraction of the cost. `shorter`: learn from clips of 1 to `stride` control steps
     a model step, not of `stride` alone: a planner asks for displacements of every size. `residual`: predict
     the change of the latents.
-    `centre`: take each picture's mean over its patches out of the latents. `conditioning`, `rotary`: see
-    `PredictorConfig`. `proprioception`: imagined states are "integrated" from the actions, or "predicted": integrated
-    from what the predictor says of the actions to come to pass, for robots that walls and loads hold up."""
+    `pooling`, `centre` (take each picture's mean over its patches out of the latents): see `LatentConfig`.
+    `conditioning`, `rotary`: see `PredictorConfig`. `proprioception`: imagined states are "integrated" from the
+    actions, or "predicted": integrated from what the predictor says of the actions to come to pass, for robots that
+    walls and loads hold up."""
 
     grid: int = 4
     width: int = 128
@@ -48,6 +49,7 @@ class PredictorSettings:
     rollout_weight: float = 1.0
     l2: bool = True
     residual: bool = True
+    pooling: str = "mean"
     centre: bool = True
     conditioning: str = "tokens"
     rotary: str = "tiled"

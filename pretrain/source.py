@@ -83,7 +83,7 @@ def likeness(
     assert model.familiarity is not None
     scores, contrast, grain = [], [], []
     for some in np.array_split(rows, -(-len(rows) // 256)):
-        scores.append(model.familiarity(pooled(model, latents, some)).cpu())
+        scores.append(model.scores(pooled(model, latents, some)).cpu())
         contrast.append(model.config.preparation.deviation(frames.take(some)))
         grain.append(model.config.preparation.grain(frames.take(some)))
     return torch.cat(scores), torch.cat(contrast), torch.cat(grain)

@@ -120,16 +120,20 @@ def new_world_model(
     """A world model around `encoder` whose predictor has fresh weights."""
     robot = robot_of(store)
     space = state_space(robot, settings.stride)
+    parts = (encoder.grid // settings.grid) ** 2 if settings.pooling == "concat" else 1
+    latent = LatentConfig(
+        encoder.grid, settings.grid, encoder.dim * parts, centre=settings.centre, pooling=settings.pooling
+    )
     config = WorldModelConfig(
         robot=robot,
         camera=camera,
         preparation=preparation,
         encoder=encoder.describe(),
-        latent=LatentConfig(encoder.grid, settings.grid, encoder.dim, centre=settings.centre),
+        latent=latent,
         predictor=PredictorConfig(
             grid_height=settings.grid,
             grid_width=settings.grid,
-            latent_dim=encoder.dim,
+            latent_dim=latent.dim,
             width=settings.width,
             depth=settings.depth,
             heads=settings.heads,
@@ -162,7 +166,7 @@ def continued_settings(
         grid=model.latent.grid, width=predictor.width, depth=predictor.depth, heads=predictor.heads,
         stride=model.stride, shorter=shorter and model.stride > 1, frames=frames or longest, history=model.history,
         rollout_steps=rollout_steps, l2=l2, residual=predictor.residual, centre=model.latent.centre,
-        conditioning=predictor.conditioning, rotary=predictor.rotary,
+        pooling=model.latent.pooling, conditioning=predictor.conditioning, rotary=predictor.rotary,
         proprioception="predicted" if predictor.displacements else "integrated",
     )  # fmt: skip
 

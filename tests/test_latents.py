@@ -34,6 +34,29 @@ def test_pooling_is_the_mean_of_layer_normed_blocks(grid: int) -> None:
                 torch.testing.assert_close(pooled[picture, grid * row + column], torch.stack(normed).mean(0))
 
 
+@pytest.mark.parametrize("grid", [6, 3, 2, 1])
+def test_concatenated_blocks_hold_every_layer_normed_token_and_average_to_the_mean(grid: int) -> None:
+    size = 6 // grid
+    given, space = tokens(), LatentSpace(LatentConfig(6, grid, 5 * size * size, pooling="concat"))
+    pooled = space.pool(given)
+    whole = LatentSpace(LatentConfig(6, 6, 5)).pool(given)
+    for row in range(grid):
+        for column in range(grid):
+            rows, columns = range(row * size, (row + 1) * size), range(column * size, (column + 1) * size)
+            block = torch.cat([whole[:, 6 * y + x] for y in rows for x in columns], dim=1)
+            assert torch.equal(pooled[:, grid * row + column], block)
+    mean = LatentSpace(LatentConfig(6, grid, 5)).pool(given)
+    torch.testing.assert_close(space.averaged(pooled), mean)
+    assert space.config.channels == 5 and space.config.parts == size * size
+
+
+def test_a_pooling_without_name_or_channels_is_refused() -> None:
+    with pytest.raises(InputError, match="concat, mean"):
+        LatentConfig(6, 3, 5, pooling="max")
+    with pytest.raises(InputError, match="4 neighbours side by side cannot make 6 channels"):
+        LatentConfig(6, 3, 6, pooling="concat")
+
+
 @pytest.mark.parametrize("grid", [4, 5, 7, 0, -1])
 def test_a_grid_that_does_not_divide_is_refused(grid: int) -> None:
     with pytest.raises(InputError, match="choose a divisor of 6"):

@@ -13,13 +13,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.encoder import LAYER_NORM_EPS
+
+POOLING = ("mean", "concat")
 
 
 @dataclass(frozen=True)
 class LatentConfig:
-    """`encoder_grid` patches a side, average-pooled to `grid` a side; `dim` channels. `standardise`: per
+    """`encoder_grid` patches a side, pooled to `grid` a side; `dim` channels of a pooled position. `pooling`:
+    neighbours are averaged ("mean"), or put side by side ("concat", as Swin merges patches: Liu et al. 2021,
+    arXiv:2103.14030, section 3.1), which forgets nothing of where in the pooled position things are. `standardise`: per
     position and channel, with statistics of the training frames that are stored with the weights. `centre`:
     before that, each picture's mean over its positions is taken away. What all positions share (how much of
     the picture the arm covers, by way of its contrast) says little of where things are, and would outweigh it
@@ -30,6 +34,7 @@ class LatentConfig:
     dim: int
     standardise: bool = True
     centre: bool = False
+    pooling: str = "mean"
 
     def __post_init__(self) -> None:
         if self.grid < 1 or self.encoder_grid % self.grid:
@@ -37,7 +42,10 @@ class LatentConfig:
                 f"The encoder's {self.encoder_grid}x{self.encoder_grid} patches cannot be pooled to "
                 f"{self.grid}x{self.grid}; choose a divisor of {self.encoder_grid}."
             )
-
+        if self.pooling not in POOLING:
+            raise unknown_name("pooling", self.pooling, POOLING)
+        if self.dim % self.parts:
+            raise InputError(f"{self.parts} neighbours side by side cannot make {self.dim} channels; give a multiple.")
         if self.centre and self.grid == 1:
             raise InputError("A single position is nothing without its mean; raise the grid or leave centring out.")
 
@@ -45,9 +53,19 @@ class LatentConfig:
     def positions(self) -> int:
         return self.grid * self.grid
 
+    @property
+    def parts(self) -> int:
+        """How many of the encoder's tokens lie side by side in a pooled position."""
+        return (self.encoder_grid // self.grid) ** 2 if self.pooling == "concat" else 1
+
+    @property
+    def channels(self) -> int:
+        """Channels of the encoder's tokens."""
+        return self.dim // self.parts
+
 
 class LatentSpace(nn.Module):
-    """Maps encoder tokens [n, patches, d] to latents [n, p, d] and predictions back onto the space."""
+    """Maps encoder tokens [n, patches, c] to latents [n, p, d] and predictions back onto the space."""
 
     mean: Tensor
     std: Tensor
@@ -58,17 +76,24 @@ class LatentSpace(nn.Module):
         self.register_buffer("mean", torch.zeros(config.positions, config.dim))
         self.register_buffer("std", torch.ones(config.positions, config.dim))
 
-    def pool(self, tokens: Float[Tensor, "n patches d"]) -> Float[Tensor, "n p d"]:
-        """Parameter-free layer norm, then average pooling to the planning grid."""
+    def pool(self, tokens: Float[Tensor, "n patches c"]) -> Float[Tensor, "n p d"]:
+        """Parameter-free layer norm, then pooling to the planning grid."""
         config = self.config
         tokens = F.layer_norm(tokens.float(), tokens.shape[-1:], eps=LAYER_NORM_EPS)
         if config.grid == config.encoder_grid:
             return tokens
         factor = config.encoder_grid // config.grid
         maps = tokens.unflatten(1, (config.grid, factor, config.grid, factor))
+        if config.pooling == "concat":
+            return maps.transpose(2, 3).flatten(3).flatten(1, 2)
         return maps.mean(dim=(2, 4)).flatten(1, 2)
 
-    def forward(self, tokens: Float[Tensor, "n patches d"]) -> Float[Tensor, "n p d"]:
+    def averaged(self, pooled: Float[Tensor, "n p d"]) -> Float[Tensor, "n p c"]:
+        """Pooled latents as "mean" would have made them, in the encoder's channels."""
+        parts = self.config.parts
+        return pooled if parts == 1 else pooled.unflatten(2, (parts, -1)).mean(dim=2)
+
+    def forward(self, tokens: Float[Tensor, "n patches c"]) -> Float[Tensor, "n p d"]:
         return self.standardise(self.pool(tokens))
 
     def standardise(self, pooled: Float[Tensor, "n p d"]) -> Float[Tensor, "n p d"]:

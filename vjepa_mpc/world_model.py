@@ -161,7 +161,7 @@ class WorldModel(nn.Module):
         self.critic = Critic(config.critic) if config.critic else None
         self.familiarity: Familiarity | None = None
         if config.familiar:
-            self.familiarity = Familiarity(config.latent.grid, config.latent.dim, config.familiar)
+            self.familiarity = Familiarity(config.latent.grid, config.latent.channels, config.familiar)
         self.eval()
 
     def for_planning(self, *, bf16: bool = True) -> WorldModel:
@@ -265,8 +265,14 @@ class WorldModel(nn.Module):
 
     def get_familiar(self, pooled: Float[Tensor, "n p d"]) -> None:
         """Take pooled latents of training frames for what pictures are like."""
-        self.familiarity = Familiarity.fitted(pooled).to(self.device)
+        self.familiarity = Familiarity.fitted(self.latent_space.averaged(pooled)).to(self.device)
         self.config = replace(self.config, familiar=self.familiarity.directions)
+
+    def scores(self, pooled: Float[Tensor, "n p d"]) -> Float[Tensor, "n"]:
+        """How far pictures are from those of training (`Familiarity`), by their pooled latents."""
+        assert self.familiarity is not None, "get_familiar comes first"
+        scores: Tensor = self.familiarity(self.latent_space.averaged(pooled))
+        return scores
 
     @torch.no_grad()
     def likeness(
@@ -275,7 +281,7 @@ class WorldModel(nn.Module):
         """How like those of training one picture is; `pooled`: its latents, where they are at hand."""
         score = None
         if self.familiarity is not None:
-            score = float(self.familiarity(self.pooled(image[None]) if pooled is None else pooled))
+            score = float(self.scores(self.pooled(image[None]) if pooled is None else pooled))
         preparation = self.config.preparation
         return Likeness(score, float(preparation.deviation(image[None])), float(preparation.grain(image[None])))
 

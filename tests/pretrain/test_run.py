@@ -59,14 +59,17 @@ def trained(store: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_every_kind_of_predictor_trains_is_saved_and_plans(store: Path, encoder: Path, tmp_path: Path) -> None:
     kind = dataclasses.replace(
-        PREDICTOR, conditioning="adaptive_norm", rotary="interleaved", proprioception="predicted"
+        PREDICTOR, conditioning="adaptive_norm", rotary="interleaved", proprioception="predicted", pooling="concat"
     )
-    train_world_model(Source(store), tmp_path, str(encoder), kind, training(30, lr=3e-3), CPU)
+    source = Source(store, cache=tmp_path / "cache")
+    train_world_model(source, tmp_path, str(encoder), kind, training(30, lr=3e-3), CPU)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     shares = [row["forced"] / row["copy"] for row in rows]
     assert sum(shares[-5:]) < sum(shares[:5])
     model = WorldModel.from_pretrained(tmp_path / "model")
     assert (model.config.predictor.conditioning, model.config.predictor.rotary) == ("adaptive_norm", "interleaved")
+    assert (model.config.latent.pooling, model.config.latent.dim) == ("concat", 4 * 24)
+    assert model.familiarity is not None and model.familiarity.mean.shape == (4, 24)
     latents = model.encode(np.zeros((1, SIZE, SIZE, 3), np.uint8))[:, None]
     context = Context(latents, torch.zeros(1, 1, 2), torch.zeros(1, 0, 2))
     actions = torch.tensor([[[[0.2, 0.0]], [[0.0, 0.2]]]])

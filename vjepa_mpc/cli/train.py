@@ -44,6 +44,9 @@ def train(
     clip: float = typer.Option(1.0, help="Largest norm of the gradient."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and clips."),
     grid: int | None = typer.Option(None, help="Latents are pooled to grid x grid (default: 4)."),
+    pooling: str | None = typer.Option(
+        None, help="Neighbours pooled by their mean (default), or concat: side by side, which keeps small things."
+    ),
     width: int | None = typer.Option(None, help="Predictor width (default: 128)."),
     depth: int | None = typer.Option(None, help="Predictor layers (default: 4)."),
     heads: int | None = typer.Option(None, help="Predictor heads (default: 2)."),
@@ -113,8 +116,8 @@ def train(
     if steps is None and minutes is None:
         minutes = 30.0
     shape = {
-        "grid": grid, "width": width, "depth": depth, "heads": heads, "stride": stride, "history": history,
-        "residual": residual, "centre": centre, "conditioning": conditioning, "rotary": rotary,
+        "grid": grid, "pooling": pooling, "width": width, "depth": depth, "heads": heads, "stride": stride,
+        "history": history, "residual": residual, "centre": centre, "conditioning": conditioning, "rotary": rotary,
         "proprioception": proprioception,
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in shape.items() if value is not None}
