@@ -148,6 +148,11 @@ def test_the_command_goes_on_where_it_was(tmp_path: Path, folder: Path, leave: A
     assert code == 0 and [row["way"] for row in json.loads(said)["rows"]] == ["whole", "blocks-1"]
     code, _, error = leave(*line, *rows, "--seed", 1)
     assert code == 2 and "other settings" in error
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "search": {"samples": 48}}))  # the same weights
+    code, _, error = leave(*line, *rows)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert code == 2 and "search" in error
     code, _, error = leave(*line, "--row", "grid-3")
     assert code == 2 and "cannot be averaged" in error
     torch.set_num_threads(threads)

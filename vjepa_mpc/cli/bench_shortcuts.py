@@ -46,13 +46,14 @@ def shortcuts(
     from vjepa_mpc.cli.building import limit_threads, load_model
     from vjepa_mpc.cli.contenders import stage_of
     from vjepa_mpc.core.files import write_json
-    from vjepa_mpc.core.settings import provenance
+    from vjepa_mpc.core.settings import provenance, to_plain
     from vjepa_mpc.costs import DRAFT_KEEPS
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.pretrain.run_folder import begin
     from vjepa_mpc.robots.factory import find_task
     from vjepa_mpc.robots.tasks import load_manifest
     from vjepa_mpc.shortcut_bench import WHOLE, Shortcut, plan_figures, usual_shortcuts
+    from vjepa_mpc.world_model import SearchDefaults
 
     limit_threads(threads)
     world = load_model(model, torch.device("cpu"))
@@ -61,8 +62,9 @@ def shortcuts(
     asked = [Shortcut.named(text) for text in row]
     usual: Any = way_of(world, Shortcut()).planner
     chosen = [Shortcut(), *(asked or usual_shortcuts(world, usual.settings.samples, DRAFT_KEEPS))]
-    settings = {"model": weights_hash(world), "manifest": frozen.sha256, "seed": seed, "threads": threads,
-                "renderer": stage.renderer}  # fmt: skip
+    searched = to_plain(world.config.search or SearchDefaults())  # plans depend on it, and weights do not tell it
+    settings = {"model": weights_hash(world), "search": searched, "manifest": frozen.sha256, "seed": seed,
+                "threads": threads, "renderer": stage.renderer}  # fmt: skip
     begin(out, "shortcuts", settings)
     plans = _planned({one.name: way_of(world, one) for one in chosen}, stage, frozen.pairs[:problems], out)
     episodes = _played(world, chosen, stage, frozen, task, min(pairs, len(frozen.pairs)), seed, out) if pairs else {}
