@@ -58,7 +58,7 @@ class Bounds:
 
     def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Project actions into the box."""
-        return torch.minimum(torch.maximum(actions, self.low.to(actions)), self.high.to(actions))
+        return actions.clamp(self.low.to(actions), self.high.to(actions))
 
 
 @dataclass(frozen=True)

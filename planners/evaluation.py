@@ -186,17 +186,18 @@ class Best:
     def improved_by(self, actions: Float[Tensor, "b n h a"], evaluation: Evaluation) -> Best:
         """This, or where a candidate is strictly better, the best of them."""
         index = first(evaluation)
-        rows = torch.arange(index.shape[0], device=index.device)
-        cost, violation = evaluation.cost[rows, index], evaluation.violation[rows, index]
+        cost, violation = evaluation.cost.gather(1, index[:, None])[:, 0], self.violation
         if violation.shape[1]:
+            violation = take(evaluation.violation, index[:, None])[:, 0]
             new_key, old_key = _first_key(cost, violation), _first_key(self.cost, self.violation)
             wins = (new_key < old_key) | ((new_key == old_key) & (cost < self.cost))
         else:
             wins = cost < self.cost
         if not bool(wins.any()):
             return self
+        whole = index[:, None, None, None].expand(-1, 1, *actions.shape[2:])
         return Best(
-            torch.where(wins[:, None, None], actions[rows, index], self.actions),
+            torch.where(wins[:, None, None], actions.gather(1, whole)[:, 0], self.actions),
             torch.where(wins, cost, self.cost),
             torch.where(wins[:, None], violation, self.violation),
         )

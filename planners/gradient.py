@@ -121,7 +121,7 @@ class AdamProposal(Proposal[AdamState]):
 
     def init(self, init_actions: Float[Tensor, "b h a"], bounds: Bounds, iterations: int) -> AdamState:
         """One start so far."""
-        box = Positions.of(bounds)
+        box = Positions.of(bounds, init_actions.shape[1])
         return AdamState(box, box.of_actions(init_actions), iterations)
 
     def sample(self, state: AdamState, n: int, generators: Sequence[torch.Generator]) -> Float[Tensor, "b n h a"]:

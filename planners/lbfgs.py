@@ -21,8 +21,10 @@ from vjepa_mpc.planners.base import Bounds, Evaluation
 from vjepa_mpc.planners.gradient import around, descents
 from vjepa_mpc.planners.positions import Positions
 from vjepa_mpc.planners.search import Proposal, Schedule, SearchPlanner
+from vjepa_mpc.planners.slopes import penalised
 
 ARMIJO, SHORTEST = 1e-4, 1e-3
+Pairs = tuple[tuple[Float[Tensor, "s d"], Float[Tensor, "s d"]], ...]
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class LBFGSSettings:
     """What L-BFGS may be told. Lengths are fractions of half of each action's range.
 
     `starts`: the given plan and `starts` - 1 perturbed ones (std `perturbation`). `steps` trials of each.
-    `memory`: pairs of steps and slope changes kept. `longest`: largest change of any action in one trial.
+    `memory`: trials whose moves and slope changes are kept. `longest`: largest change of any action in one trial.
     `penalty`: weight of the summed constraint violations in the objective. `chunk`: starts differentiated at a time.
     """
 
     starts: int = 4
     steps: int = 20
-    memory: int = 8
+    memory: int = 10
     longest: float = 0.5
     perturbation: float = 0.5
     penalty: float = 10.0
@@ -57,18 +59,18 @@ class LBFGSSettings:
 @dataclass(frozen=True)
 class LBFGSState:
     """Of each start (s of them, each a point of d numbers in [-1, 1]; None before the first judgement): the
-    point held, its objective and slope, the direction tried and its `length`, and the last `memory` pairs, newest
-    last (zeros where there are none)."""
+    point held, its objective and slope, the direction tried and its `length`. Of each problem, the last `memory` pairs
+    of a move and the slope's change, oldest first, scaled so that their product is 1. A start without a pair from a
+    trial that gave others one has the one before again (twice is the same as once), or zeros, which add nothing."""
 
     box: Positions
     start: Float[Tensor, "b h a"]
+    pairs: tuple[Pairs, ...]
     point: Float[Tensor, "b s d"] | None = None
     value: Float[Tensor, "b s"] | None = None
     slope: Float[Tensor, "b s d"] | None = None
     direction: Float[Tensor, "b s d"] | None = None
     length: Float[Tensor, "b s"] | None = None
-    moves: Float[Tensor, "b s m d"] | None = None
-    changes: Float[Tensor, "b s m d"] | None = None
 
 
 class LBFGSProposal(Proposal[LBFGSState]):
@@ -87,8 +89,8 @@ class LBFGSProposal(Proposal[LBFGSState]):
 
     def init(self, init_actions: Float[Tensor, "b h a"], bounds: Bounds, iterations: int) -> LBFGSState:
         """One start so far."""
-        box = Positions.of(bounds)
-        return LBFGSState(box, box.of_actions(init_actions))
+        box = Positions.of(bounds, init_actions.shape[1])
+        return LBFGSState(box, box.of_actions(init_actions), ((),) * len(init_actions))
 
     def sample(self, state: LBFGSState, n: int, generators: Sequence[torch.Generator]) -> Float[Tensor, "b n h a"]:
         """The given plan and perturbed ones; later each start's trial."""
@@ -103,11 +105,11 @@ class LBFGSProposal(Proposal[LBFGSState]):
         assert evaluation.slope is not None
         trial = state.box.of_actions(samples).flatten(2)
         slope = (evaluation.slope * state.box.half).flatten(2)
-        value = evaluation.cost + self.settings.penalty * evaluation.violation.sum(dim=-1)
+        value = penalised(evaluation, self.settings.penalty)
         if state.point is None:
-            empty = trial.new_zeros(*trial.shape[:2], self.settings.memory, trial.shape[2])
-            fresh = replace(state, point=trial, value=value, slope=slope, moves=empty, changes=empty)
-            return self._aimed(fresh, torch.ones_like(value, dtype=torch.bool))
+            direction = self._directions(trial, slope, state.pairs)
+            ones = torch.ones_like(value)
+            return replace(state, point=trial, value=value, slope=slope, direction=direction, length=ones)
         return self._advance(state, trial, value, slope)
 
     def _advance(
@@ -118,7 +120,7 @@ class LBFGSProposal(Proposal[LBFGSState]):
         slope: Float[Tensor, "b n d"],
     ) -> LBFGSState:
         assert state.point is not None and state.value is not None and state.slope is not None
-        assert state.length is not None and state.moves is not None and state.changes is not None
+        assert state.direction is not None and state.length is not None
         count = trial.shape[1]
         if count < state.point.shape[1]:  # starts the budget no longer serves stay
             trial = torch.cat((trial, state.point[:, count:]), dim=1)
@@ -128,46 +130,58 @@ class LBFGSProposal(Proposal[LBFGSState]):
         promised = _dot(state.slope, move)
         taken = (value <= state.value + ARMIJO * promised.clamp(max=0)) & (value != torch.inf)
         # Only pairs along which the slope grows keep the approximation positive.
-        curved = taken & (_dot(move, change) > 1e-10 * _dot(change, change))
-        moves, changes = _appended(state.moves, move, curved), _appended(state.changes, change, curved)
+        curvature = _dot(move, change)
+        curved = taken & (curvature > 1e-10 * _dot(change, change))
+        scale = _scale(curvature)[:, :, None]
         # A trial as short as this shows that the direction is no good: begin again with the slope.
         lost = ~taken & (state.length < SHORTEST)
-        if bool(lost.any()):
-            moves, changes = (torch.where(lost[:, :, None, None], 0.0, pairs) for pairs in (moves, changes))
-        aimed = replace(
+        news = zip(state.pairs, move * scale, change * scale, curved, lost, strict=True)
+        pairs = tuple(self._appended(*of_one) for of_one in news)
+        point = torch.where(taken[:, :, None], trial, state.point)
+        slope = torch.where(taken[:, :, None], slope, state.slope)
+        new = taken | lost
+        return replace(
             state,
-            point=torch.where(taken[:, :, None], trial, state.point),
+            pairs=pairs,
+            point=point,
             value=torch.where(taken, value, state.value),
-            slope=torch.where(taken[:, :, None], slope, state.slope),
-            length=state.length / 2,
-            moves=moves,
-            changes=changes,
+            slope=slope,
+            direction=torch.where(new[:, :, None], self._directions(point, slope, pairs), state.direction),
+            length=torch.where(new, 1.0, state.length / 2),
         )
-        return self._aimed(aimed, taken | lost)
 
-    def _aimed(self, state: LBFGSState, which: Bool[Tensor, "b s"]) -> LBFGSState:
-        """New directions for `which`: -H g on the free variables, no action changed by more than `longest`."""
-        assert state.point is not None and state.slope is not None
-        assert state.moves is not None and state.changes is not None
-        held = ((state.point <= -1) & (state.slope > 0)) | ((state.point >= 1) & (state.slope < 0))
-        parts = zip(state.slope, state.moves, state.changes, strict=True)
-        if bool(held.any()):
-            free = (~held).to(state.slope)
-            masked = (
-                _direction(slope * mask, moves * mask[:, None], changes * mask[:, None]) * mask
-                for (slope, moves, changes), mask in zip(parts, free, strict=True)
-            )
-            direction = torch.stack(list(masked))
-        else:
-            direction = torch.stack([_direction(*part) for part in parts])
+    def _directions(
+        self, point: Float[Tensor, "b s d"], slope: Float[Tensor, "b s d"], pairs: tuple[Pairs, ...]
+    ) -> Float[Tensor, "b s d"]:
+        """-H g on the free variables, no action changed by more than `longest`."""
+        held = point.trunc() * slope  # negative where a bound holds an action, 0 inside
+        least = held.flatten(1).amin(dim=1).tolist()
+        directions = (
+            _free(slope[row], pairs[row], held[row] >= 0) if least[row] < 0 else _direction(slope[row], pairs[row])
+            for row in range(len(pairs))
+        )
+        direction = torch.stack(list(directions))
         largest = direction.abs().amax(dim=2, keepdim=True)
-        direction = direction * (self.settings.longest / largest.clamp(min=self.settings.longest))
-        if state.direction is not None and state.length is not None:
-            direction = torch.where(which[:, :, None], direction, state.direction)
-            length = torch.where(which, 1.0, state.length)
-        else:
-            length = torch.ones_like(state.slope[:, :, 0])
-        return replace(state, direction=direction, length=length)
+        return direction * (self.settings.longest / largest.clamp(min=self.settings.longest))
+
+    def _appended(
+        self,
+        pairs: Pairs,
+        move: Float[Tensor, "s d"],
+        change: Float[Tensor, "s d"],
+        curved: Bool[Tensor, "s"],
+        lost: Bool[Tensor, "s"],
+    ) -> Pairs:
+        """One problem's pairs with one more for the starts where it is `curved`, and none for those `lost`."""
+        if bool(curved.any()):
+            here = curved[:, None]
+            before = pairs[-1] if pairs else (torch.zeros_like(move), torch.zeros_like(change))
+            newest = torch.where(here, move, before[0]), torch.where(here, change, before[1])
+            pairs = (*pairs, newest)[-self.settings.memory :]
+        if bool(lost.any()):
+            keep = ~lost[:, None]
+            pairs = tuple((move * keep, change * keep) for move, change in pairs)
+        return pairs
 
     def final(self, state: LBFGSState) -> Float[Tensor, "b s h a"]:
         """The point each start holds."""
@@ -176,42 +190,41 @@ class LBFGSProposal(Proposal[LBFGSState]):
         return state.box.actions(state.point.unflatten(2, state.start.shape[1:]))
 
 
-def _appended(
-    pairs: Float[Tensor, "b s m d"], newest: Float[Tensor, "b s d"], where: Bool[Tensor, "b s"]
-) -> Float[Tensor, "b s m d"]:
-    """The pairs with one more, and the oldest gone, of the starts `where` it counts."""
-    longer = torch.cat((pairs[:, :, 1:], newest[:, :, None]), dim=2)
-    return longer if bool(where.all()) else torch.where(where[:, :, None, None], longer, pairs)
-
-
 def _dot(a: Float[Tensor, "b s d"], b: Float[Tensor, "b s d"]) -> Float[Tensor, "b s"]:
     """Problem by problem: sums over different shapes may differ in the last bit."""
     return torch.stack([(x * y).sum(dim=-1) for x, y in zip(a, b, strict=True)])
 
 
-def _direction(
-    slope: Float[Tensor, "s d"], moves: Float[Tensor, "s m d"], changes: Float[Tensor, "s m d"]
-) -> Float[Tensor, "s d"]:
-    """The two-loop recursion for one problem's starts. Without any pair: the slope, a tenth of a range long."""
-    curvature = (moves * changes).sum(dim=-1)  # [s, m]
-    known = curvature > 0
-    inverse = torch.where(known, 1 / torch.where(known, curvature, 1.0), 0.0).unbind(1)
-    steps, turns = moves.unbind(1), changes.unbind(1)
-    used = [pair for pair, some in enumerate(known.any(dim=0).tolist()) if some]  # the others would add nothing
-    q, shares = slope, []
-    for pair in reversed(used):
-        share = inverse[pair] * (steps[pair] * q).sum(dim=-1)
-        shares.append(share)
-        q = q - share[:, None] * turns[pair]
-    newest = (turns[-1] * turns[-1]).sum(dim=-1)
-    plain = 0.2 / slope.abs().amax(dim=-1).clamp(min=1e-12)
-    scale = torch.where(known[:, -1], curvature[:, -1] / torch.where(newest > 0, newest, 1.0), plain)
-    q = q * scale[:, None]
-    for pair, share in zip(used, reversed(shares), strict=True):
-        back = inverse[pair] * (turns[pair] * q).sum(dim=-1)
-        q = q + (share - back)[:, None] * steps[pair]
+def _scale(curvature: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """What makes the product of a move and its slope change 1; 0 where the slope did not grow along the move."""
+    return torch.where(curvature > 0, curvature.rsqrt(), 0.0)
+
+
+def _free(slope: Float[Tensor, "s d"], pairs: Pairs, free: Bool[Tensor, "s d"]) -> Float[Tensor, "s d"]:
+    """`_direction` on the free variables alone."""
+    if pairs:
+        moves, changes = (torch.stack(parts) * free for parts in zip(*pairs, strict=True))
+        scale = _scale((moves * changes).sum(dim=-1))[:, :, None]
+        pairs = tuple(zip(moves * scale, changes * scale, strict=True))
+    return _direction(slope * free, pairs) * free
+
+
+def _direction(slope: Float[Tensor, "s d"], pairs: Pairs) -> Float[Tensor, "s d"]:
+    """-H g by the two-loop recursion for one problem's starts; the product of a pair's move and change is 1, so that
+    nothing divides by it. Without any pair: the slope, a tenth of a range long."""
+    plain = 0.2 / slope.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12)
+    if not pairs:
+        return -plain * slope
+    q, shares = slope.clone(), []
+    for move, change in reversed(pairs):
+        shares.append((move * q).sum(dim=-1, keepdim=True))
+        q.addcmul_(shares[-1], change, value=-1)
+    newest = (pairs[-1][1] * pairs[-1][1]).sum(dim=-1, keepdim=True)
+    q *= torch.where(newest > 0, 1 / newest, plain)
+    for (move, change), share in zip(pairs, reversed(shares), strict=True):
+        q.addcmul_(share - (change * q).sum(dim=-1, keepdim=True), move)
     descends = (q * slope).sum(dim=-1, keepdim=True) > 0
-    return -torch.where(descends, q, plain[:, None] * slope)
+    return -(q if bool(descends.all()) else torch.where(descends, q, plain * slope))
 
 
 class LBFGS(SearchPlanner[LBFGSState]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -13,32 +13,36 @@ from vjepa_mpc.planners.base import Bounds
 
 @dataclass(frozen=True)
 class Positions:
-    """The map from [-1, 1] to actions inside `bounds` and back. An action without range has position 0."""
+    """The map from [-1, 1] to actions inside `bounds` and back. An action without range has position 0.
+    `half` of each range, and `wide`, the same without the zeros."""
 
     bounds: Bounds
-    centre: Float[Tensor, "a"]
-    half: Float[Tensor, "a"]
+    centre: Float[Tensor, "*h a"]
+    half: Float[Tensor, "*h a"]
+    wide: Float[Tensor, "*h a"]
 
     @staticmethod
-    def of(bounds: Bounds) -> Positions:
-        """The map for these bounds."""
-        return Positions(bounds, bounds.high / 2 + bounds.low / 2, bounds.high / 2 - bounds.low / 2)
+    def of(bounds: Bounds, horizon: int | None = None) -> Positions:
+        """The map for these bounds; for whole plans alone, and quicker, where their `horizon` is given."""
+        centre, half = bounds.high / 2 + bounds.low / 2, bounds.high / 2 - bounds.low / 2
+        if horizon is not None:
+            centre, half = centre.repeat(horizon, 1), half.repeat(horizon, 1)
+        return Positions(bounds, centre, half, torch.where(half > 0, half, 1.0))
 
     def rows(self, problems: Int[Tensor, "r"]) -> Positions:
         """The map of these problems."""
-        return Positions(self.bounds.rows(problems), self.centre, self.half)
+        return replace(self, bounds=self.bounds.rows(problems))
 
     def actions(self, position: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
-        """The actions at these positions, projected into the bounds."""
-        return self.bounds.clip(self.centre + self.half * position)
+        """The actions at these positions: inside the box but for rounding, and not yet projected into the bounds."""
+        return self.centre + self.half * position
 
     def of_actions(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """The positions of these actions."""
-        wide = torch.where(self.half > 0, self.half, 1.0)
-        return ((actions - self.centre) / wide).clamp(-1, 1)
+        return ((actions - self.centre) / self.wide).clamp(-1, 1)
 
     def project(self, position: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """The positions of the actions that are allowed."""
         if type(self.bounds) is Bounds:
             return position.clamp(-1, 1)
-        return self.of_actions(self.actions(position))
+        return self.of_actions(self.bounds.clip(self.actions(position)))

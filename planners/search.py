@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -323,11 +324,14 @@ def statistics(
 ) -> IterationStatistics:
     """One iteration's record; problems that had stopped keep their values of `before`. `std` is that of the
     population drawn; a mean over no finite cost is +inf."""
-    finite = evaluation.cost != torch.inf
-    total = torch.where(finite, evaluation.cost, 0.0).sum(dim=1)
-    mean_cost = torch.where(finite.any(dim=1), total / finite.sum(dim=1).clamp(min=1), torch.inf)
-    std = samples.std(dim=1, correction=0).mean(dim=(1, 2))
-    values = (best.cost.tolist(), mean_cost.tolist(), std.tolist())
+    mean_costs = evaluation.cost.mean(dim=1).tolist()
+    if math.inf in mean_costs:
+        finite = evaluation.cost != torch.inf
+        total = torch.where(finite, evaluation.cost, 0.0).sum(dim=1)
+        mean_costs = torch.where(finite.any(dim=1), total / finite.sum(dim=1).clamp(min=1), torch.inf).tolist()
+    # Several times quicker than torch.std along this dimension.
+    std = (samples - samples.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt().mean(dim=(1, 2))
+    values = (best.cost.tolist(), mean_costs, std.tolist())
     old = (before.best, before.mean_cost, before.std)
     rows = problems.tolist()
     parts = [_merged(kept, rows, new) for kept, new in zip(old, values, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,13 @@ class BadCandidates:
     gradient: Float[Tensor, "m h a"] | None = None
 
 
+def penalised(evaluation: Evaluation, penalty: float) -> Float[Tensor, "b n"]:
+    """cost + penalty * summed violation: what planners that descend lower."""
+    if not evaluation.violation.shape[2]:
+        return evaluation.cost
+    return evaluation.cost + penalty * evaluation.violation.sum(dim=-1)
+
+
 def with_slope(
     actions: Float[Tensor, "b n h a"],
     problems: Int[Tensor, "b"],
@@ -40,17 +48,20 @@ def with_slope(
     with torch.enable_grad():
         leaf = actions.detach().clone().requires_grad_()
         evaluation = judge(leaf)
-        total = evaluation.violation.sum(dim=-1)
-        rejected = ~(torch.isfinite(evaluation.cost) & torch.isfinite(total))
-        objective = torch.where(rejected, 0.0, evaluation.cost + penalty * total)
-        if not objective.requires_grad:
+        objective = penalised(evaluation, penalty)
+        rejected, total = None, objective.sum()
+        if not math.isfinite(float(total.detach())):  # a finite sum has finite terms
+            rejected = ~torch.isfinite(objective)
+            total = torch.where(rejected, 0.0, objective).sum()
+        if not total.requires_grad:
             raise InputError(_NO_GRADIENT)
         # Not backward(): that would pile gradients up in the world model's parameters.
-        (slope,) = torch.autograd.grad(objective.sum(), leaf, allow_unused=True)
+        (slope,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if slope is None:
         raise InputError(_NO_GRADIENT)
     # A rejected candidate has no slope to follow; what comes out of inf - inf there means nothing.
-    slope = torch.where(rejected[:, :, None, None], 0.0, slope)
+    if rejected is not None:
+        slope = torch.where(rejected[:, :, None, None], 0.0, slope)
     evaluation = replace(
         evaluation, cost=evaluation.cost.detach(), violation=evaluation.violation.detach(), slope=slope
     )
@@ -64,6 +75,8 @@ def _check_finite(
     problems: Int[Tensor, "b"],
     evaluation: Evaluation,
 ) -> None:
+    if math.isfinite(float(slope.sum())):
+        return
     bad = ~torch.isfinite(slope).flatten(2).all(dim=-1)
     if not bool(bad.any()):
         return

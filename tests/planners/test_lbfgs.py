@@ -10,7 +10,7 @@ import torch
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planners import LBFGS, Budget, Evaluation, GradientPlanner, GradientSettings, LBFGSSettings
-from vjepa_mpc.planners.lbfgs import _direction
+from vjepa_mpc.planners.lbfgs import LBFGSProposal, Pairs, _direction, _free
 from vjepa_mpc.planners.testing import Bowl, box, solve
 
 
@@ -28,10 +28,74 @@ def test_the_recursion_is_the_inverse_of_the_slopes_matrix() -> None:
     root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
     matrix = root @ root.T + torch.eye(5).double()
     _, axes = torch.linalg.eigh(matrix)  # conjugate moves, for which BFGS is exact
-    moves = axes.T[None]
+    moves = axes.T
+    curvature = (moves @ matrix * moves).sum(dim=1, keepdim=True)
+    pairs = torch.stack((moves, moves @ matrix), dim=1) / curvature.sqrt()[:, None]
     slope = torch.randn(1, 5, generator=generator, dtype=torch.float64)
-    found = _direction(slope, moves, moves @ matrix)
+    found = _direction(slope, tuple((move[None], change[None]) for move, change in pairs))
     torch.testing.assert_close(found, -torch.linalg.solve(matrix, slope.T).T)
+
+
+def quadratic(seed: int) -> tuple[torch.Tensor, Pairs, torch.Tensor]:
+    """A matrix, random moves with what they change of its slopes (their products 1), and two starts' slopes."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    matrix = root @ root.T + torch.eye(5).double()
+    moves = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64)
+    moves = moves / (moves @ matrix * moves).sum(dim=-1, keepdim=True).sqrt()
+    return matrix, tuple(zip(moves, moves @ matrix, strict=True)), torch.randn(2, 5, generator=generator).double()
+
+
+def dense(slope: torch.Tensor, moves: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+    """-H g of one start, with H as a matrix (Nocedal and Wright 2006, equation 6.17); pairs without curvature left
+    out."""
+    size = len(slope)
+    kept = [(s, y) for s, y in zip(moves, changes, strict=True) if float(s @ y) > 0]
+    inverse = torch.eye(size).double() * (kept[-1][0] @ kept[-1][1]) / (kept[-1][1] @ kept[-1][1])
+    for move, change in kept:
+        turn = torch.eye(size).double() - torch.outer(move, change) / (move @ change)
+        inverse = turn @ inverse @ turn.T + torch.outer(move, move) / (move @ change)
+    return -inverse @ slope
+
+
+def test_a_pair_that_stands_twice_or_is_nothing_changes_nothing() -> None:
+    _, pairs, slope = quadratic(seed=2)
+    moves, changes = (torch.stack(parts, dim=1) for parts in zip(*pairs, strict=True))
+    expected = torch.stack([dense(*start) for start in zip(slope, moves, changes, strict=True)])
+    torch.testing.assert_close(_direction(slope, pairs), expected)
+    nothing = (torch.zeros_like(slope), torch.zeros_like(slope))
+    torch.testing.assert_close(_direction(slope, (nothing, pairs[0], nothing, pairs[1], pairs[1], pairs[2])), expected)
+    twice = (*pairs, pairs[-1])
+    torch.testing.assert_close(_direction(slope, twice), expected)
+
+
+def test_held_actions_stay_and_the_others_go_by_their_own_part_of_the_pairs() -> None:
+    _, pairs, slope = quadratic(seed=3)
+    free = torch.tensor([[True, False, True, True, True], [True, True, True, False, False]])
+    moves, changes = (torch.stack(parts, dim=1) * free[:, None] for parts in zip(*pairs, strict=True))
+    expected = torch.stack([dense(*start) for start in zip(slope * free, moves, changes, strict=True)])
+    torch.testing.assert_close(_free(slope, pairs, free), expected * free)
+
+
+def test_a_start_whose_trial_brought_nothing_halves_it_while_the_others_go_on() -> None:
+    """The second start's slopes lie: its trials never bring what they promise."""
+    proposal, bounds = LBFGSProposal(LBFGSSettings(starts=2, memory=2)), box(3)
+    state = proposal.init(torch.zeros(1, 1, 3), bounds, 5)
+    generators = [torch.Generator().manual_seed(0)]
+    for trial in range(5):
+        samples = proposal.sample(state, 2, generators)
+        slope = 2 * (samples - 0.3) * torch.tensor([1.0, -1.0])[:, None, None]
+        found = Evaluation((samples - 0.3).square().sum(dim=(2, 3)), samples.new_zeros(1, 2, 0), slope=slope)
+        before, state = state, proposal.update(state, samples, found)
+        assert state.direction is not None and state.length is not None and state.point is not None
+        if trial:
+            assert before.direction is not None and before.point is not None
+            assert float(state.length[0, 1]) == 0.5**trial
+            assert torch.equal(state.direction[0, 1], before.direction[0, 1])
+            assert torch.equal(state.point[0, 1], before.point[0, 1])
+    assert len(state.pairs[0]) <= 2 and state.point is not None
+    torch.testing.assert_close(state.point[0, 0], torch.full((3,), 0.3))
+    assert not any(bool(part[1].any()) for pair in state.pairs[0] for part in pair)
 
 
 def rosenbrock(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
