@@ -188,7 +188,10 @@ def _better(
         violation=best.violation,
         evaluations=found.evaluations + 1,
         seconds=found.seconds + before_s,
-        iterations=tuple(replace(record, evaluations=record.evaluations + 1) for record in found.iterations),
+        iterations=tuple(
+            replace(record, evaluations=record.evaluations + 1, seconds=record.seconds + before_s)
+            for record in found.iterations
+        ),
         endings=tuple(replace(ending, evaluations=ending.evaluations + 1) for ending in found.endings),
         others=others,
     )

@@ -77,13 +77,15 @@ class AugmentedLagrangian:
             return ActionPlan(
                 start, best.cost, best.violation, first.names, 1, ledger.seconds, "target", (), ends
             )
+        judging_s = ledger.seconds
         price = _Price(torch.zeros_like(best.violation), torch.full_like(best.violation, self.weight))
         found, spent, records, stopped = best, 1, [], "iterations"
         each = [1] * len(start)
         for left in range(self.rounds, 0, -1):
-            part = _share(budget, spent, time.perf_counter() - began, left)
-            if part is None:
-                stopped = "deadline" if _late(budget, began) else "max_evaluations"
+            begun_s = time.perf_counter() - began
+            part = _share(budget, spent, begun_s, left, judging_s)
+            if isinstance(part, str):
+                stopped = part
                 break
             exact = left == 1
             inner = self.planner.plan(
@@ -92,7 +94,10 @@ class AugmentedLagrangian:
             )  # fmt: skip
             with torch.no_grad():
                 judged = ledger.evaluate(inner.actions[:, None], torch.arange(len(start), device=start.device))
-            records += [replace(record, evaluations=record.evaluations + spent) for record in inner.iterations]
+            records += [
+                replace(record, evaluations=record.evaluations + spent, seconds=record.seconds + begun_s)
+                for record in inner.iterations
+            ]
             spent += inner.evaluations + 1
             each = [count + ending.evaluations + 1 for count, ending in zip(each, inner.endings, strict=True)]
             before, found = found, Best(inner.actions, judged.cost[:, 0], judged.violation[:, 0])
@@ -130,12 +135,16 @@ class AugmentedLagrangian:
             max_evaluations=None if budget.max_evaluations is None else budget.max_evaluations - 1,
             deadline_s=None if budget.deadline_s is None else budget.deadline_s - ledger.seconds,
         )
+        begun_s = ledger.seconds
         found = self.planner.plan(cost_fn, start, budget=rest, generators=generators, suggestions=suggestions)
         return replace(
             found,
             evaluations=found.evaluations + 1,
             seconds=ledger.seconds,
-            iterations=tuple(replace(record, evaluations=record.evaluations + 1) for record in found.iterations),
+            iterations=tuple(
+                replace(record, evaluations=record.evaluations + 1, seconds=record.seconds + begun_s)
+                for record in found.iterations
+            ),
             endings=tuple(replace(ending, evaluations=ending.evaluations + 1) for ending in found.endings),
         )
 
@@ -177,22 +186,18 @@ class _Priced:
         return Evaluation(found.cost + priced, broken[..., :0])
 
 
-def _late(budget: Budget, began: float) -> bool:
-    return budget.deadline_s is not None and time.perf_counter() - began >= budget.deadline_s
-
-
-def _share(budget: Budget, spent: int, spent_s: float, rounds: int) -> Budget | None:
-    """An even share of what is left for one of `rounds`, with an evaluation kept for judging it; None for nothing.
-    Targets are of the true cost, which a round does not see."""
+def _share(budget: Budget, spent: int, spent_s: float, rounds: int, judging_s: float) -> Budget | str:
+    """An even share of what is left for one of `rounds`, with an evaluation and its time kept for judging it; where
+    there is nothing left to share, why not. Targets are of the true cost, which a round does not see."""
     evaluations, seconds = None, None
     if budget.max_evaluations is not None:
         evaluations = (budget.max_evaluations - spent) // rounds - 1
         if evaluations < 1:
-            return None
+            return "max_evaluations"
     if budget.deadline_s is not None:
-        seconds = (budget.deadline_s - spent_s) / rounds
+        seconds = (budget.deadline_s - spent_s) / rounds - judging_s
         if seconds <= 0:
-            return None
+            return "deadline"
     return replace(budget, max_evaluations=evaluations, deadline_s=seconds, target=None)
 
 

@@ -181,6 +181,7 @@ class _Search(Generic[State]):
         self.ledger, self.budget = ledger, budget
         self.answers: dict[int, _Answer] = {}
         self.records: list[IterationStatistics] = []
+        self.first_s, self.final_s = 0.0, 0.0  # what the start's call took, and what the last word is expected to
 
     def run(
         self,
@@ -205,10 +206,12 @@ class _Search(Generic[State]):
                 return self._plan(first.names)
             live = of_problems(live, (~satisfied).nonzero()[:, 0])
             suggestions = None if suggestions is None else suggestions[~satisfied]
-        stopped, last_s = "max_evaluations" if schedule.cut else "iterations", self.ledger.seconds
+        stopped = "max_evaluations" if schedule.cut else "iterations"
+        self.first_s = last_s = self.ledger.seconds
         for n in schedule.populations:
-            # What follows the last population takes its time, too.
-            if self.ledger.late(last_s * (1 + schedule.final / n)):
+            # What follows the last population takes its time, too: its share, but no less than a call takes.
+            self.final_s = max(last_s * schedule.final / n, min(self.first_s, last_s)) if schedule.final else 0.0
+            if self.ledger.late(last_s + self.final_s):
                 stopped = "deadline"
                 break
             began_s = self.ledger.seconds
@@ -281,7 +284,7 @@ class _Search(Generic[State]):
         best = live.start if descended else live.best
         if why in ("deadline", "target") and not self.records:
             return best
-        if not schedule.final or not (descended or (self.records and not self.ledger.late())):
+        if not schedule.final or not (descended or (self.records and not self.ledger.late(self.final_s))):
             return best
         candidates = self.proposal.final(live.state)
         if descended:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vjepa_mpc.planners.testing.clock import check_deadline_kept
 from vjepa_mpc.planners.testing.honest import (
     check_all_infeasible_progresses,
     check_bounds_kept,
@@ -21,9 +22,11 @@ from vjepa_mpc.planners.testing.honest import (
     check_nan_raises,
     check_never_worse_than_start,
     check_rejected_never_wins,
+    check_several_constraints,
     check_suggestions_are_judged,
 )
 from vjepa_mpc.planners.testing.known import (
+    check_any_unit_of_cost,
     check_constraints_lead_the_search,
     check_draws_around_the_best,
     check_finds_a_corner,
@@ -36,15 +39,16 @@ from vjepa_mpc.planners.testing.known import (
 from vjepa_mpc.planners.testing.limits import (
     check_bad_input_refused,
     check_budget_kept,
-    check_deadline_kept,
     check_patience_kept,
     check_shift,
     check_spends_the_whole_budget,
 )
+from vjepa_mpc.planners.testing.records import check_records_are_true
 from vjepa_mpc.planners.testing.same import (
     check_batch_equals_loop,
     check_draws_anew,
     check_global_generators_untouched,
+    check_keeps_nothing_between_plans,
     check_problems_stop_one_by_one,
     check_same_on_cuda,
     check_same_seed_same_plan,
@@ -54,6 +58,7 @@ from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, Watch, box, 
 
 CHECKS: tuple[Callable[[PlannerFactory], None], ...] = (
     check_same_seed_same_plan,
+    check_keeps_nothing_between_plans,
     check_global_generators_untouched,
     check_batch_equals_loop,
     check_problems_stop_one_by_one,
@@ -64,10 +69,12 @@ CHECKS: tuple[Callable[[PlannerFactory], None], ...] = (
     check_makes_progress,
     check_suggestions_are_judged,
     check_evidence,
+    check_records_are_true,
     check_leaves_no_gradient_behind,
     check_rejected_never_wins,
     check_nan_raises,
     check_constraints_first,
+    check_several_constraints,
     check_all_infeasible_progresses,
     check_budget_kept,
     check_deadline_kept,
@@ -79,6 +86,7 @@ SEARCHES_WELL: tuple[Callable[[PlannerFactory], None], ...] = (
     check_finds_a_corner,
     check_ill_conditioned,
     check_uneven_units,
+    check_any_unit_of_cost,
     check_small_tasks,
     check_constraints_lead_the_search,
 )

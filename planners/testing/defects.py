@@ -24,7 +24,7 @@ from vjepa_mpc.planners.evaluation import Best, Ledger
 from vjepa_mpc.planners.gradient import AdamProposal, GradientPlanner, GradientSettings
 from vjepa_mpc.planners.mppi import MPPI, MPPISettings
 from vjepa_mpc.planners.shooting import PredictiveProposal, PredictiveSampling, PredictiveSettings
-from vjepa_mpc.planners.testing import honest, known, limits, same
+from vjepa_mpc.planners.testing import clock, honest, known, limits, same
 from vjepa_mpc.planners.testing.worlds import PlannerFactory
 
 Plant = Callable[[Any, str, Any], None]
@@ -367,7 +367,7 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(last_step_is_noise, known.check_finds_every_step),
     Defect(same_noise_every_iteration, same.check_draws_anew, ONLY_CEM),
     Defect(suggestions_of_another_problem, honest.check_suggestions_are_judged),
-    Defect(deadline_between_iterations_only, limits.check_deadline_kept, ("chunked",)),
+    Defect(deadline_between_iterations_only, clock.check_deadline_kept, ("chunked",)),
     Defect(never_better, limits.check_patience_kept, ONLY_CEM),
     Defect(best_that_forgets, honest.check_never_worse_than_start),
     Defect(start_not_counted, honest.check_never_worse_than_start),
@@ -377,7 +377,7 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(names_lost, honest.check_constraints_first),
     Defect(budget_off_by_one, limits.check_budget_kept),
     Defect(evaluations_miscounted, limits.check_budget_kept),
-    Defect(deadline_ignored, limits.check_deadline_kept),
+    Defect(deadline_ignored, clock.check_deadline_kept),
     Defect(problems_swapped, same.check_batch_equals_loop),
     Defect(never_stops_alone, same.check_problems_stop_one_by_one),
     Defect(target_not_looked_at, same.check_problems_stop_one_by_one),

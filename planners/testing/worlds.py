@@ -26,14 +26,14 @@ def box(size: int, half: float = 1.0) -> Bounds:
 
 @dataclass(frozen=True)
 class Bowl:
-    """cost = sum over steps and actions of weight * (action - goal)^2, and no constraints unless `limit` is
+    """cost = sum over steps and actions of weight * (action - goal)^2 (one weight an action, or one of each step), and no constraints unless `limit` is
     given: then the sum of the first step's actions must not exceed it.
 
     Added up term by term, so that the numbers do not depend on how many candidates are asked for.
     """
 
     goals: Float[Tensor, "b h a"]
-    weight: Float[Tensor, "a"] | None = None
+    weight: Float[Tensor, "*steps a"] | None = None
     limit: float | None = None
 
     def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:

@@ -97,9 +97,9 @@ PLANNERS: dict[str, PlannerFactory] = {
     "predictive": lambda bounds: PredictiveSampling(bounds, PredictiveSettings(samples=128, iterations=20)),
     "published": lambda bounds: PublishedCEM(bounds, PublishedSettings(samples=200, elites=20, iterations=20)),
     "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
-    "gradient-noisy": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=60, action_noise=0.005)),
+    "gradient-noisy": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=60, action_noise=0.005, chunk=1)),
     "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=4, steps=30)),
-    "lagrangian": lambda bounds: LagrangianLBFGS(bounds, LagrangianLBFGSSettings(starts=4, steps=30, rounds=3)),
+    "lagrangian": lambda bounds: LagrangianLBFGS(bounds, LagrangianLBFGSSettings(starts=4, steps=30, rounds=3, chunk=3)),
     "cem-then-lbfgs": lambda bounds: Refined(
         CEM(bounds, CEMSettings(samples=64, elites=8, iterations=12)), LBFGS(bounds, LBFGSSettings(starts=2, steps=12))
     ),
