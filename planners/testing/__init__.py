@@ -3,8 +3,9 @@
 Each check takes a `PlannerFactory` (a planner from its bounds) and raises `AssertionError` with a
 sentence when the planner breaks the contract. `CHECKS` are for every planner, `SEARCHES_WELL` for those that
 claim to find optima; `check_finds_the_global_optimum`, `check_spends_the_whole_budget`, `check_draws_anew` (for
-planners that sample) and `check_draws_around_the_best` (predictive sampling) are promises that not every planner
-makes. `vjepa_mpc.planners.testing.defects` shows what they catch.
+planners that sample), `check_draws_around_the_best` (predictive sampling), `check_descends_from_the_start`,
+`check_learns_curvature`, `check_never_steps_up` and `check_learns_prices` (planners that descend) are promises that not
+every planner makes. `vjepa_mpc.planners.testing.defects` shows what they catch.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ from vjepa_mpc.planners.testing.honest import (
 from vjepa_mpc.planners.testing.known import (
     check_any_unit_of_cost,
     check_constraints_lead_the_search,
+    check_descends_from_the_start,
     check_draws_around_the_best,
     check_finds_a_corner,
     check_finds_every_step,
     check_finds_the_global_optimum,
     check_ill_conditioned,
+    check_learns_curvature,
+    check_learns_prices,
+    check_never_steps_up,
     check_small_tasks,
     check_uneven_units,
 )
@@ -99,9 +104,13 @@ __all__ = [
     "Watch",
     "box",
     "check_bounds_kept",
+    "check_descends_from_the_start",
     "check_draws_anew",
     "check_draws_around_the_best",
     "check_finds_the_global_optimum",
+    "check_learns_curvature",
+    "check_learns_prices",
+    "check_never_steps_up",
     "check_shift",
     "check_spends_the_whole_budget",
     "distinct_goals",

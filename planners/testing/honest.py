@@ -20,7 +20,7 @@ def check_bounds_kept(
     """Cost functions see only actions in bounds, wherever the start and the optimum lie, and whatever the bounds'
     type; so is the plan."""
     if bounds is None:
-        low, high = torch.tensor([-0.1, 0.3]).double(), torch.tensor([0.1, 0.35]).double()
+        low, high = torch.tensor([[-0.1, 0.3], [0.1, 0.35]], dtype=torch.float64)
         # The nearest float32s to -0.1, 0.1, 0.3 and 0.35 lie partly outside of them.
         for told in (Bounds(low.float(), high.float()), Bounds(low, high), Bounds(-high, -low)):
             check_bounds_kept(make, told, init)

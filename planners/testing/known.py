@@ -104,6 +104,51 @@ def check_descends_from_the_start(make: PlannerFactory) -> None:
     raise AssertionError("a slope that is NaN went unheard")
 
 
+def check_learns_curvature(make: PlannerFactory) -> None:
+    """Of quasi-Newton planners: along Rosenbrock's curved valley they end at the bottom to rounding. Slopes alone,
+    or pairs of steps and slope changes that are not those of the last steps in their order, are far from it by then."""
+
+    def rosenbrock(actions: Tensor, problems: Tensor) -> Evaluation:
+        x = 1.5 * actions.flatten(2)
+        here, after = x[..., :-1], x[..., 1:]
+        total = (100 * (after - here.square()).square() + (1 - here).square()).sum(dim=-1)
+        return Evaluation(total, actions.new_zeros(*total.shape, 0))
+
+    plan = solve(make(box(2)), rosenbrock, torch.full((1, 2, 2), 0.6).double())
+    assert float(plan.cost[0]) < 1e-12, f"the valley was followed down to {float(plan.cost[0]):.3g} only"
+
+
+def check_never_steps_up(make: PlannerFactory) -> None:
+    """Of planners with a line search: between straight walls that meet in a narrow round, where a step to the minimum
+    of the parabola overshoots, they end at the bottom, 8. Who takes every trial is thrown from wall to wall."""
+    goals = distinct_goals(1, 4, 2)
+
+    def walls(actions: Tensor, problems: Tensor) -> Evaluation:
+        away = 50 * (actions - goals[problems][:, None].to(actions)).flatten(2)
+        total = (1 + away.square()).sqrt().sum(dim=-1)
+        return Evaluation(total, actions.new_zeros(*total.shape, 0))
+
+    for start in (-0.3, 0.6):
+        plan = solve(make(box(2)), walls, torch.full((1, 4, 2), start).double())
+        assert float(plan.cost[0]) < 8.05, f"from {start} the bottom was missed: {float(plan.cost[0]):.3g} (least 8)"
+
+
+def check_learns_prices(make: PlannerFactory) -> None:
+    """Of planners that learn what constraints are worth: one is told in units fifty times as small as another, and is
+    kept all the same, at little cost."""
+    goals = torch.full((1, 2, 2), 0.8)
+
+    def cost(actions: Tensor, problems: Tensor) -> Evaluation:
+        first, last = (actions[:, :, step].sum(dim=-1) for step in (0, 1))
+        broken = torch.stack((0.02 * (first - 0.4).clamp(min=0), (last - 1).clamp(min=0)), dim=-1)
+        return Evaluation(Bowl(goals)(actions, problems).cost, broken, ("small", "usual"))
+
+    for start in (0.0, 0.8):
+        plan = solve(make(box(2)), cost, torch.full((1, 2, 2), start))
+        assert float(plan.violation.sum()) == 0, f"a constraint is broken: {plan.violation.tolist()}"
+        assert float(plan.cost[0]) < 1.1, f"kept at a cost of {float(plan.cost[0]):.3g} (least 0.9)"
+
+
 def check_draws_around_the_best(make: PlannerFactory) -> None:
     """Of planners that say so: each population lies around the best candidate judged before it, however good those
     were that came in between."""

@@ -110,37 +110,31 @@ def check_bad_input_refused(make: PlannerFactory) -> None:
         raise AssertionError("the cost function was asked about a task that should have been refused")
 
     good = torch.zeros(1, 2, 2)
-    cases: list[tuple[str, Tensor, Budget, int]] = [
-        ("a start without batch", torch.zeros(2, 2), Budget(), 2),
-        ("half precision", good.half(), Budget(), 1),
-        ("an infinite start", torch.full((1, 2, 2), torch.inf), Budget(), 1),
-        ("no patience", good, Budget(patience=0), 1),
-        ("a negative tolerance", good, Budget(tolerance=-0.1), 1),
-        ("a deadline that is no number", good, Budget(deadline_s=float("nan")), 1),
-        ("horizon 0", torch.zeros(1, 0, 2), Budget(), 1),
-        ("no problem", torch.zeros(0, 2, 2), Budget(), 0),
-        ("another action size", torch.zeros(1, 2, 3), Budget(), 1),
-        ("NaN in the start", torch.full((1, 2, 2), torch.nan), Budget(), 1),
-        ("too few generators", good, Budget(), 0),
-        ("too many generators", good, Budget(), 2),
-        ("no evaluations", good, Budget(max_evaluations=0), 1),
-        ("a negative deadline", good, Budget(deadline_s=-1.0), 1),
+    nan, infinite = torch.full((1, 2, 2), torch.nan), torch.full((1, 2, 2), torch.inf)
+    cases: list[tuple[str, Tensor, Budget, int, Tensor | None]] = [
+        ("horizon 0", torch.zeros(1, 0, 2), Budget(), 1, None),
+        ("no problem", torch.zeros(0, 2, 2), Budget(), 0, None),
+        ("another action size", torch.zeros(1, 2, 3), Budget(), 1, None),
+        ("half precision", good.half(), Budget(), 1, None),
+        ("NaN in the start", nan, Budget(), 1, None),
+        ("an infinite start", infinite, Budget(), 1, None),
+        ("NaN in a suggestion", good, Budget(), 1, nan[:, None]),
+        ("an infinite suggestion", good, Budget(), 1, infinite[:, None]),
+        ("too few generators", good, Budget(), 0, None),
+        ("too many generators", good, Budget(), 2, None),
+        ("no evaluations", good, Budget(max_evaluations=0), 1, None),
+        ("a negative deadline", good, Budget(deadline_s=-1.0), 1, None),
+        ("a deadline that is no number", good, Budget(deadline_s=float("nan")), 1, None),
+        ("no patience", good, Budget(patience=0), 1, None),
+        ("a negative tolerance", good, Budget(tolerance=-0.1), 1, None),
     ]
-    for what, init, budget, count in cases:
+    for what, init, budget, count, given in cases:
         try:
-            make(box(2)).plan(never, init, budget=budget, generators=generators(count))
+            make(box(2)).plan(never, init, budget=budget, generators=generators(count), suggestions=given)
         except InputError:
             continue
-        raise AssertionError(f"{what} was accepted")
-    for what, suggested in (
-        ("a suggestion of another horizon", torch.zeros(1, 1, 3, 2)),
-        ("a suggestion for another number of problems", torch.zeros(2, 1, 2, 2)),
-        ("a suggestion that holds NaN", torch.full((1, 1, 2, 2), torch.nan)),
-    ):
-        try:
-            make(box(2)).plan(never, good, budget=Budget(), generators=generators(1), suggestions=suggested)
-        except InputError:
-            continue
+        except (IndexError, RuntimeError, ValueError) as error:
+            raise AssertionError(f"{what} was not refused in a sentence: {error!r}") from error
         raise AssertionError(f"{what} was accepted")
 
 

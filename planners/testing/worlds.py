@@ -26,8 +26,8 @@ def box(size: int, half: float = 1.0) -> Bounds:
 
 @dataclass(frozen=True)
 class Bowl:
-    """cost = sum over steps and actions of weight * (action - goal)^2 (one weight an action, or one of each step), and no constraints unless `limit` is
-    given: then the sum of the first step's actions must not exceed it.
+    """cost = sum over steps and actions of weight * (action - goal)^2, a weight for each action or for each step and
+    action, and no constraints unless `limit` is given: then the sum of the first step's actions must not exceed it.
 
     Added up term by term, so that the numbers do not depend on how many candidates are asked for.
     """

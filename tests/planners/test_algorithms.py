@@ -155,6 +155,29 @@ def test_cma_is_the_package_used_directly() -> None:
     assert float(plan.cost[0]) < 0.05
 
 
+def test_cma_is_told_what_was_judged_where_that_was_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package learns from a suggestion as if it had asked for it: its position, and its rank."""
+    import cma
+
+    told: list[tuple[list[Any], list[float]]] = []
+    original = cma.CMAEvolutionStrategy.tell
+
+    def tell(self: Any, points: list[Any], ranks: list[float], *rest: Any, **more: Any) -> Any:
+        told.append((points, ranks))
+        return original(self, points, ranks, *rest, **more)
+
+    monkeypatch.setattr(cma.CMAEvolutionStrategy, "tell", tell)
+    goals = torch.tensor([[[1.2, -0.8]]], dtype=torch.float64)
+    watch = Watch(Bowl(goals))
+    CMAES(box(2, half=2.0), CMASettings(samples=6, iterations=1)).plan(
+        watch, goals * 0, budget=Budget(), generators=generators(1), suggestions=goals[:, None]
+    )
+    (points, ranks), population = told[0], watch.asked[1][0, :, 0]
+    torch.testing.assert_close(torch.tensor([list(point) for point in points]), population / 2, atol=1e-9, rtol=0)
+    order = (population - goals[0]).square().sum(dim=-1).argsort()
+    assert [int(i) for i in torch.tensor(ranks).argsort()] == order.tolist() and ranks[-1] == 0
+
+
 def test_cma_learns_a_rotated_valley_that_cem_walks_along() -> None:
     """What a covariance is for: sum and difference of two actions, a thousand times steeper in one than the other."""
     from vjepa_mpc.planners import CEM, CEMSettings
