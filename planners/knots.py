@@ -115,10 +115,10 @@ class ByKnots:
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
         """The best curve found, or the start. Raises what the planner raises."""
+        ledger = Ledger(cost_fn, replace(budget, deadline_s=None))
         bounds = check_task(init, self.bounds, budget, generators, suggestions)
         start = bounds.clip(init)
         with torch.no_grad():
-            ledger = Ledger(cost_fn, replace(budget, deadline_s=None))
             first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
         before_s = ledger.seconds
         kept = Best(start, first.cost[:, 0], first.violation[:, 0])

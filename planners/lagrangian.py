@@ -8,7 +8,6 @@ kept to the bit, with a penalty that is exact because it exceeds the multipliers
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -64,10 +63,9 @@ class AugmentedLagrangian:
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
         """The best plan found. Raises what the planner within raises."""
-        bounds = check_task(init, self.bounds, budget, generators, suggestions)
-        began, start = time.perf_counter(), bounds.clip(init)
+        ledger = Ledger(cost_fn, budget)
+        start = check_task(init, self.bounds, budget, generators, suggestions).clip(init)
         with torch.no_grad():
-            ledger = Ledger(cost_fn, budget)
             first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
         if not first.names:  # nothing to be kept: the planner by itself
             return self._plain(cost_fn, start, first, ledger, budget, generators, suggestions)
@@ -82,7 +80,7 @@ class AugmentedLagrangian:
         found, spent, records, stopped = best, 1, [], "iterations"
         each = [1] * len(start)
         for left in range(self.rounds, 0, -1):
-            begun_s = time.perf_counter() - began
+            begun_s = ledger.seconds
             part = _share(budget, spent, begun_s, left, judging_s)
             if isinstance(part, str):
                 stopped = part
@@ -108,7 +106,7 @@ class AugmentedLagrangian:
                 stopped = "target"
                 break
         return ActionPlan(
-            best.actions, best.cost, best.violation, first.names, spent, time.perf_counter() - began, stopped,
+            best.actions, best.cost, best.violation, first.names, spent, ledger.seconds, stopped,
             tuple(records), tuple(Ending(count, stopped) for count in each),
         )  # fmt: skip
 

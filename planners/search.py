@@ -116,8 +116,8 @@ class SearchPlanner(Generic[State]):
     best is returned.
 
     Exactly `budget.max_evaluations` are spent where the settings would spend more. The deadline is looked
-    at between iterations, and between chunks of `chunk` candidates: an iteration expected to end after
-    it (as long as the last one) is not begun.
+    at between iterations, and between chunks of `chunk` candidates: an iteration is not begun that is expected to
+    end after it (being as long as the last one), with the last word, which takes a call of its own.
     """
 
     def __init__(self, bounds: Bounds, proposal: Proposal[State], *, chunk: int | None = None) -> None:
@@ -141,6 +141,7 @@ class SearchPlanner(Generic[State]):
         Raises `InputError` for a task that cannot be started (and, of planners that descend, for a cost
         without gradient), `NotFiniteError`, with the candidates that led there, for NaN in a cost or a gradient.
         """
+        ledger = Ledger(cost_fn, budget)  # the clock runs from here
         if self.proposal.penalty is not None and torch.is_inference_mode_enabled():
             raise InputError("Gradients cannot be taken under torch.inference_mode(); use torch.no_grad() instead.")
         bounds = check_task(init, self.bounds, budget, generators, suggestions)
@@ -148,7 +149,7 @@ class SearchPlanner(Generic[State]):
             suggestions = bounds.clip(suggestions.to(init))
         # no_grad, never inference_mode: gradient planners share the same world model and its buffers.
         with torch.no_grad():
-            search = _Search(self, Ledger(cost_fn, budget), budget)
+            search = _Search(self, ledger, budget)
             return search.run(bounds.clip(init), bounds, tuple(generators), suggestions)
 
 

@@ -23,7 +23,7 @@ from vjepa_mpc.planners.testing.worlds import (
 
 def check_same_seed_same_plan(make: PlannerFactory) -> None:
     """The same seed gives the same plan to the bit; the generators handed in are really used."""
-    budget, init = Budget(max_evaluations=300), torch.full((2, 3, 2), 0.9)
+    budget, init = Budget(max_evaluations=150), torch.full((2, 3, 2), 0.9)
 
     def cost(actions: Tensor, problems: Tensor) -> Evaluation:  # many valleys: where one ends is chance
         total = (actions.square() + 0.3 * (15 * actions).sin()).flatten(2).sum(dim=-1)
@@ -41,7 +41,7 @@ def check_same_seed_same_plan(make: PlannerFactory) -> None:
 
 def check_keeps_nothing_between_plans(make: PlannerFactory) -> None:
     """A planner answers a task as if it were its first, and leaves what it is handed as it was."""
-    planner, budget = make(box(2)), Budget(max_evaluations=300)
+    planner, budget = make(box(2)), Budget(max_evaluations=150)
     bowl, init, given = Bowl(distinct_goals(2, 2, 2)), torch.full((2, 2, 2), 0.4), torch.full((2, 3, 2, 2), -3.0)
     handed = init.clone(), given.clone()
 
@@ -65,13 +65,13 @@ def check_global_generators_untouched(make: PlannerFactory) -> None:
     cost, init = Bowl(distinct_goals(1, 2, 2)), torch.zeros(1, 2, 2)
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        first = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=300))
+        first = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=150))
         assert torch.equal(kept[0], torch.get_rng_state()), "torch's global generator was moved"
         assert repr(kept[1]) == repr(np.random.get_state()), "numpy's global generator was moved"
         torch.manual_seed(1234)
         np.random.seed(1234)
         random.seed(1234)
-        again = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=300))
+        again = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=150))
         assert torch.equal(first.actions, again.actions), "a global seed changed the plan"
     finally:
         torch.set_rng_state(kept[0])
@@ -97,7 +97,7 @@ def check_batch_equals_loop(make: PlannerFactory) -> None:
     for horizon, size in ((3, 2), (1, 1)):
         goals = distinct_goals(2, horizon, size)
         init = 0.1 * distinct_goals(2, horizon, size, seed=9)
-        budget = Budget(max_evaluations=300)
+        budget = Budget(max_evaluations=150)
         together = solve(make(box(size)), Bowl(goals, limit=0.1), init, budget=budget)
         for problem in range(2):
             one = slice(problem, problem + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,8 @@ from torch import Tensor
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction, Evaluation, Planner
 
 PlannerFactory = Callable[[Bounds], Planner]
+Plant = Callable[[Any, str, Any], None]
+"""Replaces an attribute (owner, name, value) until a check is over: how a defect is planted."""
 
 
 def generators(problems: int, seed: int = 0) -> list[torch.Generator]:
