@@ -64,7 +64,8 @@ class AugmentedLagrangian:
     ) -> ActionPlan:
         """The best plan found. Raises what the planner within raises."""
         ledger = Ledger(cost_fn, budget)
-        start = check_task(init, self.bounds, budget, generators, suggestions).clip(init)
+        bounds = check_task(init, self.bounds, budget, generators, suggestions)
+        start = bounds.clip(init)
         with torch.no_grad():
             first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
         if not first.names:  # nothing to be kept: the planner by itself
@@ -76,9 +77,10 @@ class AugmentedLagrangian:
                 start, best.cost, best.violation, first.names, 1, ledger.seconds, "target", (), ends
             )
         judging_s = ledger.seconds
+        found, best = best, self._with_suggested(best, ledger, bounds, suggestions)
         price = _Price(torch.zeros_like(best.violation), torch.full_like(best.violation, self.weight))
-        found, spent, records, stopped = best, 1, [], "iterations"
-        each = [1] * len(start)
+        spent, records, stopped = ledger.evaluations, [], "iterations"
+        each = [spent] * len(start)
         for left in range(self.rounds, 0, -1):
             begun_s = ledger.seconds
             part = _share(budget, spent, begun_s, left, judging_s)
@@ -110,6 +112,21 @@ class AugmentedLagrangian:
             tuple(records), tuple(Ending(count, stopped) for count in each),
         )  # fmt: skip
 
+
+    def _with_suggested(
+        self, best: Best, ledger: Ledger, bounds: Bounds, suggestions: Float[Tensor, "b m h a"] | None
+    ) -> Best:
+        """The best, with suggestions judged by the true cost: what is best for a round, which prices constraints, may
+        break one, and what it began with is forgotten. They take a round's share of the evaluations at most."""
+        if suggestions is None or ledger.late():
+            return best
+        room = ledger.affordable(suggestions.shape[1] * self.rounds) // self.rounds
+        given = bounds.clip(suggestions[:, :room].to(best.actions))
+        if not given.shape[1]:
+            return best
+        with torch.no_grad():
+            judged = ledger.evaluate(given, torch.arange(len(given), device=given.device))
+        return best.improved_by(given, judged)
 
     def _plain(
         self,

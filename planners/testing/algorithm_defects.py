@@ -194,6 +194,11 @@ def prices_of_another_constraint(plant: Plant) -> None:
     plant(lagrangian._Price, "after", after)
 
 
+def suggestions_priced_alone(plant: Plant) -> None:
+    """The augmented Lagrangian judges suggestions with its constraints priced in, never by the cost itself."""
+    plant(lagrangian.AugmentedLagrangian, "_with_suggested", lambda self, best, *_: best)
+
+
 def refined_from_the_start(plant: Plant) -> None:
     """The second planner begins where the first did."""
     original = Refined.plan

@@ -139,6 +139,7 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(in_algorithm.one_pair_only, known.check_learns_curvature, ("lbfgs",)),
     Defect(in_algorithm.prices_never_rise, known.check_learns_prices, ("lagrangian",)),
     Defect(in_algorithm.prices_of_another_constraint, known.check_learns_prices, ("lagrangian",)),
+    Defect(in_algorithm.suggestions_priced_alone, honest.check_suggestions_are_judged, ("lagrangian",)),
     Defect(in_algorithm.refined_from_the_start, honest.check_never_worse_than_start, ("refined",)),
     Defect(in_algorithm.knots_that_do_not_count_the_start, limits.check_budget_kept, ("knots",)),
     Defect(in_algorithm.adam_never_steps, known.check_finds_every_step, ONLY_GRADIENT),

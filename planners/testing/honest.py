@@ -124,6 +124,16 @@ def check_suggestions_are_judged(make: PlannerFactory) -> None:
         assert plan.evaluations <= 40, "suggestions were judged beyond the budget"
         assert float(watch.candidates.abs().max()) <= 1, "a suggestion out of bounds was judged as it is"
 
+    def forbidden_is_cheap(actions: Tensor, problems: Tensor) -> Evaluation:
+        total = needle(actions, problems).cost
+        broken = 0.01 * (actions - goals[problems][:, None]).abs().flatten(2).sum(dim=-1)
+        return Evaluation(total - 1e3 * broken, (broken - 1e-6).clamp(min=0)[:, :, None], ("near",))
+
+    plan = planner.plan(
+        forbidden_is_cheap, torch.zeros(2, 2, 2), budget=Budget(), generators=rng, suggestions=goals[:, None]
+    )
+    assert float(plan.violation.max()) == 0, "the one plan that keeps a constraint was suggested, and not the answer"
+
 
 def check_rejected_never_wins(make: PlannerFactory) -> None:
     """A candidate that costs +inf is never the answer, nor are all of them together."""

@@ -77,6 +77,17 @@ def test_icem_population_decays_to_twice_the_elites() -> None:
     assert any(torch.equal(plan.others[0, 0], candidate) for candidate in watch.candidates[0])
 
 
+def test_icems_mean_is_a_candidate_of_the_last_iteration_alone() -> None:
+    proposal = ICEMProposal(ICEMSettings(samples=6, elites=2, iterations=2))
+    state = proposal.init(torch.zeros(1, 2, 1), box(1), 2)
+    samples = proposal.sample(state, 6, generators(1))
+    state = proposal.update(state, samples, judged([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]))
+    last = proposal.sample(state, 4, generators(1))
+    assert torch.equal(last[:, -1], state.cem.mean) and state.left == 1
+    earlier = proposal.sample(proposal.init(torch.zeros(1, 2, 1), box(1), 2), 4, generators(1))
+    assert not bool((earlier == 0).any())
+
+
 def test_icem_learns_from_the_elites_of_the_step_before() -> None:
     """What the last plan's elites were shifted to is judged with the first population, ahead of nothing else."""
     goals = torch.full((1, 3, 1), 0.9)
