@@ -115,10 +115,10 @@ class ByKnots:
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
         """The best curve found, or the start. Raises what the planner raises."""
+        ledger = Ledger(cost_fn, replace(budget, deadline_s=None))
         bounds = check_task(init, self.bounds, budget, generators, suggestions)
         start = bounds.clip(init)
         with torch.no_grad():
-            ledger = Ledger(cost_fn, replace(budget, deadline_s=None))
             first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
         before_s = ledger.seconds
         kept = Best(start, first.cost[:, 0], first.violation[:, 0])
@@ -188,7 +188,10 @@ def _better(
         violation=best.violation,
         evaluations=found.evaluations + 1,
         seconds=found.seconds + before_s,
-        iterations=tuple(replace(record, evaluations=record.evaluations + 1) for record in found.iterations),
+        iterations=tuple(
+            replace(record, evaluations=record.evaluations + 1, seconds=record.seconds + before_s)
+            for record in found.iterations
+        ),
         endings=tuple(replace(ending, evaluations=ending.evaluations + 1) for ending in found.endings),
         others=others,
     )

@@ -8,7 +8,6 @@ kept to the bit, with a penalty that is exact because it exceeds the multipliers
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -64,10 +63,10 @@ class AugmentedLagrangian:
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
         """The best plan found. Raises what the planner within raises."""
+        ledger = Ledger(cost_fn, budget)
         bounds = check_task(init, self.bounds, budget, generators, suggestions)
-        began, start = time.perf_counter(), bounds.clip(init)
+        start = bounds.clip(init)
         with torch.no_grad():
-            ledger = Ledger(cost_fn, budget)
             first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
         if not first.names:  # nothing to be kept: the planner by itself
             return self._plain(cost_fn, start, first, ledger, budget, generators, suggestions)
@@ -77,13 +76,16 @@ class AugmentedLagrangian:
             return ActionPlan(
                 start, best.cost, best.violation, first.names, 1, ledger.seconds, "target", (), ends
             )
+        judging_s = ledger.seconds
+        found, best = best, self._with_suggested(best, ledger, bounds, suggestions)
         price = _Price(torch.zeros_like(best.violation), torch.full_like(best.violation, self.weight))
-        found, spent, records, stopped = best, 1, [], "iterations"
-        each = [1] * len(start)
+        spent, records, stopped = ledger.evaluations, [], "iterations"
+        each = [spent] * len(start)
         for left in range(self.rounds, 0, -1):
-            part = _share(budget, spent, time.perf_counter() - began, left)
-            if part is None:
-                stopped = "deadline" if _late(budget, began) else "max_evaluations"
+            begun_s = ledger.seconds
+            part = _share(budget, spent, begun_s, left, judging_s)
+            if isinstance(part, str):
+                stopped = part
                 break
             exact = left == 1
             inner = self.planner.plan(
@@ -92,7 +94,10 @@ class AugmentedLagrangian:
             )  # fmt: skip
             with torch.no_grad():
                 judged = ledger.evaluate(inner.actions[:, None], torch.arange(len(start), device=start.device))
-            records += [replace(record, evaluations=record.evaluations + spent) for record in inner.iterations]
+            records += [
+                replace(record, evaluations=record.evaluations + spent, seconds=record.seconds + begun_s)
+                for record in inner.iterations
+            ]
             spent += inner.evaluations + 1
             each = [count + ending.evaluations + 1 for count, ending in zip(each, inner.endings, strict=True)]
             before, found = found, Best(inner.actions, judged.cost[:, 0], judged.violation[:, 0])
@@ -103,10 +108,25 @@ class AugmentedLagrangian:
                 stopped = "target"
                 break
         return ActionPlan(
-            best.actions, best.cost, best.violation, first.names, spent, time.perf_counter() - began, stopped,
+            best.actions, best.cost, best.violation, first.names, spent, ledger.seconds, stopped,
             tuple(records), tuple(Ending(count, stopped) for count in each),
         )  # fmt: skip
 
+
+    def _with_suggested(
+        self, best: Best, ledger: Ledger, bounds: Bounds, suggestions: Float[Tensor, "b m h a"] | None
+    ) -> Best:
+        """The best, with suggestions judged by the true cost: what is best for a round, which prices constraints, may
+        break one, and what it began with is forgotten. They take a round's share of the evaluations at most."""
+        if suggestions is None or ledger.late():
+            return best
+        room = ledger.affordable(suggestions.shape[1] * self.rounds) // self.rounds
+        given = bounds.clip(suggestions[:, :room].to(best.actions))
+        if not given.shape[1]:
+            return best
+        with torch.no_grad():
+            judged = ledger.evaluate(given, torch.arange(len(given), device=given.device))
+        return best.improved_by(given, judged)
 
     def _plain(
         self,
@@ -130,12 +150,16 @@ class AugmentedLagrangian:
             max_evaluations=None if budget.max_evaluations is None else budget.max_evaluations - 1,
             deadline_s=None if budget.deadline_s is None else budget.deadline_s - ledger.seconds,
         )
+        begun_s = ledger.seconds
         found = self.planner.plan(cost_fn, start, budget=rest, generators=generators, suggestions=suggestions)
         return replace(
             found,
             evaluations=found.evaluations + 1,
             seconds=ledger.seconds,
-            iterations=tuple(replace(record, evaluations=record.evaluations + 1) for record in found.iterations),
+            iterations=tuple(
+                replace(record, evaluations=record.evaluations + 1, seconds=record.seconds + begun_s)
+                for record in found.iterations
+            ),
             endings=tuple(replace(ending, evaluations=ending.evaluations + 1) for ending in found.endings),
         )
 
@@ -177,22 +201,18 @@ class _Priced:
         return Evaluation(found.cost + priced, broken[..., :0])
 
 
-def _late(budget: Budget, began: float) -> bool:
-    return budget.deadline_s is not None and time.perf_counter() - began >= budget.deadline_s
-
-
-def _share(budget: Budget, spent: int, spent_s: float, rounds: int) -> Budget | None:
-    """An even share of what is left for one of `rounds`, with an evaluation kept for judging it; None for nothing.
-    Targets are of the true cost, which a round does not see."""
+def _share(budget: Budget, spent: int, spent_s: float, rounds: int, judging_s: float) -> Budget | str:
+    """An even share of what is left for one of `rounds`, with an evaluation and its time kept for judging it; where
+    there is nothing left to share, why not. Targets are of the true cost, which a round does not see."""
     evaluations, seconds = None, None
     if budget.max_evaluations is not None:
         evaluations = (budget.max_evaluations - spent) // rounds - 1
         if evaluations < 1:
-            return None
+            return "max_evaluations"
     if budget.deadline_s is not None:
-        seconds = (budget.deadline_s - spent_s) / rounds
+        seconds = (budget.deadline_s - spent_s) / rounds - judging_s
         if seconds <= 0:
-            return None
+            return "deadline"
     return replace(budget, max_evaluations=evaluations, deadline_s=seconds, target=None)
 
 

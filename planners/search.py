@@ -117,8 +117,8 @@ class SearchPlanner(Generic[State]):
     best is returned.
 
     Exactly `budget.max_evaluations` are spent where the settings would spend more. The deadline is looked
-    at between iterations, and between chunks of `chunk` candidates: an iteration expected to end after
-    it (as long as the last one) is not begun.
+    at between iterations, and between chunks of `chunk` candidates: an iteration is not begun that is expected to
+    end after it (being as long as the last one), with the last word, which takes a call of its own.
     """
 
     def __init__(self, bounds: Bounds, proposal: Proposal[State], *, chunk: int | None = None) -> None:
@@ -142,6 +142,7 @@ class SearchPlanner(Generic[State]):
         Raises `InputError` for a task that cannot be started (and, of planners that descend, for a cost
         without gradient), `NotFiniteError`, with the candidates that led there, for NaN in a cost or a gradient.
         """
+        ledger = Ledger(cost_fn, budget)  # the clock runs from here
         if self.proposal.penalty is not None and torch.is_inference_mode_enabled():
             raise InputError("Gradients cannot be taken under torch.inference_mode(); use torch.no_grad() instead.")
         bounds = check_task(init, self.bounds, budget, generators, suggestions)
@@ -149,7 +150,7 @@ class SearchPlanner(Generic[State]):
             suggestions = bounds.clip(suggestions.to(init))
         # no_grad, never inference_mode: gradient planners share the same world model and its buffers.
         with torch.no_grad():
-            search = _Search(self, Ledger(cost_fn, budget), budget)
+            search = _Search(self, ledger, budget)
             return search.run(bounds.clip(init), bounds, tuple(generators), suggestions)
 
 
@@ -182,6 +183,7 @@ class _Search(Generic[State]):
         self.ledger, self.budget = ledger, budget
         self.answers: dict[int, _Answer] = {}
         self.records: list[IterationStatistics] = []
+        self.first_s, self.final_s = 0.0, 0.0  # what the start's call took, and what the last word is expected to
 
     def run(
         self,
@@ -206,10 +208,12 @@ class _Search(Generic[State]):
                 return self._plan(first.names)
             live = of_problems(live, (~satisfied).nonzero()[:, 0])
             suggestions = None if suggestions is None else suggestions[~satisfied]
-        stopped, last_s = "max_evaluations" if schedule.cut else "iterations", self.ledger.seconds
+        stopped = "max_evaluations" if schedule.cut else "iterations"
+        self.first_s = last_s = self.ledger.seconds
         for n in schedule.populations:
-            # What follows the last population takes its time, too.
-            if self.ledger.late(last_s * (1 + schedule.final / n)):
+            # What follows the last population takes its time, too: its share, but no less than a call takes.
+            self.final_s = max(last_s * schedule.final / n, min(self.first_s, last_s)) if schedule.final else 0.0
+            if self.ledger.late(last_s + self.final_s):
                 stopped = "deadline"
                 break
             began_s = self.ledger.seconds
@@ -282,7 +286,7 @@ class _Search(Generic[State]):
         best = live.start if descended else live.best
         if why in ("deadline", "target") and not self.records:
             return best
-        if not schedule.final or not (descended or (self.records and not self.ledger.late())):
+        if not schedule.final or not (descended or (self.records and not self.ledger.late(self.final_s))):
             return best
         candidates = self.proposal.final(live.state)
         if descended:

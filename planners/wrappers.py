@@ -55,8 +55,8 @@ class Refined:
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
         """The second planner's answer from the first one's. Raises what the two raise."""
-        check_task(init, self.bounds, budget, generators, suggestions)
         began = time.perf_counter()
+        check_task(init, self.bounds, budget, generators, suggestions)
         limit, deadline_s = budget.max_evaluations, budget.deadline_s
         part = replace(
             budget,

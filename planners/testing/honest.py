@@ -17,8 +17,14 @@ from vjepa_mpc.planners.testing.worlds import Bowl, PlannerFactory, Watch, asser
 def check_bounds_kept(
     make: PlannerFactory, bounds: Bounds | None = None, init: Float[Tensor, "b h a"] | None = None
 ) -> None:
-    """Cost functions see only actions in bounds, wherever the start and the optimum lie; so is the plan."""
-    bounds = bounds or Bounds(torch.tensor([-0.1, 0.3]), torch.tensor([0.1, 0.35]))
+    """Cost functions see only actions in bounds, wherever the start and the optimum lie, and whatever the bounds'
+    type; so is the plan."""
+    if bounds is None:
+        low, high = torch.tensor([[-0.1, 0.3], [0.1, 0.35]], dtype=torch.float64)
+        # The nearest float32s to -0.1, 0.1, 0.3 and 0.35 lie partly outside of them.
+        for told in (Bounds(low.float(), high.float()), Bounds(low, high), Bounds(-high, -low)):
+            check_bounds_kept(make, told, init)
+        return
     init = torch.full((1, 3, bounds.low.numel()), 7.0) if init is None else init
     goals = torch.full_like(init, 1e3)
     goals[:, ::2] *= -1
@@ -49,8 +55,9 @@ def check_never_worse_than_start(make: PlannerFactory) -> None:
         assert_near(plan.cost, seen.amin(dim=1), 1e-5, "the best of all candidates was not returned")
         assert_near(rugged(plan.actions[:, None], problems).cost[:, 0], plan.cost, 1e-5, "the plan's cost")
     goals = distinct_goals(1, 3, 2)
-    plan = solve(make(box(2)), Bowl(goals), goals)
-    assert torch.equal(plan.actions, goals), "a start that is the optimum was left"
+    for what, cost_fn in (("the optimum", Bowl(goals)), ("as good as any", Bowl(goals, weight=torch.zeros(2)))):
+        plan = solve(make(box(2)), cost_fn, goals)
+        assert torch.equal(plan.actions, goals), f"a start that is {what} was left"
 
 
 def check_evidence(make: PlannerFactory) -> None:
@@ -99,17 +106,33 @@ def check_suggestions_are_judged(make: PlannerFactory) -> None:
 
     def needle(actions: Tensor, problems: Tensor) -> Evaluation:
         far = (actions - goals[problems][:, None]).abs().flatten(2).amax(dim=-1)
-        total = torch.where(far < 1e-6, far * 0 - 1.0, actions.square().flatten(2).sum(dim=-1) * 1e-3)
+        away = 0.05 * actions.flatten(2).sum(dim=-1)  # a descent leaves the needle: it must be remembered
+        total = torch.where(far < 1e-6, away - 1.0, actions.square().flatten(2).sum(dim=-1) * 1e-3)
         return Evaluation(total, actions.new_zeros(*actions.shape[:2], 0))
 
-    for count in (1, 3):
-        given = torch.full((2, count, 2, 2), 0.9)
-        given[:, 0] = goals
-        budget = Budget(max_evaluations=40)
-        planner, rng = make(box(2)), [torch.Generator().manual_seed(seed) for seed in range(2)]
-        plan = planner.plan(needle, torch.zeros(2, 2, 2), budget=budget, generators=rng, suggestions=given)
-        assert bool((plan.cost < -0.5).all()), f"the first of {count} suggested plans was not judged"
+    planner, rng = make(box(2)), [torch.Generator().manual_seed(seed) for seed in range(2)]
+    for count, place in ((1, 0), (3, 0), (3, 2), (500, 0)):  # of more than there is room for, the first
+        given = torch.full((2, count, 2, 2), 7.0)
+        given[:, place] = goals
+        watch = Watch(needle)
+        plan = planner.plan(
+            watch, torch.zeros(2, 2, 2), budget=Budget(max_evaluations=40), generators=rng, suggestions=given
+        )
+        if place < max(asked.shape[1] for asked in watch.asked) - 1:
+            assert bool((plan.cost < -0.5).all()), f"number {place + 1} of {count} suggested plans was not the answer"
+            assert_near(plan.actions, goals, 1e-6, "the plan suggested")
         assert plan.evaluations <= 40, "suggestions were judged beyond the budget"
+        assert float(watch.candidates.abs().max()) <= 1, "a suggestion out of bounds was judged as it is"
+
+    def forbidden_is_cheap(actions: Tensor, problems: Tensor) -> Evaluation:
+        total = needle(actions, problems).cost
+        broken = 0.01 * (actions - goals[problems][:, None]).abs().flatten(2).sum(dim=-1)
+        return Evaluation(total - 1e3 * broken, (broken - 1e-6).clamp(min=0)[:, :, None], ("near",))
+
+    plan = planner.plan(
+        forbidden_is_cheap, torch.zeros(2, 2, 2), budget=Budget(), generators=rng, suggestions=goals[:, None]
+    )
+    assert float(plan.violation.max()) == 0, "the one plan that keeps a constraint was suggested, and not the answer"
 
 
 def check_rejected_never_wins(make: PlannerFactory) -> None:
@@ -135,14 +158,15 @@ def check_rejected_never_wins(make: PlannerFactory) -> None:
 
 
 def check_nan_raises(make: PlannerFactory) -> None:
-    """NaN in a cost or a violation raises, with the problem and the actions that led there."""
-    for where in ("cost", "violation"):
+    """NaN in a cost or a violation raises, with the problem and the actions that led there; so does a cost of -inf."""
+    for where in ("cost", "violation", "-inf"):
 
         def cost(actions: Tensor, problems: Tensor, where: str = where) -> Evaluation:
             base = Bowl(torch.zeros(2, 2, 2), limit=0.0)(actions, problems)
             wrong = (problems[:, None] == 1) & (actions[:, :, 0, 0] != 0.5)
-            if where == "cost":
-                return Evaluation(base.cost.masked_fill(wrong, torch.nan), base.violation, base.names)
+            if where != "violation":
+                bad = torch.nan if where == "cost" else -torch.inf
+                return Evaluation(base.cost.masked_fill(wrong, bad), base.violation, base.names)
             nan = base.violation.masked_fill(wrong[:, :, None], torch.nan)
             return Evaluation(base.cost, nan, base.names)
 
@@ -157,6 +181,7 @@ def check_nan_raises(make: PlannerFactory) -> None:
         else:
             raise AssertionError(f"NaN in the {where} went unheard; the answer cost {plan.cost.tolist()}")
     _check_nan_after_another_stopped(make)
+    _check_nan_of_the_start(make)
 
 
 def _check_nan_after_another_stopped(make: PlannerFactory) -> None:
@@ -176,6 +201,18 @@ def _check_nan_after_another_stopped(make: PlannerFactory) -> None:
         raise AssertionError("NaN in the one problem still being solved went unheard")
 
 
+def _check_nan_of_the_start(make: PlannerFactory) -> None:
+    def cost(actions: Tensor, problems: Tensor) -> Evaluation:
+        base = Bowl(torch.zeros(1, 2, 2))(actions, problems)
+        return Evaluation(base.cost.masked_fill((actions == 0.5).flatten(2).all(dim=-1), torch.nan), base.violation)
+
+    try:
+        solve(make(box(2)), cost, torch.full((1, 2, 2), 0.5))
+    except NotFiniteError:
+        return
+    raise AssertionError("NaN in the start's cost went unheard")
+
+
 def check_constraints_first(make: PlannerFactory) -> None:
     """A plan that keeps the constraints wins over a cheaper one that does not, and is a good one."""
     goals = torch.full((1, 2, 2), 0.8)
@@ -183,6 +220,31 @@ def check_constraints_first(make: PlannerFactory) -> None:
     assert plan.names == ("first_step",), "the constraints' names were lost"
     assert float(plan.violation.max()) == 0.0, f"a broken constraint won: {plan.violation.tolist()}"
     assert float(plan.cost[0]) < 1.1, f"feasible, and needlessly dear: {float(plan.cost[0]):.3g} (least 0.72)"
+
+
+def check_several_constraints(make: PlannerFactory) -> None:
+    """What is told of each constraint is of the plan returned, by its name. All are kept where that can be; where two
+    contradict each other, their sum counts."""
+    goals = torch.full((1, 2, 2), 0.8)
+
+    def cost(actions: Tensor, problems: Tensor, low: float = -0.2) -> Evaluation:
+        x, y = actions[:, :, 0, 0], actions[:, :, 1, 1]
+        broken = torch.stack((3 * (x - 0.4).clamp(min=0), (y + 0.1).clamp(min=0), (low - x).clamp(min=0)), dim=-1)
+        return Evaluation(Bowl(goals)(actions, problems).cost, broken, ("x", "y", "low"))
+
+    def against_each_other(actions: Tensor, problems: Tensor) -> Evaluation:
+        return cost(actions, problems, low=0.9)
+
+    for told, least in ((cost, 0.0), (against_each_other, 0.5)):
+        plan = solve(make(box(2)), told, torch.zeros(1, 2, 2))
+        again = told(plan.actions[:, None], torch.arange(1))
+        assert_near(plan.violation, again.violation[:, 0], 1e-6, "the violations told")
+        assert_near(plan.cost, again.cost[:, 0], 1e-5, "the cost told")
+        assert plan.names == ("x", "y", "low"), f"the constraints are named {plan.names}"
+        names = tuple(name for name, value in zip(plan.names, again.violation[0, 0].tolist(), strict=True) if value > 0)
+        assert plan.held_by == (names,), f"the plan is held by {names}, not by {plan.held_by}"
+        total = float(plan.violation.sum())
+        assert total == 0 if least == 0 else total < least + 0.05, f"broken by {total:.3g}, {least} is possible"
 
 
 def check_all_infeasible_progresses(make: PlannerFactory) -> None:

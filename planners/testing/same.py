@@ -23,7 +23,7 @@ from vjepa_mpc.planners.testing.worlds import (
 
 def check_same_seed_same_plan(make: PlannerFactory) -> None:
     """The same seed gives the same plan to the bit; the generators handed in are really used."""
-    budget, init = Budget(max_evaluations=60), torch.full((2, 3, 2), 0.9)
+    budget, init = Budget(max_evaluations=150), torch.full((2, 3, 2), 0.9)
 
     def cost(actions: Tensor, problems: Tensor) -> Evaluation:  # many valleys: where one ends is chance
         total = (actions.square() + 0.3 * (15 * actions).sin()).flatten(2).sum(dim=-1)
@@ -39,6 +39,24 @@ def check_same_seed_same_plan(make: PlannerFactory) -> None:
     assert tried != [(record.mean_cost, record.std) for record in other.iterations], "another seed tried the same"
 
 
+def check_keeps_nothing_between_plans(make: PlannerFactory) -> None:
+    """A planner answers a task as if it were its first, and leaves what it is handed as it was."""
+    planner, budget = make(box(2)), Budget(max_evaluations=150)
+    bowl, init, given = Bowl(distinct_goals(2, 2, 2)), torch.full((2, 2, 2), 0.4), torch.full((2, 3, 2, 2), -3.0)
+    handed = init.clone(), given.clone()
+
+    def planned(start: Tensor, bowl: Bowl, suggestions: Tensor | None) -> Tensor:
+        rng = generators(len(start))
+        return planner.plan(bowl, start, budget=budget, generators=rng, suggestions=suggestions).actions
+
+    first = planned(init, bowl, None)
+    planned(torch.full((3, 4, 2), -0.9), Bowl(distinct_goals(3, 4, 2, seed=8)), None)
+    planned(init, bowl, given)
+    assert torch.equal(init, handed[0]), "planning changed the start it was handed"
+    assert torch.equal(given, handed[1]), "planning changed the suggestions it was handed"
+    assert torch.equal(planned(init, bowl, None), first), "the same planner answers otherwise after other tasks"
+
+
 def check_global_generators_untouched(make: PlannerFactory) -> None:
     """torch's and numpy's own generators are not moved, and no global generator changes the plan.
 
@@ -47,13 +65,13 @@ def check_global_generators_untouched(make: PlannerFactory) -> None:
     cost, init = Bowl(distinct_goals(1, 2, 2)), torch.zeros(1, 2, 2)
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        first = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=60))
+        first = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=150))
         assert torch.equal(kept[0], torch.get_rng_state()), "torch's global generator was moved"
         assert repr(kept[1]) == repr(np.random.get_state()), "numpy's global generator was moved"
         torch.manual_seed(1234)
         np.random.seed(1234)
         random.seed(1234)
-        again = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=60))
+        again = solve(make(box(2)), cost, init, budget=Budget(max_evaluations=150))
         assert torch.equal(first.actions, again.actions), "a global seed changed the plan"
     finally:
         torch.set_rng_state(kept[0])
@@ -79,7 +97,7 @@ def check_batch_equals_loop(make: PlannerFactory) -> None:
     for horizon, size in ((3, 2), (1, 1)):
         goals = distinct_goals(2, horizon, size)
         init = 0.1 * distinct_goals(2, horizon, size, seed=9)
-        budget = Budget(max_evaluations=60)
+        budget = Budget(max_evaluations=150)
         together = solve(make(box(size)), Bowl(goals, limit=0.1), init, budget=budget)
         for problem in range(2):
             one = slice(problem, problem + 1)
@@ -128,6 +146,8 @@ def check_problems_stop_one_by_one(make: PlannerFactory) -> None:
     plan = solve(make(box(2)), Bowl(goals), init, budget=Budget(target=easy))
     assert [ending.stopped for ending in plan.endings] == ["target"] * 3, "an easy target was not seen to be met"
     assert bool((plan.cost <= easy).all()), "the answer said to meet the target does not"
+    plan = solve(make(box(2)), Bowl(goals), goals.clone(), budget=Budget(target=0.0))
+    assert [ending.stopped for ending in plan.endings] == ["target"] * 3, "what costs the target did not meet it"
     plan = solve(make(box(2)), Bowl(goals, limit=-0.5), torch.zeros(3, 2, 2), budget=Budget(target=100.0))
     met = torch.tensor([ending.stopped == "target" for ending in plan.endings])
     assert float(plan.violation[met].sum()) == 0, "a plan that breaks a constraint was said to meet the target"

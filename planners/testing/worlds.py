@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,8 @@ from torch import Tensor
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction, Evaluation, Planner
 
 PlannerFactory = Callable[[Bounds], Planner]
+Plant = Callable[[Any, str, Any], None]
+"""Replaces an attribute (owner, name, value) until a check is over: how a defect is planted."""
 
 
 def generators(problems: int, seed: int = 0) -> list[torch.Generator]:
@@ -26,14 +29,14 @@ def box(size: int, half: float = 1.0) -> Bounds:
 
 @dataclass(frozen=True)
 class Bowl:
-    """cost = sum over steps and actions of weight * (action - goal)^2, and no constraints unless `limit` is
-    given: then the sum of the first step's actions must not exceed it.
+    """cost = sum over steps and actions of weight * (action - goal)^2, a weight for each action or for each step and
+    action, and no constraints unless `limit` is given: then the sum of the first step's actions must not exceed it.
 
     Added up term by term, so that the numbers do not depend on how many candidates are asked for.
     """
 
     goals: Float[Tensor, "b h a"]
-    weight: Float[Tensor, "a"] | None = None
+    weight: Float[Tensor, "*steps a"] | None = None
     limit: float | None = None
 
     def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:

@@ -77,6 +77,17 @@ def test_icem_population_decays_to_twice_the_elites() -> None:
     assert any(torch.equal(plan.others[0, 0], candidate) for candidate in watch.candidates[0])
 
 
+def test_icems_mean_is_a_candidate_of_the_last_iteration_alone() -> None:
+    proposal = ICEMProposal(ICEMSettings(samples=6, elites=2, iterations=2))
+    state = proposal.init(torch.zeros(1, 2, 1), box(1), 2)
+    samples = proposal.sample(state, 6, generators(1))
+    state = proposal.update(state, samples, judged([3.0, 1.0, 2.0, 5.0, 4.0, 6.0]))
+    last = proposal.sample(state, 4, generators(1))
+    assert torch.equal(last[:, -1], state.cem.mean) and state.left == 1
+    earlier = proposal.sample(proposal.init(torch.zeros(1, 2, 1), box(1), 2), 4, generators(1))
+    assert not bool((earlier == 0).any())
+
+
 def test_icem_learns_from_the_elites_of_the_step_before() -> None:
     """What the last plan's elites were shifted to is judged with the first population, ahead of nothing else."""
     goals = torch.full((1, 3, 1), 0.9)
@@ -153,6 +164,29 @@ def test_cma_is_the_package_used_directly() -> None:
         np.testing.assert_allclose(population[0].flatten(1).numpy(), np.stack(asked), atol=1e-12)
         search.tell(asked, [float(((x - goals.flatten().numpy()) ** 2).sum()) for x in asked])
     assert float(plan.cost[0]) < 0.05
+
+
+def test_cma_is_told_what_was_judged_where_that_was_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package learns from a suggestion as if it had asked for it: its position, and its rank."""
+    import cma
+
+    told: list[tuple[list[Any], list[float]]] = []
+    original = cma.CMAEvolutionStrategy.tell
+
+    def tell(self: Any, points: list[Any], ranks: list[float], *rest: Any, **more: Any) -> Any:
+        told.append((points, ranks))
+        return original(self, points, ranks, *rest, **more)
+
+    monkeypatch.setattr(cma.CMAEvolutionStrategy, "tell", tell)
+    goals = torch.tensor([[[1.2, -0.8]]], dtype=torch.float64)
+    watch = Watch(Bowl(goals))
+    CMAES(box(2, half=2.0), CMASettings(samples=6, iterations=1)).plan(
+        watch, goals * 0, budget=Budget(), generators=generators(1), suggestions=goals[:, None]
+    )
+    (points, ranks), population = told[0], watch.asked[1][0, :, 0]
+    torch.testing.assert_close(torch.tensor([list(point) for point in points]), population / 2, atol=1e-9, rtol=0)
+    order = (population - goals[0]).square().sum(dim=-1).argsort()
+    assert [int(i) for i in torch.tensor(ranks).argsort()] == order.tolist() and ranks[-1] == 0
 
 
 def test_cma_learns_a_rotated_valley_that_cem_walks_along() -> None:

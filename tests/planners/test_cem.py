@@ -74,6 +74,20 @@ def test_update_moves_to_the_elites_with_momentum() -> None:
     assert float(state.mean) == pytest.approx(0.25 * 1.5 + 0.75 * 3)
 
 
+def test_elites_that_are_kept_keep_their_own_costs_and_each_step_its_spread() -> None:
+    """Two steps, two elites, both kept: the better of them alone is an elite beside a better newcomer."""
+    settings = CEMSettings(samples=3, elites=2, momentum_mean=0, momentum_std=0, std_floor=0, keep_fraction=1.0)
+    proposal = CEMProposal(settings)
+    state = proposal.init(torch.zeros(1, 2, 1), box(1, 10.0), 3)
+    plans = torch.tensor([[5.0, 9.0], [1.0, 2.0], [3.0, 8.0]]).reshape(1, 3, 2, 1)
+    state = proposal.update(state, plans, judged([9.0, 2.0, 1.0]))
+    assert state.mean.flatten().tolist() == [2.0, 5.0] and state.std.flatten().tolist() == [1.0, 3.0]
+    assert state.kept is not None and state.kept.cost.tolist() == [[1.0, 2.0]]
+    assert torch.equal(state.kept_actions, plans[:, [2, 1]])
+    state = proposal.update(state, plans + 4, judged([9.0, 1.5, 9.0]))
+    assert state.mean.flatten().tolist() == [4.0, 7.0]  # of (3, 8), kept, and (5, 6), new
+
+
 def test_rejected_candidates_are_no_elites() -> None:
     """Two usable of four elites give the mean and half of the variance; one alone leaves it as it was."""
     settings = CEMSettings(samples=4, elites=4, momentum_mean=0, momentum_std=0, std=(4.0,), keep_fraction=0)

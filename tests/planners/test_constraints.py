@@ -28,6 +28,7 @@ from vjepa_mpc.planners import (
     RandomShooting,
     ShootingSettings,
 )
+from vjepa_mpc.planners.lagrangian import _Price
 from vjepa_mpc.planners.testing import Bowl, box, solve
 
 GOAL = torch.full((1, 2, 2), 0.8)
@@ -84,6 +85,14 @@ def test_each_problem_learns_its_own_prices() -> None:
     plan = solve(AugmentedLagrangian(LBFGS(box(2))), cost, torch.zeros(2, 2, 2))
     torch.testing.assert_close(plan.actions[0, 0], torch.full((2,), 0.2), atol=0.02, rtol=0)
     torch.testing.assert_close(plan.actions[1], goals[1], atol=1e-3, rtol=0)
+
+
+def test_prices_rise_by_what_is_still_broken() -> None:
+    """By hand (Nocedal and Wright 2006, framework 17.3): the multiplier by weight * v, the weight where v is stuck."""
+    price = _Price(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 10.0, 10.0]]))
+    before, now = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
+    after = price.after(before, now, growth=4.0, shrink=0.5)
+    assert after.multiplier.tolist() == [[3.5, 9.5, 3.0]] and after.weight.tolist() == [[10.0, 40.0, 10.0]]
 
 
 def test_what_makes_no_sense_is_refused() -> None:

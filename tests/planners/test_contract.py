@@ -50,9 +50,13 @@ from vjepa_mpc.planners.testing import (
     SEARCHES_WELL,
     PlannerFactory,
     check_bounds_kept,
+    check_descends_from_the_start,
     check_draws_anew,
     check_draws_around_the_best,
     check_finds_the_global_optimum,
+    check_learns_curvature,
+    check_learns_prices,
+    check_never_steps_up,
     check_spends_the_whole_budget,
 )
 
@@ -97,9 +101,11 @@ PLANNERS: dict[str, PlannerFactory] = {
     "predictive": lambda bounds: PredictiveSampling(bounds, PredictiveSettings(samples=128, iterations=20)),
     "published": lambda bounds: PublishedCEM(bounds, PublishedSettings(samples=200, elites=20, iterations=20)),
     "gradient": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=4, steps=60)),
-    "gradient-noisy": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=60, action_noise=0.005)),
+    "gradient-noisy": lambda bounds: GradientPlanner(
+        bounds, GradientSettings(starts=2, steps=60, action_noise=0.005, chunk=1)
+    ),
     "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=4, steps=30)),
-    "lagrangian": lambda bounds: LagrangianLBFGS(bounds, LagrangianLBFGSSettings(starts=4, steps=30, rounds=3)),
+    "lagrangian": lambda bounds: LagrangianLBFGS(bounds, LagrangianLBFGSSettings(starts=2, steps=25, rounds=3)),
     "cem-then-lbfgs": lambda bounds: Refined(
         CEM(bounds, CEMSettings(samples=64, elites=8, iterations=12)), LBFGS(bounds, LBFGSSettings(starts=2, steps=12))
     ),
@@ -117,6 +123,13 @@ GLOBAL = (
 
 DESCENDING = ("gradient", "gradient-noisy", "lbfgs", "lagrangian", "cem-then-lbfgs")
 DRAWING = tuple(name for name in PLANNERS if name not in DESCENDING)
+PROMISES: dict[Callable[[PlannerFactory], None], tuple[str, ...]] = {
+    check_draws_around_the_best: ("predictive",),
+    check_descends_from_the_start: ("gradient", "gradient-noisy", "lbfgs", "lagrangian"),
+    check_learns_curvature: ("lbfgs",),
+    check_never_steps_up: ("lbfgs",),
+    check_learns_prices: ("lagrangian",),
+}
 
 
 # V-JEPA 2-AC's planner returns its mean, be it worse than its start, and begins at zero: what it does not promise.
@@ -158,8 +171,12 @@ def test_draws_anew(name: str) -> None:
     check_draws_anew(PLANNERS[name])
 
 
-def test_predictive_sampling_draws_around_the_best() -> None:
-    check_draws_around_the_best(PLANNERS["predictive"])
+@pytest.mark.parametrize(
+    ("check", "name"), [(check, name) for check, names in PROMISES.items() for name in names],
+    ids=lambda value: getattr(value, "__name__", value),
+)  # fmt: skip
+def test_keeps_its_promise(check: Callable[[PlannerFactory], None], name: str) -> None:
+    check(PLANNERS[name])
 
 
 @pytest.mark.parametrize("name", marked(PLANNERS))

@@ -59,6 +59,23 @@ def test_the_first_step_is_adams() -> None:
     torch.testing.assert_close(watch.asked[2][0, 0, 0], torch.tensor([0.2, -0.2]))
 
 
+def test_every_step_is_adams() -> None:
+    """Beside torch's own Adam, its learning rate along the same half cosine."""
+    goal, steps = torch.tensor([[[0.6, -0.3]]], dtype=torch.float64), 12
+    watch = Watch(Bowl(goal))
+    settings = GradientSettings(starts=1, steps=steps, learning_rate=0.05, gradient_clip=100.0)
+    solve(GradientPlanner(box(2), settings), watch, torch.zeros(1, 1, 2, dtype=torch.float64))
+    here = torch.zeros(1, 1, 2, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([here], lr=0.05)
+    rates = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    for asked in watch.asked[1 : steps + 1]:
+        torch.testing.assert_close(asked[:, 0], here.detach(), atol=1e-9, rtol=0)
+        adam.zero_grad()
+        (here - goal).square().sum().backward()
+        adam.step()
+        rates.step()
+
+
 def test_gradients_are_clipped_for_each_start() -> None:
     slopes = torch.tensor([3.0, 4.0, 0.3, 0.4]).reshape(1, 2, 2, 1)
     torch.testing.assert_close(clipped(slopes, 1.0).flatten(), torch.tensor([0.6, 0.8, 0.3, 0.4]))
