@@ -20,6 +20,7 @@ def train_critic(
     expectile: float = typer.Option(0.1, help="Below 0.5: the lower, the more the shortest ways of the logs count."),
     lookahead: int = typer.Option(8, help="Control steps between a frame and the one it learns from, at most."),
     elsewhere: float = typer.Option(0.5, help="Share of the goals that are frames of other episodes, alike in look."),
+    most: int = typer.Option(150, help="Control steps that no goal counts for more than."),
     channels: int = typer.Option(32, help="What is read at each position of the latents."),
     width: int = typer.Option(384, help="Width of the layers after that."),
     camera: str | None = typer.Option(None, help="Camera (default: the model's)."),
@@ -49,7 +50,7 @@ def train_critic(
     if steps is not None and minutes is not None:
         raise InputError("Give --steps or --minutes, not both.")
     settings = CriticSettings(
-        expectile=expectile, lookahead=lookahead, elsewhere=elsewhere, channels=channels, width=width
+        expectile=expectile, lookahead=lookahead, elsewhere=elsewhere, most=most, channels=channels, width=width
     )
     if steps is None and minutes is None:
         minutes = 5.0
