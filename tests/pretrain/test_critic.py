@@ -252,12 +252,13 @@ def test_a_model_without_a_critic_is_not_asked(plain: Path) -> None:
 
 def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Callable[..., Any]) -> None:
     short = "--steps", 2, "--batch", 8
-    code, out, told = leave("train-critic", plain, store, *short, "--weight", 0.5, "--out", tmp_path)
+    code, out, told = leave("train-critic", plain, store, *short, "--weight", 0.5, "--most", 40, "--out", tmp_path)
     assert code == 0 and "done after 2 steps" in out and "rank correlation" in told
     before, after = WorldModel.from_pretrained(plain), WorldModel.from_pretrained(tmp_path / "model")
     assert after.config.search is not None and after.config.search.critic == 0.5
     assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items())
     assert "train-critic" in (tmp_path / "model/README.md").read_text()
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["critic"]["most"] == 40
     code, out, told = leave("train-critic", plain, store, *short, "--weight", "inf", "--out", tmp_path / "b")
     assert code == 2 and "critic weight" in told and not (tmp_path / "b").exists()
     code, out, told = leave("train-critic", plain, store, "--steps", 2, "--minutes", 1, "--out", tmp_path / "b")
