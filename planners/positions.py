@@ -28,7 +28,8 @@ class Positions:
         centre, half = bounds.high / 2 + bounds.low / 2, bounds.high / 2 - bounds.low / 2
         if horizon is not None:
             centre, half = centre.repeat(horizon, 1), half.repeat(horizon, 1)
-        reach = torch.minimum(bounds.high.clamp(max=centre + half) - centre, centre - bounds.low.clamp(min=centre - half))
+        top, bottom = bounds.high.clamp(max=centre + half), bounds.low.clamp(min=centre - half)
+        reach = torch.minimum(top - centre, centre - bottom)
         return Positions(bounds, centre, half, torch.where(reach > 0, reach, 1.0))
 
     def rows(self, problems: Int[Tensor, "r"]) -> Positions:

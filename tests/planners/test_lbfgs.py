@@ -100,7 +100,7 @@ def test_a_start_whose_trial_brought_nothing_halves_it_while_the_others_go_on() 
 
 
 def test_a_bound_holds_wherever_the_box_lies() -> None:
-    """The nearest float32s to a box's centre and half are not its own: what is at a bound is at -1 or 1 all the same."""
+    """The float32s nearest to a box's centre and half are not quite those: what is at a bound is at -1 or 1."""
     generator = torch.Generator().manual_seed(0)
     low = torch.rand(1000, generator=generator) * 200 - 100
     bounds = Bounds(low, low + 0.01 + torch.rand(1000, generator=generator))
