@@ -167,7 +167,8 @@ def test_refining_goes_on_from_what_sampling_found() -> None:
 def test_a_refined_plan_ends_as_its_problems_do() -> None:
     cem = CEM(box(2), CEMSettings(samples=32, elites=4, iterations=5))
     planner, task = Refined(cem, LBFGS(box(2), LBFGSSettings(steps=5))), Bowl(torch.full((2, 2, 2), 0.3))
-    for limit, why in ((1, "max_evaluations"), (130, "max_evaluations"), (170, "max_evaluations"), (None, "iterations")):
+    for limit in (1, 130, 170, None):
+        why = "max_evaluations" if limit else "iterations"
         plan = solve(planner, task, torch.zeros(2, 2, 2), budget=Budget(max_evaluations=limit))
         assert {plan.stopped, *(ending.stopped for ending in plan.endings)} == {why}, f"with {limit} evaluations"
 
