@@ -200,6 +200,20 @@ def test_the_time_a_policy_takes_is_the_plans() -> None:
     assert plan.iterations[0].seconds == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("limit", [None, 9, 3, 2])
+def test_a_suggestion_no_curve_can_follow_is_judged_as_it_is(limit: int | None) -> None:
+    goals = torch.tensor([[[0.6], [-0.3], [0.7], [-0.5]], [[-0.6], [0.3], [-0.7], [0.5]]])
+    watch, planner = Watch(Bowl(goals)), ByKnots(CEM(box(1)), Blocks(2))
+    given = torch.stack((goals, -goals), dim=1)
+    plan = planner.plan(
+        watch, goals * 0, budget=Budget(max_evaluations=limit), generators=generators(2), suggestions=given
+    )
+    assert watch.candidates.shape[1] == plan.evaluations == plan.endings[1].evaluations
+    assert limit is None or plan.evaluations == limit
+    if limit != 2:  # half of what is left of two is none
+        assert torch.equal(plan.actions, goals)
+
+
 def test_bounds_of_one_kind_are_kept_in_the_plans_type() -> None:
     bounds = Limits(torch.tensor([-0.1]).double(), torch.tensor([0.1]).double(), balls=(Ball((0,), 0.05),))
     plan = solve(CEM(bounds), Bowl(torch.ones(1, 2, 1)), torch.zeros(1, 2, 1))
