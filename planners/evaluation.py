@@ -210,6 +210,7 @@ class Ledger:
         self._cost_fn = cost_fn
         self._budget = budget
         self._began = time.perf_counter()
+        self._names: tuple[str, ...] | None = None
         self.evaluations = 0  # of each problem still being solved
 
     @property
@@ -267,6 +268,12 @@ class Ledger:
         evaluation = self._cost_fn(actions, problems)
         self.evaluations += actions.shape[1]
         check_evaluation(evaluation, actions, problems)
+        names, self._names = self._names, evaluation.names
+        if names is not None and names != evaluation.names:  # a constraint told late would not be kept
+            raise InputError(
+                f"The cost function names its constraints {evaluation.names}, and {names} before; name the same in "
+                "every answer, with a violation of 0 where one is kept."
+            )
         return evaluation
 
 

@@ -95,9 +95,9 @@ class KnotSettings:
 class ByKnots:
     """A planner whose decisions are knots of a curve over the horizon.
 
-    The start is judged as it is; the search begins at the knots that come nearest to it (least squares). The
-    better of the two answers is returned, so a start that no curve can follow is not lost. Bounds hold for
-    knots and actions alike: rates of `Limits` from knot to knot, too.
+    The start, and what is suggested, are judged as they are; the search begins at the knots that come nearest to the
+    start (least squares). The best of all is returned, so a start that no curve can follow is not lost. Bounds hold
+    for knots and actions alike: rates of `Limits` from knot to knot, too.
     """
 
     def __init__(self, planner: Planner, curve: Curve) -> None:
@@ -118,21 +118,22 @@ class ByKnots:
         ledger = Ledger(cost_fn, replace(budget, deadline_s=None))
         bounds = check_task(init, self.bounds, budget, generators, suggestions)
         start = bounds.clip(init)
+        matrix = self.curve(init.shape[1])
+        judged = torch.cat((start[:, None], self._off_curve(start, bounds, budget, suggestions, matrix)), dim=1)
         with torch.no_grad():
-            first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
-        before_s = ledger.seconds
-        kept = Best(start, first.cost[:, 0], first.violation[:, 0])
+            first = ledger.evaluate(judged, torch.arange(len(start), device=start.device))
+        before_s, count = ledger.seconds, ledger.evaluations
+        kept = Best(start, first.cost[:, 0], first.violation[:, 0]).improved_by(judged, first)
         late = budget.deadline_s is not None and before_s >= budget.deadline_s
         met = kept.meets(budget.target)
-        if bool(met.all()) or late or budget.max_evaluations == 1:
+        if bool(met.all()) or late or budget.max_evaluations == count:
             why = "target" if bool(met.all()) else "deadline" if late else "max_evaluations"
-            ends = (Ending(1, why),) * len(start)
-            return ActionPlan(start, kept.cost, kept.violation, first.names, 1, before_s, why, (), ends)
-        matrix = self.curve(init.shape[1])
+            ends = (Ending(count, why),) * len(start)
+            return ActionPlan(kept.actions, kept.cost, kept.violation, first.names, count, before_s, why, (), ends)
         to_actions, to_knots = matrix.to(init), torch.linalg.pinv(matrix).to(init)
         rest = replace(
             budget,
-            max_evaluations=None if budget.max_evaluations is None else budget.max_evaluations - 1,
+            max_evaluations=None if budget.max_evaluations is None else budget.max_evaluations - count,
             deadline_s=None if budget.deadline_s is None else max(0.0, budget.deadline_s - before_s),
         )
         found = self.planner.plan(
@@ -142,15 +143,30 @@ class ByKnots:
             generators=generators,
             suggestions=None if suggestions is None else to_knots @ suggestions.to(init),
         )
-        plan = _better(kept, found, bounds, to_actions, before_s)
+        plan = _better(kept, found, bounds, to_actions, before_s, count)
         done = zip(met.tolist(), plan.endings, strict=True)
-        return replace(plan, endings=tuple(Ending(1, "target") if start else ending for start, ending in done))
+        return replace(plan, endings=tuple(Ending(count, "target") if start else ending for start, ending in done))
+
+    def _off_curve(
+        self,
+        start: Float[Tensor, "b h a"],
+        bounds: Bounds,
+        budget: Budget,
+        suggestions: Float[Tensor, "b m h a"] | None,
+        matrix: Float[Tensor, "h k"],
+    ) -> Float[Tensor, "b s h a"]:
+        """The suggestions that are judged as they are, since a curve comes near to them only: for half of the
+        evaluations at most. None where there are as many knots as steps."""
+        if suggestions is None or matrix.shape[0] <= matrix.shape[1]:
+            return start[:, None][:, :0]
+        room = suggestions.shape[1] if budget.max_evaluations is None else (budget.max_evaluations - 1) // 2
+        return bounds.clip(suggestions[:, :room].to(start))
 
 
 @dataclass(frozen=True)
 class _Unrolled:
-    """The cost of knots: that of the actions they stand for. Of a problem whose start `met` the target nothing is asked
-    any more: all its knots cost what its start does, so that the planner is done with it at once."""
+    """The cost of knots: that of the actions they stand for. Of a problem where what was judged first `met` the target
+    nothing is asked any more: all its knots cost what that does, so that the planner is done with it at once."""
 
     cost_fn: CostFunction
     to_actions: Float[Tensor, "h k"]
@@ -171,9 +187,10 @@ class _Unrolled:
 
 
 def _better(
-    kept: Best, found: ActionPlan, bounds: Bounds, to_actions: Float[Tensor, "h k"], before_s: float
+    kept: Best, found: ActionPlan, bounds: Bounds, to_actions: Float[Tensor, "h k"], before_s: float, count: int
 ) -> ActionPlan:
-    """The plan found, unrolled, or the start where that is better; with the start's evaluation counted."""
+    """The plan found, unrolled, or what was `kept` where that is better; with the `count` evaluations before counted.
+    """
     unrolled = bounds.clip(to_actions @ found.actions)
     best = kept.improved_by(
         unrolled[:, None], Evaluation(found.cost[:, None], found.violation[:, None], found.names)
@@ -186,12 +203,12 @@ def _better(
         actions=best.actions,
         cost=best.cost,
         violation=best.violation,
-        evaluations=found.evaluations + 1,
+        evaluations=found.evaluations + count,
         seconds=found.seconds + before_s,
         iterations=tuple(
-            replace(record, evaluations=record.evaluations + 1, seconds=record.seconds + before_s)
+            replace(record, evaluations=record.evaluations + count, seconds=record.seconds + before_s)
             for record in found.iterations
         ),
-        endings=tuple(replace(ending, evaluations=ending.evaluations + 1) for ending in found.endings),
+        endings=tuple(replace(ending, evaluations=ending.evaluations + count) for ending in found.endings),
         others=others,
     )

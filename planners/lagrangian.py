@@ -20,6 +20,9 @@ from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction, En
 from vjepa_mpc.planners.evaluation import Best, Ledger, check_task
 from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
 
+SHORTEST_ROUND = 24
+"""Evaluations, and times that of judging a plan, below which more rounds lead less far."""
+
 
 @dataclass(frozen=True)
 class LagrangianSettings:
@@ -37,8 +40,8 @@ class AugmentedLagrangian:
     """A descending planner, round after round on what its constraints are found to be worth.
 
     What a fixed penalty cannot know, the price of a constraint in units of the cost, is learned: constraints in any
-    unit are kept. Evaluations are shared out evenly among the rounds; the answer is the best of the start and of
-    what the rounds ended at, each judged by the true cost, feasible first.
+    unit are kept. Evaluations are shared out evenly among the rounds, which are fewer where there are few of them; the
+    answer is the best of the start and of what the rounds ended at, each judged by the true cost, feasible first.
     """
 
     def __init__(
@@ -81,7 +84,8 @@ class AugmentedLagrangian:
         price = _Price(torch.zeros_like(best.violation), torch.full_like(best.violation, self.weight))
         spent, records, stopped = ledger.evaluations, [], "iterations"
         each = [spent] * len(start)
-        for left in range(self.rounds, 0, -1):
+        rounds = _rounds(self.rounds, budget, spent, ledger.seconds, judging_s)
+        for left in range(rounds, 0, -1):
             begun_s = ledger.seconds
             part = _share(budget, spent, begun_s, left, judging_s)
             if isinstance(part, str):
@@ -90,8 +94,11 @@ class AugmentedLagrangian:
             exact = left == 1
             inner = self.planner.plan(
                 _Priced(cost_fn, price, exact), found.actions, budget=part, generators=generators,
-                suggestions=suggestions if left == self.rounds else None,
+                suggestions=suggestions if left == rounds else None,
             )  # fmt: skip
+            if not inner.iterations and ledger.late():  # it came no further than its start, which is judged already
+                spent, each, stopped = spent + inner.evaluations, [n + inner.evaluations for n in each], "deadline"
+                break
             with torch.no_grad():
                 judged = ledger.evaluate(inner.actions[:, None], torch.arange(len(start), device=start.device))
             records += [
@@ -111,7 +118,6 @@ class AugmentedLagrangian:
             best.actions, best.cost, best.violation, first.names, spent, ledger.seconds, stopped,
             tuple(records), tuple(Ending(count, stopped) for count in each),
         )  # fmt: skip
-
 
     def _with_suggested(
         self, best: Best, ledger: Ledger, bounds: Bounds, suggestions: Float[Tensor, "b m h a"] | None
@@ -176,8 +182,9 @@ class _Price:
     ) -> _Price:
         """The prices of the next round."""
         stuck = now > shrink * before
+        rise = torch.where(now == torch.inf, 0.0, self.weight * now)  # which says nothing of a price
         return _Price(
-            self.multiplier + self.weight * now, torch.where(stuck & (now > 0), growth * self.weight, self.weight)
+            self.multiplier + rise, torch.where(stuck & (now > 0), growth * self.weight, self.weight)
         )
 
 
@@ -193,12 +200,21 @@ class _Priced:
     def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
         found = self.cost_fn(actions, problems)
         multiplier, weight = self.price.multiplier[problems][:, None], self.price.weight[problems][:, None]
-        broken = found.violation
+        broken = found.violation.clamp(max=torch.finfo(found.violation.dtype).max)  # 0 times infinity is no number
         if self.exact:
             priced = ((2 * multiplier + weight) * broken).sum(dim=-1)
             return replace(found, cost=found.cost + priced)
         priced = (multiplier * broken + weight / 2 * broken.square()).sum(dim=-1)
         return Evaluation(found.cost + priced, broken[..., :0])
+
+
+def _rounds(wanted: int, budget: Budget, spent: int, spent_s: float, judging_s: float) -> int:
+    """As many rounds as there is something to be done in, at least the exact one."""
+    if budget.max_evaluations is not None:
+        wanted = min(wanted, (budget.max_evaluations - spent) // SHORTEST_ROUND)
+    if budget.deadline_s is not None and judging_s > 0:
+        wanted = int(min(wanted, (budget.deadline_s - spent_s) / (SHORTEST_ROUND * judging_s)))
+    return max(1, wanted)
 
 
 def _share(budget: Budget, spent: int, spent_s: float, rounds: int, judging_s: float) -> Budget | str:

@@ -14,7 +14,8 @@ from vjepa_mpc.planners.base import Bounds
 @dataclass(frozen=True)
 class Positions:
     """The map from [-1, 1] to actions inside `bounds` and back. An action without range has position 0.
-    `half` of each range, and `wide`, the same without the zeros."""
+    `half` of each range, and `wide`, the same without the zeros and rounded so that the last action of each side has
+    position -1 or 1 exactly: what a bound holds is known by that."""
 
     bounds: Bounds
     centre: Float[Tensor, "*h a"]
@@ -27,7 +28,9 @@ class Positions:
         centre, half = bounds.high / 2 + bounds.low / 2, bounds.high / 2 - bounds.low / 2
         if horizon is not None:
             centre, half = centre.repeat(horizon, 1), half.repeat(horizon, 1)
-        return Positions(bounds, centre, half, torch.where(half > 0, half, 1.0))
+        top, bottom = bounds.high.clamp(max=centre + half), bounds.low.clamp(min=centre - half)
+        reach = torch.minimum(top - centre, centre - bottom)
+        return Positions(bounds, centre, half, torch.where(reach > 0, reach, 1.0))
 
     def rows(self, problems: Int[Tensor, "r"]) -> Positions:
         """The map of these problems."""

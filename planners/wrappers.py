@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -36,8 +37,7 @@ class Refined:
     """
 
     def __init__(self, first: Planner, second: Planner, share: float = 0.75) -> None:
-        same = torch.equal(first.bounds.low, second.bounds.low) and torch.equal(first.bounds.high, second.bounds.high)
-        if not same:
+        if not _alike(first.bounds, second.bounds):
             raise InputError("The two planners have different bounds; make both with the same.")
         if not 0 < share < 1:
             raise InputError(f"The first planner's share is {share}; it must lie between 0 and 1.")
@@ -68,12 +68,21 @@ class Refined:
         spent_s = time.perf_counter() - began
         late = deadline_s is not None and spent_s >= deadline_s
         if left == 0 or late:
-            return replace(found, stopped="deadline" if late else "max_evaluations")
+            return _ended(found, "deadline" if late else "max_evaluations")
         rest = replace(
             budget, max_evaluations=left, deadline_s=None if deadline_s is None else deadline_s - spent_s
         )
         refined = self.second.plan(cost_fn, found.actions, budget=rest, generators=generators)
         return _one_after_the_other(found, refined, limit)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two bounds are of one kind and hold the same."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Bounds) and type(one) is type(other):
+        return all(_alike(getattr(one, part.name), getattr(other, part.name)) for part in fields(one))
+    return bool(type(one) is type(other) and one == other)
 
 
 def _one_after_the_other(found: ActionPlan, refined: ActionPlan, limit: int | None) -> ActionPlan:
@@ -84,22 +93,27 @@ def _one_after_the_other(found: ActionPlan, refined: ActionPlan, limit: int | No
         )
         for record in refined.iterations
     )
-    endings = tuple(
-        Ending(a.evaluations + b.evaluations, b.stopped)
-        for a, b in zip(found.endings, refined.endings, strict=True)
-    )
-    stopped = refined.stopped
-    if stopped == "iterations" and limit is not None and found.stopped == "max_evaluations":
-        stopped = "max_evaluations"
+    endings = []
+    for before, after in zip(found.endings, refined.endings, strict=True):
+        cut = after.stopped == "iterations" and limit is not None and before.stopped == "max_evaluations"
+        why = before.stopped if cut else after.stopped
+        endings.append(Ending(before.evaluations + after.evaluations, why))
+    longest = max(endings, key=lambda ending: ending.evaluations)
     return replace(
         refined,
-        evaluations=max((ending.evaluations for ending in endings), default=0),
+        evaluations=longest.evaluations,
         seconds=found.seconds + refined.seconds,
-        stopped=stopped,
+        stopped=longest.stopped,
         iterations=(*found.iterations, *later),
-        endings=endings,
+        endings=tuple(endings),
         others=found.others if refined.others is None else refined.others,
     )
+
+
+def _ended(found: ActionPlan, why: str) -> ActionPlan:
+    """The first search's answer, where the second is not begun: what met the target did not end by that."""
+    endings = tuple(ending if ending.stopped == "target" else replace(ending, stopped=why) for ending in found.endings)
+    return replace(found, stopped=max(endings, key=lambda ending: ending.evaluations).stopped, endings=endings)
 
 
 class Suggested:
@@ -119,9 +133,17 @@ class Suggested:
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
     ) -> ActionPlan:
-        """The planner's answer. Raises what it raises, and `InputError` for suggestions of the wrong shape."""
+        """The planner's answer. Raises what it raises, and `InputError` for suggestions of the wrong shape. What
+        `suggest` takes counts as the plan's time."""
+        began = time.perf_counter()
         check_task(init, self.bounds, budget, generators, suggestions)
         offered = self.suggest(init, generators)
+        check_task(init, self.bounds, budget, generators, offered)
         if suggestions is not None:
-            offered = torch.cat((suggestions, offered), dim=1)
-        return self.planner.plan(cost_fn, init, budget=budget, generators=generators, suggestions=offered)
+            offered = torch.cat((suggestions, offered.to(suggestions)), dim=1)
+        took_s = time.perf_counter() - began
+        left_s = None if budget.deadline_s is None else max(0.0, budget.deadline_s - took_s)
+        rest = replace(budget, deadline_s=left_s)
+        plan = self.planner.plan(cost_fn, init, budget=rest, generators=generators, suggestions=offered)
+        records = (replace(record, seconds=record.seconds + took_s) for record in plan.iterations)
+        return replace(plan, seconds=plan.seconds + took_s, iterations=tuple(records))

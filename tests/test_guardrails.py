@@ -16,7 +16,7 @@ from vjepa_mpc.cli.building import leg_bounds
 from vjepa_mpc.controller import Controller, ControllerState
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import ModelSpan, Penalty, WayLength
-from vjepa_mpc.governors import ChangeLimits, Guards, LastLook, Surprise, Watchdog, straight_step
+from vjepa_mpc.governors import ChangeLimits, Guards, LastLook, Moment, Surprise, Watchdog, straight_step
 from vjepa_mpc.guardrails import AvoidPictures, KeepOut, PoseBox, Situation, Workspace
 from vjepa_mpc.loop import run_episode
 from vjepa_mpc.planners.cem import CEM, CEMSettings
@@ -225,6 +225,32 @@ def test_changes_of_what_is_sent_are_limited_from_rest() -> None:
     run_episode(loop, robot, max_steps=5)
     np.testing.assert_allclose(np.array(robot.asked)[:, 0], [0.05, 0.15, 0.25, 0.3, 0.3], atol=1e-6)
     np.testing.assert_allclose(np.array(robot.asked)[:, 1], 0.3, atol=1e-6)
+
+
+def a_moment(where: torch.Tensor, *sent: np.ndarray) -> Moment:
+    model = solvable_model()
+    latent = torch.zeros(1, model.config.latent.positions, model.config.latent.dim)
+    return Moment(model, latent, 1.0, False, where, None, sent)
+
+
+def test_a_change_that_is_limited_ends_where_it_should() -> None:
+    """After a stop the arm comes to rest as fast as its limits allow, and does not swing back."""
+    for rate, bend in ((math.inf, 0.1), (0.3, 0.1), (0.2, 0.05), (0.5, 0.3), (0.1, math.inf)):
+        limits, sent = ChangeLimits((rate,), (bend,)), [np.zeros(1)]
+        for wanted in (*[1.0] * 30, *[0.0] * 30):
+            sent.append(limits(np.array([wanted]), a_moment(pose(0.0), *sent[-2:]), None).action)
+        course = np.concatenate(sent)
+        changes = np.diff(course)
+        assert np.abs(changes).max() <= rate + 1e-9 and np.abs(np.diff(changes)).max() <= bend + 1e-9
+        assert course.max() <= 1 + 1e-9 and course.min() >= -1e-9, f"overshot with {rate} and {bend}: {course}"
+        assert abs(course[30] - 1) < 1e-9 and abs(course[-1]) < 1e-9
+
+
+def test_the_last_look_sends_nothing_where_it_cannot_see() -> None:
+    model = solvable_model()
+    look = LastLook((PoseBox((-1.0, -1.0), (1.0, 1.0)),), model.states)
+    verdict = look(np.array([0.5, 0.0]), a_moment(pose(math.nan, 0.0)), None)
+    assert verdict.held and verdict.action.tolist() == [0.0, 0.0]
 
 
 def test_a_surprise_slows_and_a_great_one_stops_until_the_world_is_as_expected() -> None:

@@ -1,4 +1,5 @@
-"""What stands between a decision and the robot: each governor may slow or stop the action, never add to it.
+"""What stands between a decision and the robot: each governor may slow or stop the action, never add to it, but
+`ChangeLimits`, which goes over from one action to the next and so may still send what is no longer wanted.
 
 They are asked in order at every control step. What one remembers from step to step is a value, kept in the
 controller's state.
@@ -137,7 +138,9 @@ class Watchdog:
 @dataclass(frozen=True)
 class ChangeLimits:
     """The action sent changes by at most `rate` from one control step to the next, and that change by at most
-    `acceleration` (action units a step; one value an action, +inf for none). A robot at rest has sent zeros."""
+    `acceleration` (action units a step; one value an action, +inf for none). A robot at rest has sent zeros.
+    Changes begin to end in time: an action that stays wanted is not overshot, a stop above all, unless it came to be
+    wanted only when it was too late for that."""
 
     rate: tuple[float, ...]
     acceleration: tuple[float, ...]
@@ -156,10 +159,19 @@ class ChangeLimits:
         rest = np.zeros_like(action)
         earlier, last = (rest, rest, *moment.sent)[-2:]
         rate, bend = np.array(self.rate), np.array(self.acceleration)
-        change = np.clip(action - last, -rate, rate)
+        away = action - last
+        change = np.sign(away) * np.minimum(np.minimum(np.abs(away), rate), _last_that_ends(np.abs(away), bend))
         old = np.clip(last - earlier, -rate, rate)
         sent = last + np.clip(change, old - bend, old + bend)
         return Verdict(sent, held=not np.allclose(sent, action, atol=1e-12, rtol=0))
+
+
+def _last_that_ends(away: Float[np.ndarray, "a"], bend: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+    """The largest change after which, `bend` less at each step, the changes sum to no more than `away`: c + (c - b) +
+    (c - 2b) + ... over n steps is n c - b n (n - 1) / 2."""
+    with np.errstate(invalid="ignore"):  # inf * 0 where nothing limits it
+        steps = np.maximum(1, np.ceil((np.sqrt(1 + 8 * away / bend) - 1) / 2 - 1e-9))
+        return np.where(np.isinf(bend), away, away / steps + bend * (steps - 1) / 2)
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,8 @@ class LastLook:
         kept = torch.ones(len(SHARES), dtype=torch.bool, device=way.device)
         for rail in self.rails:
             kept &= rail.depth(way).amax(dim=-1) <= rail.depth(moment.pose) + 1e-6
-        share = SHARES[int(kept.int().argmax())]  # holding still is always kept
+        kept[-1] = True  # holding still, whatever is known of the pose
+        share = SHARES[int(kept.int().argmax())]
         return Verdict(share * action, held=share < 1)
 
 

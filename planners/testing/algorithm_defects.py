@@ -15,6 +15,7 @@ from vjepa_mpc.planners.cem import CEMProposal
 from vjepa_mpc.planners.evaluation import Best
 from vjepa_mpc.planners.gradient import AdamProposal
 from vjepa_mpc.planners.icem import ICEMProposal
+from vjepa_mpc.planners.lbfgs import LBFGSProposal
 from vjepa_mpc.planners.shooting import PredictiveProposal
 from vjepa_mpc.planners.testing.worlds import Plant
 from vjepa_mpc.planners.wrappers import Refined
@@ -158,24 +159,23 @@ def takes_every_trial(plant: Plant) -> None:
 def pairs_in_reverse(plant: Plant) -> None:
     """L-BFGS takes the oldest pair for the newest."""
     original = lbfgs._direction
-    plant(lbfgs, "_direction", lambda slope, moves, changes: original(slope, moves.flip(1), changes.flip(1)))
+    plant(lbfgs, "_direction", lambda slope, pairs: original(slope, pairs[::-1]))
 
 
 def pairs_of_another_start(plant: Plant) -> None:
     """L-BFGS remembers the next start's steps."""
-    original = lbfgs._appended
-    plant(lbfgs, "_appended", lambda pairs, newest, where: original(pairs, newest, where).roll(1, 1))
+    original = LBFGSProposal._appended
+
+    def appended(self: Any, pairs: Any, move: torch.Tensor, change: torch.Tensor, *which: Any) -> Any:
+        return original(self, pairs, move.roll(1, 0), change.roll(1, 0), *which)
+
+    plant(LBFGSProposal, "_appended", appended)
 
 
 def one_pair_only(plant: Plant) -> None:
     """L-BFGS forgets all but its last step."""
-    original = lbfgs._appended
-
-    def appended(*parts: Any) -> torch.Tensor:
-        longer = original(*parts)
-        return torch.cat((longer[:, :, :-1] * 0, longer[:, :, -1:]), dim=2)
-
-    plant(lbfgs, "_appended", appended)
+    original = LBFGSProposal._appended
+    plant(LBFGSProposal, "_appended", lambda *parts: original(*parts)[-1:])
 
 
 def prices_never_rise(plant: Plant) -> None:

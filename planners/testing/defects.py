@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
+import torch
+
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.planners.cma_es import CMAES, CMASettings
 from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings
@@ -119,6 +121,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(in_search.costs_in_single_precision, known.check_any_unit_of_cost, ONLY_CEM),
     Defect(in_search.start_overwritten, same.check_keeps_nothing_between_plans),
     Defect(in_search.last_plan_remembered, same.check_keeps_nothing_between_plans, ONLY_CEM),
+    Defect(in_search.gradients_left_off, honest.check_leaves_no_gradient_behind),
+    Defect(in_search.costs_beside_slopes_believed, honest.check_leaves_no_gradient_behind, ("gradient", "lbfgs")),
     Defect(in_search.wrong_shift, check_shift_of_the_module, ONLY_CEM),
     Defect(in_algorithm.std_is_a_variance, same.check_units, ONLY_CEM),
     Defect(in_algorithm.elites_of_the_first_problem, same.check_batch_equals_loop, ONLY_CEM),
@@ -149,10 +153,13 @@ DEFECTS: tuple[Defect, ...] = (
 
 def goes_unseen(defect: Defect, make: PlannerFactory) -> bool:
     """Whether the check passes although the defect is planted. Everything is as before afterwards."""
+    gradients = torch.is_grad_enabled()
     with contextlib.ExitStack() as stack:
         defect.plant(lambda owner, name, value: stack.enter_context(mock.patch.object(owner, name, value)) and None)
         try:
             defect.check(make)
         except AssertionError:
             return False
+        finally:
+            torch.set_grad_enabled(gradients)
     return True

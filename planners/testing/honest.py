@@ -78,7 +78,9 @@ def check_evidence(make: PlannerFactory) -> None:
 
 
 def check_leaves_no_gradient_behind(make: PlannerFactory) -> None:
-    """Parameters of the model behind the cost keep no gradient; the plan has no graph; no_grad is no bar."""
+    """Parameters of the model behind the cost keep no gradient; the plan has no graph; no_grad is no bar, and gradients
+    are on afterwards as before. A model that answers otherwise where slopes are taken is believed where they are not.
+    """
     weight = torch.nn.Parameter(torch.ones(2))
 
     def cost(actions: Tensor, problems: Tensor) -> Evaluation:
@@ -90,6 +92,16 @@ def check_leaves_no_gradient_behind(make: PlannerFactory) -> None:
     assert weight.grad is None, "planning piled gradients up in the model's parameters"
     assert not plan.actions.requires_grad and not plan.cost.requires_grad, "the plan drags a graph along"
     assert float(plan.cost[0]) < 0.1, f"no way down under no_grad: {float(plan.cost[0]):.3g} of 0.36"
+
+    def flattering(actions: Tensor, problems: Tensor) -> Evaluation:
+        found = cost(actions, problems)
+        return Evaluation(found.cost - 5 * torch.is_grad_enabled(), found.violation)
+
+    plan = solve(make(box(2)), flattering, torch.zeros(1, 2, 2))
+    assert torch.is_grad_enabled(), "planning turned gradients off for what comes after it"
+    with torch.no_grad():
+        true = flattering(plan.actions[:, None], torch.arange(1)).cost[:, 0]
+    assert_near(plan.cost, true, 1e-6, "the cost told, beside that without slopes")
 
 
 def check_makes_progress(make: PlannerFactory) -> None:

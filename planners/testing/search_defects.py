@@ -473,3 +473,25 @@ def wrong_shift(plant: Plant) -> None:
         return torch.cat((actions[:, :-1], hold.expand_as(actions[:, :1])), dim=1)
 
     plant(warm_start, "shift_plan", off_by_one)
+
+
+def gradients_left_off(plant: Plant) -> None:
+    """What plans turns gradients off and leaves them so."""
+    original = search.SearchPlanner.plan
+
+    def plan(self: Any, *parts: Any, **named: Any) -> Any:
+        found = original(self, *parts, **named)
+        torch.set_grad_enabled(False)
+        return found
+
+    plant(search.SearchPlanner, "plan", plan)
+
+
+def costs_beside_slopes_believed(plant: Plant) -> None:
+    """The best of a descent keeps the cost it had where its slope was taken."""
+    original = search._Search._last_word
+
+    def last_word(self: Any, live: Any, why: str, schedule: Any) -> Any:
+        return original(self, dataclasses.replace(live, start=live.best), why, schedule)
+
+    plant(search._Search, "_last_word", last_word)

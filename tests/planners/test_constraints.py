@@ -13,6 +13,7 @@ from vjepa_mpc.planners import (
     LBFGS,
     MPPI,
     AugmentedLagrangian,
+    Budget,
     CEMSettings,
     CMASettings,
     DiscreteCEM,
@@ -28,7 +29,7 @@ from vjepa_mpc.planners import (
     RandomShooting,
     ShootingSettings,
 )
-from vjepa_mpc.planners.lagrangian import _Price
+from vjepa_mpc.planners.lagrangian import LagrangianLBFGS, _Price
 from vjepa_mpc.planners.testing import Bowl, box, solve
 
 GOAL = torch.full((1, 2, 2), 0.8)
@@ -93,6 +94,25 @@ def test_prices_rise_by_what_is_still_broken() -> None:
     before, now = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
     after = price.after(before, now, growth=4.0, shrink=0.5)
     assert after.multiplier.tolist() == [[3.5, 9.5, 3.0]] and after.weight.tolist() == [[10.0, 40.0, 10.0]]
+
+
+@pytest.mark.parametrize("limit", [3, 10, 20, 30, 60, 140])
+def test_few_evaluations_are_spent_in_fewer_rounds(limit: int) -> None:
+    start, task = torch.full((1, 2, 2), 0.3), Bowl(GOAL, limit=0.4)  # breaks the constraint by 0.2
+    plan = solve(LagrangianLBFGS(box(2)), task, start, budget=Budget(max_evaluations=limit))
+    assert plan.evaluations == limit and plan.stopped == "max_evaluations"
+    assert limit < 10 or float(plan.violation.sum()) == 0, "no way to what is allowed was found"
+
+
+def test_an_infinite_violation_is_a_violation() -> None:
+    def cost(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        found = Bowl(GOAL, limit=0.4)(actions, problems)
+        far = actions[:, :, 0, :1] > 0.5
+        return Evaluation(found.cost, torch.where(far, torch.inf, found.violation), found.names)
+
+    for start in (0.0, 0.9):
+        plan = solve(LagrangianLBFGS(box(2)), cost, torch.full((1, 2, 2), start))
+        assert float(plan.violation.sum()) == 0 and float(plan.cost[0]) < 0.75  # least: 0.72
 
 
 def test_what_makes_no_sense_is_refused() -> None:

@@ -115,3 +115,17 @@ def test_join_keeps_order_and_names() -> None:
     whole = join(parts)
     assert whole.cost.tolist() == [[1.0, 2.0, 2.0]] and whole.names == ("a",)
     assert whole.violation.shape == (1, 3, 1)
+
+
+def test_constraints_told_late_are_refused() -> None:
+    """Told of one only where it is broken, the search would take what it knows of the start for all there is."""
+    answers = iter([(), ("limit",)])
+
+    def cost(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        names = next(answers)
+        return Evaluation(actions.sum(dim=(2, 3)), actions.new_zeros(*actions.shape[:2], len(names)), names)
+
+    ledger, actions = Ledger(cost, Budget()), torch.zeros(1, 2, 1, 1)
+    ledger.evaluate(actions, torch.arange(1))
+    with pytest.raises(InputError, match="name the same in every answer"):
+        ledger.evaluate(actions, torch.arange(1))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.planners import LBFGS, Budget, Evaluation, GradientPlanner, GradientSettings, LBFGSSettings
+from vjepa_mpc.planners import LBFGS, Bounds, Budget, Evaluation, GradientPlanner, GradientSettings, LBFGSSettings
 from vjepa_mpc.planners.lbfgs import LBFGSProposal, Pairs, _direction, _free
+from vjepa_mpc.planners.positions import Positions
 from vjepa_mpc.planners.testing import Bowl, box, solve
 
 
@@ -96,6 +97,20 @@ def test_a_start_whose_trial_brought_nothing_halves_it_while_the_others_go_on() 
     assert len(state.pairs[0]) <= 2 and state.point is not None
     torch.testing.assert_close(state.point[0, 0], torch.full((3,), 0.3))
     assert not any(bool(part[1].any()) for pair in state.pairs[0] for part in pair)
+
+
+def test_a_bound_holds_wherever_the_box_lies() -> None:
+    """The float32s nearest to a box's centre and half are not quite those: what is at a bound is at -1 or 1."""
+    generator = torch.Generator().manual_seed(0)
+    low = torch.rand(1000, generator=generator) * 200 - 100
+    bounds = Bounds(low, low + 0.01 + torch.rand(1000, generator=generator))
+    map_ = Positions.of(bounds)
+    for side, bound in ((-1.0, bounds.low), (1.0, bounds.high)):
+        assert bool((map_.of_actions(bound) == side).all())
+        ends = bounds.clip(map_.actions(torch.full((1000,), side)))
+        assert bool((map_.of_actions(ends) == side).all())
+    here = torch.rand(1000, generator=generator) * 1.8 - 0.9
+    torch.testing.assert_close(map_.of_actions(map_.actions(here)), here, atol=2e-3, rtol=0)
 
 
 def rosenbrock(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:

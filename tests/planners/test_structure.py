@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -31,6 +33,7 @@ from vjepa_mpc.planners import (
     fixed,
 )
 from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
+from vjepa_mpc.planners.testing.clock import Timed
 
 CARTESIAN = Limits(
     torch.tensor([-0.05, -0.05, -0.05, -1.0]),
@@ -155,6 +158,19 @@ def test_refining_goes_on_from_what_sampling_found() -> None:
     assert both.evaluations <= 500 and len(both.iterations) > len(alone.iterations) - 2
     with pytest.raises(InputError, match="bounds"):
         Refined(cem, LBFGS(box(2, half=2.0)))
+    limited = Limits(cem.bounds.low, cem.bounds.high, rate=torch.full((2,), 0.1))
+    with pytest.raises(InputError, match="bounds"):  # what it limits would be lost in the second search
+        Refined(CEM(limited), slopes)
+    Refined(CEM(limited), LBFGS(replace(limited)))
+
+
+def test_a_refined_plan_ends_as_its_problems_do() -> None:
+    cem = CEM(box(2), CEMSettings(samples=32, elites=4, iterations=5))
+    planner, task = Refined(cem, LBFGS(box(2), LBFGSSettings(steps=5))), Bowl(torch.full((2, 2, 2), 0.3))
+    for limit in (1, 130, 170, None):
+        why = "max_evaluations" if limit else "iterations"
+        plan = solve(planner, task, torch.zeros(2, 2, 2), budget=Budget(max_evaluations=limit))
+        assert {plan.stopped, *(ending.stopped for ending in plan.endings)} == {why}, f"with {limit} evaluations"
 
 
 def test_a_policys_plans_are_judged_in_the_first_population() -> None:
@@ -169,6 +185,33 @@ def test_a_policys_plans_are_judged_in_the_first_population() -> None:
     assert torch.equal(watch.asked[1][:, -2:], torch.cat((given, goals[:, None]), dim=1))
     with pytest.raises(InputError, match="holds NaN"):
         solve(Suggested(planner, lambda init, rng: init[:, None] * torch.nan), Bowl(goals), torch.zeros(2, 3, 1))
+
+
+def test_the_time_a_policy_takes_is_the_plans() -> None:
+    timed = Timed(Bowl(torch.full((1, 2, 1), 0.5)), lambda call, candidates: 0.05)
+
+    def slow(init: torch.Tensor, rng: object) -> torch.Tensor:
+        timed.now_s += 0.4
+        return init[:, None]
+
+    with timed.clock():
+        plan = solve(Suggested(CEM(box(1)), slow), timed, torch.zeros(1, 2, 1), budget=Budget(deadline_s=0.6))
+    assert plan.stopped == "deadline" and timed.now_s <= 0.6 and plan.seconds == pytest.approx(timed.now_s)
+    assert plan.iterations[0].seconds == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("limit", [None, 9, 3, 2])
+def test_a_suggestion_no_curve_can_follow_is_judged_as_it_is(limit: int | None) -> None:
+    goals = torch.tensor([[[0.6], [-0.3], [0.7], [-0.5]], [[-0.6], [0.3], [-0.7], [0.5]]])
+    watch, planner = Watch(Bowl(goals)), ByKnots(CEM(box(1)), Blocks(2))
+    given = torch.stack((goals, -goals), dim=1)
+    plan = planner.plan(
+        watch, goals * 0, budget=Budget(max_evaluations=limit), generators=generators(2), suggestions=given
+    )
+    assert watch.candidates.shape[1] == plan.evaluations == plan.endings[1].evaluations
+    assert limit is None or plan.evaluations == limit
+    if limit != 2:  # half of what is left of two is none
+        assert torch.equal(plan.actions, goals)
 
 
 def test_bounds_of_one_kind_are_kept_in_the_plans_type() -> None:
