@@ -56,6 +56,9 @@ class Bounds:
         """Those of these problems: a box is everyone's."""
         return self
 
+    def check_problems(self, count: int) -> None:
+        """`InputError` for bounds that are of another number of problems; these are everyone's."""
+
     def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Project actions into the box."""
         return actions.clamp(self.low.to(actions), self.high.to(actions))

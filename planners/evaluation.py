@@ -73,6 +73,7 @@ def check_task(
             raise InputError(f"Suggestions of shape {shape} do not fit a start {tuple(init.shape)}; give [b, m, h, a].")
         if not bool(torch.isfinite(suggestions).all()):
             raise InputError("A suggested plan holds NaN or infinity; leave it out.")
+    bounds.check_problems(init.shape[0])
     return bounds_like(bounds, init)
 
 

@@ -42,9 +42,10 @@ def fixed(bounds: Bounds, values: Mapping[int, float]) -> Bounds:
 class Limits(Bounds):
     """A box, balls inside it, and the largest change from one step of the horizon to the next.
 
-    `rate` [a]: in action units a step (+inf for none); `previous` [b, a]: the actions just executed, from
-    which the first step may differ by `rate` (None: the first step is free). Every candidate a cost function
-    sees keeps all of it (to rounding), so a sampling planner wastes none on what a robot would clip.
+    `rate` [a]: in action units a step (+inf for none); `previous` [b, a]: the actions just executed, one row a
+    problem or one for all, from which the first step may differ by `rate` (None: the first step is free). Every
+    candidate a cost function sees keeps all of it (to rounding), so a sampling planner wastes none on what a robot
+    would clip.
 
     The projection takes the steps in order: into the box, into each ball, then as far towards that as the
     rate allows, starting from the step before. Where a ball's members have rates their change is
@@ -69,10 +70,21 @@ class Limits(Bounds):
                 raise InputError(f"No action of {ball.members} lies in the box and within {ball.radius} of zero.")
         if self.rate is not None and not bool((self.rate > 0).all()):
             raise InputError(f"Action rates must be positive (+inf for none); got {self.rate.tolist()}.")
+        if self.previous is not None and not bool(torch.isfinite(self.previous).all()):
+            raise InputError("The actions just executed hold NaN or infinity; give what the robot was really sent.")
+
+    def check_problems(self, count: int) -> None:
+        """Refuse previous actions of another number of problems."""
+        if self.previous is not None and len(self.previous) not in (1, count):
+            raise InputError(
+                f"{count} problems need one row of previous actions, or one each; got {len(self.previous)}."
+            )
 
     def rows(self, problems: Int[Tensor, "r"]) -> Limits:
         """Those of these problems."""
-        return self if self.previous is None else replace(self, previous=self.previous[problems])
+        if self.previous is None or len(self.previous) == 1:
+            return self
+        return replace(self, previous=self.previous[problems])
 
     def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Project sequences [..., h, a]; single actions [a] or [n, a] have no step before them."""

@@ -71,7 +71,7 @@ def averaged(model: WorldModel, side: int) -> WorldModel:
     grid = own.latent.grid
     if side >= grid or grid % side:
         raise InputError(f"Latents of {grid} x {grid} cannot be averaged to {side} x {side}; choose a smaller divisor.")
-    if own.latent.parts > 1:
+    if own.latent.pooling != "mean":
         raise InputError("This model has neighbours side by side, not their mean; leave the smaller grid out.")
     if model.critic is not None:
         raise InputError("This model's critic reads the whole grid of latents; leave the smaller grid out.")

@@ -87,6 +87,23 @@ def test_a_ball_in_a_box_without_zero() -> None:
         Limits(torch.tensor([-1.0]), torch.tensor([1.0]), rate=torch.tensor([0.0]))
 
 
+def test_one_previous_action_serves_all_problems_and_other_numbers_are_refused() -> None:
+    def limits(*previous: float) -> Limits:
+        one = torch.tensor([1.0])
+        return Limits(-one, one, rate=torch.tensor([0.1]), previous=torch.tensor(previous)[:, None])
+
+    bowl, init = Bowl(torch.tensor([0.9, -0.9]).reshape(2, 1, 1).expand(2, 3, 1)), torch.zeros(2, 3, 1)
+    settings = CEMSettings(samples=32, elites=4, iterations=4)
+    plans = [
+        solve(CEM(limits(*before), settings), bowl, init, budget=Budget(target=0.25)) for before in ((0.5,), (0.5, 0.5))
+    ]
+    assert torch.equal(plans[0].actions, plans[1].actions)
+    with pytest.raises(InputError, match="2 problems need one row of previous actions, or one each; got 3"):
+        solve(CEM(limits(0.5, 0.5, 0.5), settings), bowl, init)
+    with pytest.raises(InputError, match="really sent"):
+        limits(float("nan"))
+
+
 def test_each_problem_has_its_own_previous_action() -> None:
     limits = Limits(
         torch.tensor([-1.0]), torch.tensor([1.0]), rate=torch.tensor([0.1]), previous=torch.tensor([[0.5], [-0.5]])
