@@ -86,9 +86,9 @@ class Splines:
 
 @dataclass(frozen=True)
 class KnotSettings:
-    """The curve, and the settings of the planner that chooses its knots."""
+    """The curve, as `Lines(knots=4)`, and the settings of the planner that chooses its knots."""
 
-    curve: object
+    curve: str
     planner: object
 
 
@@ -103,7 +103,7 @@ class ByKnots:
     def __init__(self, planner: Planner, curve: Curve) -> None:
         self.planner, self.curve = planner, curve
         self.bounds: Bounds = planner.bounds
-        self.settings = KnotSettings(curve, getattr(planner, "settings", None))
+        self.settings = KnotSettings(repr(curve), getattr(planner, "settings", None))
 
     def plan(
         self,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vjepa_mpc.cli.building import PLANNERS, make_planner, plan_numbers, planner_and_control
+from vjepa_mpc.cli.building import PLANNERS, leg_bounds, make_planner, plan_numbers, planner_and_control
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planner_bench import contenders, measure, measure_pycma
 from vjepa_mpc.planner_courses import DEFAULT, PUBLISHED, summary
 from vjepa_mpc.planner_problems import FUNCTIONS, drawn
-from vjepa_mpc.planners import CEM, LBFGS, Budget, Refined
+from vjepa_mpc.planners import CEM, LBFGS, Blocks, Budget, ByKnots, Refined
 from vjepa_mpc.planners.testing import Bowl, box, solve
 from vjepa_mpc.world_model import WorldModel
 
@@ -54,6 +55,53 @@ def test_settings_reach_the_planner_in_their_own_type() -> None:
     assert isinstance(made, Refined) and isinstance(made.first, CEM) and isinstance(made.second, LBFGS)
     assert made.first.settings.samples == 50 and made.first.settings.elites == 5
     assert made.second.settings.memory == 4 and made.second.settings.starts == 4
+
+
+def test_plans_can_be_decided_by_knots(tiny_model: Path) -> None:
+    world, options = WorldModel.from_pretrained(tiny_model), {"samples": None, "iterations": None, "elites": None}
+
+    def chosen(knots: str, **more: Any) -> Any:
+        given: Any = {"horizon": None, **options, "settings": [], **more}  # six steps of two actions
+        return planner_and_control(world, None, "cem", knots=knots, **given)[0]
+
+    made = chosen("blocks:2")
+    assert isinstance(made, ByKnots) and made.curve == Blocks(2) and made.settings.curve == "Blocks(steps=2)"
+    assert made.settings.planner.samples == 192  # six numbers are few
+    assert chosen("lines:5").settings.planner.samples == 24  # ten are many
+    plan = solve(chosen("splines:4"), Bowl(torch.full((1, 6, 2), 0.1)), torch.zeros(1, 6, 2))
+    assert plan.actions.shape == (1, 6, 2) and float(plan.cost[0]) < 1e-3
+    for knots, words in (
+        ("blocks:1", "as many decisions as there are steps to plan, 6"), ("lines:9", "6; give fewer"),
+        ("curves:3", "kind of knots"), ("lines", "write it as lines:3"), ("lines:x", "write it as lines:3"),
+        ("blocks:0", "at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            chosen(knots)
+    with pytest.raises(InputError, match="1; give fewer"):
+        chosen("lines:1", horizon=1)
+    with pytest.raises(InputError, match="--knots"):
+        planner_and_control(world, "vjepa2-ac", "cem", horizon=1, settings=[], knots="lines:2", **options)
+
+
+def test_an_action_can_be_held(tiny_model: Path) -> None:
+    world = WorldModel.from_pretrained(tiny_model)
+    strided = WorldModel(replace(world.config, stride=4), world.encoder)
+    first, second = world.config.robot.action_names
+    limit = world.config.robot.action_high[1]
+    cases = (world, 1, None, 1), (strided, 1, None, 4), (strided, 2, None, 2), (strided, 1, 3, 3)
+    for model, legs, leg_steps, steps in cases:
+        free = leg_bounds(model, legs, leg_steps)
+        bounds = leg_bounds(model, legs, leg_steps, [f"{second}={limit / 2}"])
+        assert bounds.low[1] == bounds.high[1] == pytest.approx(steps * limit / 2)
+        assert (bounds.low[0], bounds.high[0]) == (free.low[0], free.high[0])
+    assert float(leg_bounds(strided, 1, 3, [f"{second}={limit}"]).high[1]) == pytest.approx(3 * limit)
+    for fix, words in (
+        (["wing=0"], "action of"), ([second], "has no number"), ([f"{first}=x"], "has no number"),
+        ([f"{first}=nan"], "lies in"), ([f"{first}=99"], "a control step"),
+        ([f"{first}=0", f"{second}=0"], "nothing is left"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            leg_bounds(world, 1, None, fix)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from vjepa_mpc.planners.base import Bounds, Planner
+    from vjepa_mpc.planners.knots import Curve
     from vjepa_mpc.world_model import WorldModel
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -40,6 +41,8 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 }
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
 DRAFT_HELP = "Sift candidates by the first so many blocks of the predictor: quicker and rougher (docs/performance.md)."
+KNOTS_HELP = "Decide by knots: blocks:3 (held over 3 planned steps), lines:4 or splines:4 (4 over the horizon)."
+FIX_HELP = "Hold an action at a value a control step, NAME=VALUE (its units), as gripper_delta=0; may be repeated."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
 SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
 
@@ -68,10 +71,44 @@ def cem_defaults(numbers: int) -> dict[str, Any]:
     return dict(CEM_DEFAULTS if numbers <= FEW_NUMBERS else CEM_DEFAULTS_MANY)
 
 
-def plan_numbers(model: WorldModel, horizon: int | None, legs: int = 1) -> int:
-    """How many numbers a plan of `model` has, by default as far ahead as it is used to."""
-    ahead = model.default_horizon if horizon is None else horizon
-    return ahead * legs * len(model.config.robot.action_names)
+def plan_steps(model: WorldModel, horizon: int | None, legs: int = 1) -> int:
+    """How many steps are planned of `model`, by default as far ahead as it is used to."""
+    return (model.default_horizon if horizon is None else horizon) * legs
+
+
+def plan_numbers(model: WorldModel, horizon: int | None, legs: int = 1, knots: str | None = None) -> int:
+    """How many numbers a plan of `model` is decided by."""
+    steps = plan_steps(model, horizon, legs)
+    decisions = steps if knots is None else curve_named(knots)(steps).shape[1]
+    return decisions * len(model.config.robot.action_names)
+
+
+def curve_named(text: str) -> Curve:
+    """Knots by name and number, as `blocks:3`."""
+    from vjepa_mpc.planners.knots import Blocks, Lines, Splines
+
+    kinds: dict[str, Callable[[int], Curve]] = {"blocks": Blocks, "lines": Lines, "splines": Splines}
+    kind, _, number = text.partition(":")
+    if kind not in kinds:
+        raise unknown_name("kind of knots", kind, kinds)
+    if not number.isdecimal():
+        raise InputError(f"--knots {text} is no kind and number; write it as {kind}:3.")
+    return kinds[kind](int(number))
+
+
+def by_knots(planner: Planner, knots: str | None, steps: int) -> Planner:
+    """`planner` deciding by `knots` over so many steps; `InputError` where they are no fewer decisions."""
+    from vjepa_mpc.planners.knots import ByKnots
+
+    if knots is None:
+        return planner
+    curve = curve_named(knots)
+    if curve(steps).shape[1] >= steps:
+        raise InputError(
+            f"--knots {knots} leaves as many decisions as there are steps to plan, {steps}; give fewer knots or longer "
+            "blocks, raise --horizon, or leave --knots out."
+        )
+    return ByKnots(planner, curve)
 
 
 def choose_device(name: str) -> torch.device:
@@ -303,13 +340,16 @@ def planner_and_control(
     leg_steps: int | None = None,
     deadline_s: float | None = None,
     draft: int = 0,
+    knots: str | None = None,
+    fix: Sequence[str] = (),
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
     if preset is None:
         made = make_planner(
-            planner, leg_bounds(model, legs, leg_steps), samples=samples, iterations=iterations, elites=elites,
-            settings=settings, numbers=plan_numbers(model, horizon, legs), own=own_search(model, legs),
+            planner, leg_bounds(model, legs, leg_steps, fix), samples=samples, iterations=iterations, elites=elites,
+            settings=settings, numbers=plan_numbers(model, horizon, legs, knots), own=own_search(model, legs),
         )  # fmt: skip
+        made = by_knots(made, knots, plan_steps(model, horizon, legs))
         check_draft(draft, made)
         control = control_settings(
             model, horizon=horizon, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft
@@ -317,10 +357,11 @@ def planner_and_control(
         return made, control
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    if planner != "cem" or settings or legs != 1 or leg_steps is not None or deadline_s is not None or draft:
+    shaped = legs != 1 or leg_steps is not None or knots or fix
+    if planner != "cem" or settings or shaped or deadline_s is not None or draft:
         raise InputError(
-            f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs, --deadline "
-            "and --draft out."
+            f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs, --deadline, --knots, "
+            "--fix and --draft out."
         )
     from vjepa_mpc.vjepa2_ac import published_control, published_planner
 
@@ -334,6 +375,7 @@ def check_draft(draft: int, planner: Planner) -> None:
 
     if not draft:
         return
+    planner = getattr(planner, "planner", planner)  # of knots, or prices
     settings: Any = getattr(getattr(planner, "first", planner), "settings", None)
     samples = getattr(settings, "samples", 0)
     if samples <= DRAFT_KEEPS:
@@ -398,17 +440,42 @@ def own_search(model: WorldModel, legs: int = 1) -> dict[str, Any]:
     return {} if search is None or legs > 1 else search.cem()
 
 
-def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None) -> Bounds:
-    """The box of one leg of a model step that is planned as `legs` of them, of `leg_steps` control steps each."""
+def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None, fix: Sequence[str] = ()) -> Bounds:
+    """The box of one leg of a model step that is planned as `legs` of them, of `leg_steps` control steps each, with the
+    actions of `fix` held (`NAME=VALUE`, of a control step)."""
     from vjepa_mpc.planners.base import Bounds
 
     bounds, leg_steps = model.action_bounds, own_leg_steps(model, legs, leg_steps)
-    if leg_steps is None and legs == 1:
-        return bounds
-    if leg_steps is None:
-        return Bounds(bounds.low / legs, bounds.high / legs)
     stride = model.config.stride
-    return Bounds(bounds.low * leg_steps / stride, bounds.high * leg_steps / stride)
+    if leg_steps is not None:
+        bounds = Bounds(bounds.low * leg_steps / stride, bounds.high * leg_steps / stride)
+    elif legs > 1:
+        bounds = Bounds(bounds.low / legs, bounds.high / legs)
+    return _held(model, bounds, fix, stride / legs if leg_steps is None else leg_steps) if fix else bounds
+
+
+def _held(model: WorldModel, bounds: Bounds, fix: Sequence[str], steps: float) -> Bounds:
+    """`bounds` of so many control steps with the actions of `fix` held."""
+    from vjepa_mpc.planners.limits import fixed
+
+    robot, held = model.config.robot, {}
+    for text in fix:
+        name, _, said = text.partition("=")
+        if name not in robot.action_names:
+            raise unknown_name(f"action of {robot.name}", name, robot.action_names)
+        index = robot.action_names.index(name)
+        low, high, unit = robot.action_low[index], robot.action_high[index], robot.action_units[index]
+        try:
+            value = float(said)
+        except ValueError as error:
+            raise InputError(f"--fix {text} has no number; write it as {name}=0.") from error
+        if not low <= value <= high:
+            raise InputError(f"--fix {text}: {name} lies in {low:g} to {high:g} {unit}".rstrip() + " a control step.")
+        least, most = float(bounds.low[index]), float(bounds.high[index])
+        held[index] = min(max(value * steps, least), most)  # to rounding
+    if len(held) == len(robot.action_names):
+        raise InputError("--fix holds every action: nothing is left to plan.")
+    return fixed(bounds, held)
 
 
 def parse_levels(texts: Sequence[str]) -> dict[str, float]:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import check_draft, control_settings, leg_bounds, make_planner, own_search, plan_numbers
+from vjepa_mpc.cli.building import (
+    by_knots,
+    check_draft,
+    control_settings,
+    leg_bounds,
+    make_planner,
+    own_search,
+    plan_numbers,
+    plan_steps,
+)
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +43,8 @@ class PlannerOptions:
     draft: int = 0
     critic: float | None = None
     remember: float | None = None
+    knots: str | None = None
+    fix: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,16 +108,19 @@ def planning(
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
-        options.planner, leg_bounds(world, legs, leg_steps), samples=options.samples, iterations=options.iterations,
-        elites=options.elites, settings=options.settings, numbers=plan_numbers(world, options.horizon, legs),
-        own=own_search(world, legs),
+        options.planner, leg_bounds(world, legs, leg_steps, options.fix), samples=options.samples,
+        iterations=options.iterations, elites=options.elites, settings=options.settings,
+        numbers=plan_numbers(world, options.horizon, legs, options.knots), own=own_search(world, legs),
     )  # fmt: skip
+    optimiser = by_knots(optimiser, options.knots, plan_steps(world, options.horizon, legs))
     check_draft(options.draft, optimiser)
     policy: Any = partial(PlannedPolicy, world, optimiser, control, label, guards)
     played: dict[str, Any] = {
         "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),
         "renderer": stage.renderer,
     }  # fmt: skip
+    if options.fix:
+        played["fix"] = list(options.fix)
     if rate is not None:
         policy = partial(FixedRatePolicy, world, optimiser, control, 1 / rate, label, guards)
         played["rate"] = rate
