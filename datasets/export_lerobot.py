@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import atomic_folder, write_json
+from vjepa_mpc.core.scheduling import same_scheduling
 from vjepa_mpc.datasets.episode import StoreSpec
 from vjepa_mpc.datasets.formats.lerobot import OWN
 from vjepa_mpc.datasets.statistics import colours
@@ -164,6 +165,8 @@ class _Video:
         self._stream = self._container.add_stream(name, rate=rate, options=options)
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = _pixels(size)
+        with same_scheduling():
+            self._stream.codec_context.open()
         self.frames = 0
 
     def write(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from vjepa_mpc.core.scheduling import same_scheduling
 from vjepa_mpc.data_peers import Reader, peer_reader
 from vjepa_mpc.datasets.cache import FrameCache
 from vjepa_mpc.datasets.clips import ClipDataset
@@ -172,6 +173,8 @@ def _write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"], codec: str, o
     with cast(Any, av.open(str(path), "w")) as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        with same_scheduling():
+            stream.codec_context.open()
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts = number

@@ -43,12 +43,16 @@ def assert_shows(frame: np.ndarray, episode: int, row: int, tolerance: int = 5) 
 def write_video(path: Path, frames: Sequence[np.ndarray], codec: str = "libx264", rate: int = RATE) -> None:
     import av
 
+    from vjepa_mpc.core.scheduling import same_scheduling
+
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"crf": "12", "g": "2"}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=settings)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
         stream.time_base = Fraction(1, rate)
+        with same_scheduling():
+            stream.codec_context.open()
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))

@@ -20,9 +20,10 @@ DEADLINE_S, PLANS = 0.3, 4
 
 @pytest.fixture(scope="module")
 def _load() -> Iterator[None]:
-    """Two processes a core that want all of it."""
+    """Two processes a core that want all of it, for a minute at most."""
     count = 2 * len(os.sched_getaffinity(0))
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    busy = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+    others = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(count)]
     try:
         yield
     finally:
