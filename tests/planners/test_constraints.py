@@ -127,10 +127,10 @@ EASY_AND_HARD = torch.tensor([[[0.1, 0.1]] * 2, [[0.2, 0.0]] * 2, [[0.8, 0.8]] *
 BUDGETS = {
     "target": Budget(target=0.05),
     "patience": Budget(patience=2),
-    "max_evaluations": Budget(max_evaluations=170),
-    "patience and max_evaluations": Budget(patience=2, max_evaluations=230),
-    "target and max_evaluations": Budget(target=0.05, max_evaluations=170),
-    "all": Budget(target=0.05, patience=1, max_evaluations=230),
+    "max_evaluations": Budget(max_evaluations=130),
+    "patience and max_evaluations": Budget(patience=3, max_evaluations=130),
+    "target and max_evaluations": Budget(target=0.05, max_evaluations=130),
+    "all": Budget(target=0.05, patience=2, max_evaluations=130),
 }
 
 
@@ -145,8 +145,8 @@ def test_an_augmented_lagrangian_of_a_batch_is_that_of_each_problem(name: str, i
     """One problem is met by its start, one is easy, one's constraint is felt: plans, costs and endings are those of
     each alone, which is asked about as often as its ending says."""
     make = {
-        "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=2, steps=12)),
-        "adam": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=12, action_noise=0.1)),
+        "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=2, steps=40)),
+        "adam": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=40, action_noise=0.1)),
     }[inner]
     start = torch.cat((EASY_AND_HARD[:1], torch.full((1, 2, 2), 0.4), torch.zeros(1, 2, 2)))
     given = 0.5 * distinct_goals(3 * suggested, 2, 2).unflatten(0, (3, suggested)) if suggested else None
@@ -187,9 +187,9 @@ def test_an_augmented_lagrangian_draws_for_each_problem_by_itself() -> None:
         return torch.stack([torch.rand(2, 2, 2, generator=one) - 0.5 for one in rng])
 
     def planned(rows: slice) -> ActionPlan:
-        inner = Suggested(GradientPlanner(box(2), GradientSettings(starts=3, steps=12)), suggest)
+        inner = Suggested(GradientPlanner(box(2), GradientSettings(starts=3, steps=40)), suggest)
         cost = of_rows(Bowl(EASY_AND_HARD, limit=0.4), rows.start)
-        budget = Budget(patience=1, max_evaluations=230)
+        budget = Budget(patience=2, max_evaluations=130)
         start = torch.zeros(3, 2, 2)[rows]
         return solve(AugmentedLagrangian(inner), cost, start, budget=budget, rng=generators(3)[rows])
 
