@@ -278,7 +278,7 @@ class _Rounds:
             self.done[problem] = True
 
     def _note(self, problems: list[int], records: Sequence[IterationStatistics], begun_s: float) -> None:
-        """A round's records as the plan's: the other problems keep their last values."""
+        """A round's records as the plan's: evaluations are of these problems, the others keep their last values."""
         spent = max(self.endings[problem].evaluations for problem in problems)
         chosen, last = set(problems), self.records[-1] if self.records else self.begun
         for record in records:
