@@ -9,16 +9,27 @@ kept to the bit, with a penalty that is exact because it exceeds the multipliers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction, Ending, Evaluation, Planner
+from vjepa_mpc.planners.base import (
+    ActionPlan,
+    Bounds,
+    Budget,
+    CostFunction,
+    Ending,
+    Evaluation,
+    IterationStatistics,
+    Planner,
+)
 from vjepa_mpc.planners.evaluation import Best, Ledger, check_task
 from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
+from vjepa_mpc.planners.search import of_problems
 
 SHORTEST_ROUND = 24
 """Evaluations, and times that of judging a plan, below which more rounds lead less far."""
@@ -74,65 +85,33 @@ class AugmentedLagrangian:
         if not first.names:  # nothing to be kept: the planner by itself
             return self._plain(cost_fn, start, first, ledger, budget, generators, suggestions)
         best = Best(start, first.cost[:, 0], first.violation[:, 0])
-        if bool(best.meets(budget.target).all()):  # the start is an answer already
-            ends = (Ending(1, "target"),) * len(start)
-            return ActionPlan(
-                start, best.cost, best.violation, first.names, 1, ledger.seconds, "target", (), ends
-            )
-        judging_s = ledger.seconds
-        found, best = best, self._with_suggested(best, ledger, bounds, suggestions)
-        price = _Price(torch.zeros_like(best.violation), torch.full_like(best.violation, self.weight))
-        spent, records, stopped = ledger.evaluations, [], "iterations"
-        each = [spent] * len(start)
-        rounds = _rounds(self.rounds, budget, spent, ledger.seconds, judging_s)
-        for left in range(rounds, 0, -1):
-            begun_s = ledger.seconds
-            part = _share(budget, spent, begun_s, left, judging_s)
-            if isinstance(part, str):
-                stopped = part
-                break
-            exact = left == 1
-            inner = self.planner.plan(
-                _Priced(cost_fn, price, exact), found.actions, budget=part, generators=generators,
-                suggestions=suggestions if left == rounds else None,
-            )  # fmt: skip
-            if not inner.iterations and ledger.late():  # it came no further than its start, which is judged already
-                spent, each, stopped = spent + inner.evaluations, [n + inner.evaluations for n in each], "deadline"
-                break
-            with torch.no_grad():
-                judged = ledger.evaluate(inner.actions[:, None], torch.arange(len(start), device=start.device))
-            records += [
-                replace(record, evaluations=record.evaluations + spent, seconds=record.seconds + begun_s)
-                for record in inner.iterations
-            ]
-            spent += inner.evaluations + 1
-            each = [count + ending.evaluations + 1 for count, ending in zip(each, inner.endings, strict=True)]
-            before, found = found, Best(inner.actions, judged.cost[:, 0], judged.violation[:, 0])
-            best = best.improved_by(inner.actions[:, None], judged)
-            price = price.after(before.violation, found.violation, self.growth, self.shrink)
-            stopped = inner.stopped
-            if budget.target is not None and bool(best.meets(budget.target).all()):
-                stopped = "target"
-                break
-        return ActionPlan(
-            best.actions, best.cost, best.violation, first.names, spent, ledger.seconds, stopped,
-            tuple(records), tuple(Ending(count, stopped) for count in each),
-        )  # fmt: skip
+        rounds = _Rounds(self, cost_fn, ledger, budget, tuple(generators), best, first.names)
+        live = rounds.live()
+        if live:
+            best = self._with_suggested(best, ledger, bounds, suggestions, torch.tensor(live, device=start.device))
+            rounds.run(best, suggestions)
+        return rounds.plan()
 
     def _with_suggested(
-        self, best: Best, ledger: Ledger, bounds: Bounds, suggestions: Float[Tensor, "b m h a"] | None
+        self,
+        best: Best,
+        ledger: Ledger,
+        bounds: Bounds,
+        suggestions: Float[Tensor, "b m h a"] | None,
+        problems: Int[Tensor, "r"],
     ) -> Best:
-        """The best, with suggestions judged by the true cost: what is best for a round, which prices constraints, may
-        break one, and what it began with is forgotten. They take a round's share of the evaluations at most."""
+        """The best, with suggestions for these problems judged by the true cost: what is best for a round, which prices
+        constraints, may break one, and what it began with is forgotten. They take a round's share of the evaluations
+        at most."""
         if suggestions is None or ledger.late():
             return best
         room = ledger.affordable(suggestions.shape[1] * self.rounds) // self.rounds
-        given = bounds.clip(suggestions[:, :room].to(best.actions))
+        given = bounds.clip(suggestions[:, :room].to(best.actions))[problems]
         if not given.shape[1]:
             return best
         with torch.no_grad():
-            judged = ledger.evaluate(given, torch.arange(len(given), device=given.device))
-        return best.improved_by(given, judged)
+            judged = ledger.evaluate(given, problems)
+        return _put(best, problems, of_problems(best, problems).improved_by(given, judged))
 
     def _plain(
         self,
@@ -170,6 +149,168 @@ class AugmentedLagrangian:
         )
 
 
+class _Rounds:
+    """The rounds of one call of `plan`, and where each problem stands: its answer, prices, evaluations and ending.
+
+    Problems that are done are not asked about, and what the others get depends on none of them: a round is planned
+    once for all problems whose shares are the same. Those differ where patience left some with more than others.
+    """
+
+    def __init__(
+        self,
+        settings: AugmentedLagrangian,
+        cost_fn: CostFunction,
+        ledger: Ledger,
+        budget: Budget,
+        generators: tuple[torch.Generator, ...],
+        start: Best,
+        names: tuple[str, ...],
+    ) -> None:
+        self.settings, self.cost_fn, self.ledger, self.budget = settings, cost_fn, ledger, budget
+        self.generators, self.names = generators, names
+        self.best = self.found = start  # `found`: where the last round ended
+        self.price = _Price(torch.zeros_like(start.violation), torch.full_like(start.violation, settings.weight))
+        met, costs = start.meets(budget.target).tolist(), tuple(start.cost.tolist())
+        self.endings = [Ending(ledger.evaluations, "target" if done else "iterations") for done in met]
+        self.done = met
+        self.records: list[IterationStatistics] = []
+        self.begun = IterationStatistics(costs, costs, (0.0,) * len(costs), ledger.evaluations, 0.0)
+        self.judging_s = ledger.seconds
+
+    def live(self) -> list[int]:
+        """The problems that are not done."""
+        return [problem for problem, done in enumerate(self.done) if not done]
+
+    def run(self, best: Best, suggestions: Float[Tensor, "b m h a"] | None) -> None:
+        """All rounds from the starts; `best` is what is known by now."""
+        self.best, spent = best, self.ledger.evaluations
+        for problem in self.live():
+            self.endings[problem] = Ending(spent, "iterations")
+        rounds = _rounds(self.settings.rounds, self.budget, spent, self.ledger.seconds, self.judging_s)
+        for left in range(rounds, 0, -1):
+            groups = self._groups(left)
+            for number, (evaluations, problems) in enumerate(groups):
+                turns = left * len(groups) - number  # in which what is left of the time is to be spent
+                self._round(problems, evaluations, turns, left == 1, suggestions if left == rounds else None)
+
+    def _groups(self, rounds: int) -> list[tuple[int | None, list[int]]]:
+        """The problems to go on with, by their even share of what each has left for one of `rounds`, with an evaluation
+        kept for judging it. Those with nothing left to share are done."""
+        groups: dict[int | None, list[int]] = {}
+        for problem in self.live():
+            share = None
+            if self.budget.max_evaluations is not None:
+                share = (self.budget.max_evaluations - self.endings[problem].evaluations) // rounds - 1
+                if share < 1:
+                    self._stop([problem], "max_evaluations")
+                    continue
+            groups.setdefault(share, []).append(problem)
+        return list(groups.items())
+
+    def _round(
+        self,
+        problems: list[int],
+        evaluations: int | None,
+        turns: int,
+        exact: bool,
+        suggestions: Float[Tensor, "b m h a"] | None,
+    ) -> None:
+        """One round of these problems, and what it teaches."""
+        begun_s, seconds = self.ledger.seconds, None
+        if self.budget.deadline_s is not None:
+            seconds = (self.budget.deadline_s - begun_s) / turns - self.judging_s
+            if seconds <= 0:
+                return self._stop(problems, "deadline")
+        part = replace(self.budget, max_evaluations=evaluations, deadline_s=seconds, target=None)
+        inner = self._descend(problems, part, exact, suggestions)
+        spent = [inner.endings[problem].evaluations for problem in problems]
+        if not inner.iterations and self.ledger.late():  # it came no further than its start, which is judged already
+            self._spend(problems, spent)
+            return self._stop(problems, "deadline")
+        self._note(problems, inner.iterations, begun_s)
+        self._spend(problems, [count + 1 for count in spent])
+        self._learn(problems, inner)
+
+    def _descend(
+        self, problems: list[int], part: Budget, exact: bool, suggestions: Float[Tensor, "b m h a"] | None
+    ) -> ActionPlan:
+        """What the planner within finds for these problems. It is handed all of them, since its bounds are of all: the
+        others cost its target, so that it is done with them at once, and draws nothing from their generators."""
+        chosen, generators = torch.zeros_like(self.best.cost, dtype=torch.bool), self.generators
+        chosen[problems] = True
+        least = torch.finfo(self.best.cost.dtype).min
+        if not bool(chosen.all()):
+            part = replace(part, target=least)
+            generators = tuple(
+                own if problem in problems else torch.Generator(own.device) for problem, own in enumerate(generators)
+            )
+        priced = _Priced(self.cost_fn, self.price, exact, chosen, least)
+        return self.settings.planner.plan(
+            priced, self.found.actions, budget=part, generators=generators, suggestions=suggestions
+        )
+
+    def _learn(self, problems: list[int], inner: ActionPlan) -> None:
+        """Judge where the round ended by the true cost; new prices, and an end for what meets the target."""
+        rows = torch.tensor(problems, device=inner.actions.device)
+        actions = inner.actions[rows]
+        with torch.no_grad():
+            judged = self.ledger.evaluate(actions[:, None], rows)
+        before, now = of_problems(self.found, rows), Best(actions, judged.cost[:, 0], judged.violation[:, 0])
+        price = of_problems(self.price, rows).after(
+            before.violation, now.violation, self.settings.growth, self.settings.shrink
+        )
+        best = of_problems(self.best, rows).improved_by(actions[:, None], judged)
+        self.found, self.price = _put(self.found, rows, now), _put(self.price, rows, price)
+        self.best = _put(self.best, rows, best)
+        for problem, met in zip(problems, best.meets(self.budget.target).tolist(), strict=True):
+            self.endings[problem] = replace(self.endings[problem], stopped=inner.endings[problem].stopped)
+            if met:
+                self._stop([problem], "target")
+
+    def _spend(self, problems: list[int], counts: list[int]) -> None:
+        for problem, count in zip(problems, counts, strict=True):
+            ending = self.endings[problem]
+            self.endings[problem] = replace(ending, evaluations=ending.evaluations + count)
+
+    def _stop(self, problems: list[int], why: str) -> None:
+        for problem in problems:
+            self.endings[problem] = replace(self.endings[problem], stopped=why)
+            self.done[problem] = True
+
+    def _note(self, problems: list[int], records: Sequence[IterationStatistics], begun_s: float) -> None:
+        """A round's records as the plan's: evaluations are of these problems, the others keep their last values."""
+        spent = max(self.endings[problem].evaluations for problem in problems)
+        chosen, last = set(problems), self.records[-1] if self.records else self.begun
+        for record in records:
+            best, mean_cost, std = (
+                tuple(value[problem in chosen] for problem, value in enumerate(zip(old, new, strict=True)))
+                for old, new in ((last.best, record.best), (last.mean_cost, record.mean_cost), (last.std, record.std))
+            )
+            self.records.append(
+                IterationStatistics(best, mean_cost, std, record.evaluations + spent, record.seconds + begun_s)
+            )
+
+    def plan(self) -> ActionPlan:
+        """The answers."""
+        longest = max(self.endings, key=lambda ending: ending.evaluations)
+        return ActionPlan(
+            self.best.actions, self.best.cost, self.best.violation, self.names, longest.evaluations,
+            self.ledger.seconds, longest.stopped, tuple(self.records), tuple(self.endings),
+        )  # fmt: skip
+
+
+Rows = TypeVar("Rows", Best, "_Price")
+
+
+def _put(whole: Rows, problems: Int[Tensor, "r"], part: Rows) -> Rows:
+    """The whole with these problems' rows replaced by the part's."""
+    news = {
+        name.name: getattr(whole, name.name).index_copy(0, problems, getattr(part, name.name))
+        for name in fields(whole)
+    }
+    return replace(whole, **news)
+
+
 @dataclass(frozen=True)
 class _Price:
     """What a unit of each constraint's violation costs now: multipliers and weights [b, k]."""
@@ -191,13 +332,29 @@ class _Price:
 @dataclass(frozen=True)
 class _Priced:
     """The cost with its constraints priced in. Smooth rounds show the planner no constraint; the exact one shows them,
-    priced at twice their multipliers: a kink that holds at the boundary."""
+    priced at twice their multipliers: a kink that holds at the boundary. Of problems that are not `chosen` nothing is
+    asked: whatever is tried costs them `least` and breaks nothing."""
 
     cost_fn: CostFunction
     price: _Price
     exact: bool
+    chosen: Bool[Tensor, "b"]
+    least: float
 
     def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
+        asked = self.chosen[problems].nonzero()[:, 0]
+        if len(asked) == len(problems):
+            return self._priced(actions, problems)
+        found = self._priced(actions[asked], problems[asked])
+        cost = found.cost.new_full(actions.shape[:2], self.least)
+        violation = found.violation.new_zeros(*actions.shape[:2], found.violation.shape[2])
+        return replace(
+            found,
+            cost=cost.index_copy(0, asked, found.cost),
+            violation=violation.index_copy(0, asked, found.violation),
+        )
+
+    def _priced(self, actions: Float[Tensor, "r n h a"], problems: Int[Tensor, "r"]) -> Evaluation:
         found = self.cost_fn(actions, problems)
         multiplier, weight = self.price.multiplier[problems][:, None], self.price.weight[problems][:, None]
         broken = found.violation.clamp(max=torch.finfo(found.violation.dtype).max)  # 0 times infinity is no number
@@ -215,21 +372,6 @@ def _rounds(wanted: int, budget: Budget, spent: int, spent_s: float, judging_s: 
     if budget.deadline_s is not None and judging_s > 0:
         wanted = int(min(wanted, (budget.deadline_s - spent_s) / (SHORTEST_ROUND * judging_s)))
     return max(1, wanted)
-
-
-def _share(budget: Budget, spent: int, spent_s: float, rounds: int, judging_s: float) -> Budget | str:
-    """An even share of what is left for one of `rounds`, with an evaluation and its time kept for judging it; where
-    there is nothing left to share, why not. Targets are of the true cost, which a round does not see."""
-    evaluations, seconds = None, None
-    if budget.max_evaluations is not None:
-        evaluations = (budget.max_evaluations - spent) // rounds - 1
-        if evaluations < 1:
-            return "max_evaluations"
-    if budget.deadline_s is not None:
-        seconds = (budget.deadline_s - spent_s) / rounds - judging_s
-        if seconds <= 0:
-            return "deadline"
-    return replace(budget, max_evaluations=evaluations, deadline_s=seconds, target=None)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -12,25 +14,31 @@ from vjepa_mpc.planners import (
     ICEM,
     LBFGS,
     MPPI,
+    ActionPlan,
     AugmentedLagrangian,
     Budget,
     CEMSettings,
     CMASettings,
+    CostFunction,
     DiscreteCEM,
     DiscreteSettings,
+    Ending,
     Evaluation,
     GradientPlanner,
     GradientSettings,
     ICEMSettings,
     LBFGSSettings,
+    Limits,
     MPPISettings,
     PredictiveSampling,
     PredictiveSettings,
     RandomShooting,
     ShootingSettings,
+    Suggested,
 )
 from vjepa_mpc.planners.lagrangian import LagrangianLBFGS, _Price
 from vjepa_mpc.planners.testing import Bowl, box, solve
+from vjepa_mpc.planners.testing.worlds import distinct_goals, generators
 
 GOAL = torch.full((1, 2, 2), 0.8)
 
@@ -113,6 +121,83 @@ def test_an_infinite_violation_is_a_violation() -> None:
     for start in (0.0, 0.9):
         plan = solve(LagrangianLBFGS(box(2)), cost, torch.full((1, 2, 2), start))
         assert float(plan.violation.sum()) == 0 and float(plan.cost[0]) < 0.75  # least: 0.72
+
+
+EASY_AND_HARD = torch.tensor([[[0.1, 0.1]] * 2, [[0.2, 0.0]] * 2, [[0.8, 0.8]] * 2])
+BUDGETS = {
+    "target": Budget(target=0.05),
+    "patience": Budget(patience=2),
+    "max_evaluations": Budget(max_evaluations=130),
+    "patience and max_evaluations": Budget(patience=3, max_evaluations=130),
+    "target and max_evaluations": Budget(target=0.05, max_evaluations=130),
+    "all": Budget(target=0.05, patience=2, max_evaluations=130),
+}
+
+
+def of_rows(cost_fn: CostFunction, first: int) -> CostFunction:
+    """The problems from number `first` on."""
+    return lambda actions, problems: cost_fn(actions, problems + first)
+
+
+@pytest.mark.parametrize(("inner", "suggested"), [("lbfgs", 0), ("adam", 2)])
+@pytest.mark.parametrize("name", BUDGETS)
+def test_an_augmented_lagrangian_of_a_batch_is_that_of_each_problem(name: str, inner: str, suggested: int) -> None:
+    """One problem is met by its start, one is easy, one's constraint is felt: plans, costs and endings are those of
+    each alone, which is asked about as often as its ending says."""
+    make = {
+        "lbfgs": lambda bounds: LBFGS(bounds, LBFGSSettings(starts=2, steps=40)),
+        "adam": lambda bounds: GradientPlanner(bounds, GradientSettings(starts=2, steps=40, action_noise=0.1)),
+    }[inner]
+    start = torch.cat((EASY_AND_HARD[:1], torch.full((1, 2, 2), 0.4), torch.zeros(1, 2, 2)))
+    given = 0.5 * distinct_goals(3 * suggested, 2, 2).unflatten(0, (3, suggested)) if suggested else None
+    asked = [0, 0, 0]
+
+    def cost(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        for problem in problems.tolist():
+            asked[problem] += actions.shape[1]
+        return Bowl(EASY_AND_HARD, limit=0.4)(actions, problems)
+
+    def planned(rows: slice, previous: torch.Tensor) -> ActionPlan:
+        bounds = Limits(-torch.ones(2), torch.ones(2), rate=torch.tensor([0.5, 0.7]), previous=previous[rows])
+        return AugmentedLagrangian(make(bounds), rounds=4).plan(
+            of_rows(cost, rows.start), start[rows], budget=BUDGETS[name], generators=generators(3)[rows],
+            suggestions=None if given is None else given[rows],
+        )  # fmt: skip
+
+    previous = torch.tensor([[0.1, 0.1], [0.0, 0.3], [0.0, -0.3]])
+    together = planned(slice(0, 3), previous)
+    assert asked == [ending.evaluations for ending in together.endings]
+    assert together.endings[0] == Ending(1, "target") or BUDGETS[name].target is None
+    assert len({ending.evaluations for ending in together.endings}) > 1 or name == "max_evaluations"
+    for problem in range(3):
+        alone = planned(slice(problem, problem + 1), previous)
+        assert torch.equal(together.actions[problem], alone.actions[0])
+        assert together.cost[problem] == alone.cost[0] and together.endings[problem] == alone.endings[0]
+        assert torch.equal(together.violation[problem], alone.violation[0])
+        if alone.iterations:  # those that are done keep their last values
+            assert together.of_problem(problem).iterations[-1].best == alone.iterations[-1].best
+            assert together.of_problem(problem).iterations[-1].std == alone.iterations[-1].std
+
+
+def test_an_augmented_lagrangian_draws_for_each_problem_by_itself() -> None:
+    """A planner within that draws before it looks at the cost does not move the generators of problems that are done,
+    nor of those whose round is another."""
+
+    def suggest(init: torch.Tensor, rng: Sequence[torch.Generator]) -> torch.Tensor:
+        return torch.stack([torch.rand(2, 2, 2, generator=one) - 0.5 for one in rng])
+
+    def planned(rows: slice) -> ActionPlan:
+        inner = Suggested(GradientPlanner(box(2), GradientSettings(starts=3, steps=40)), suggest)
+        cost = of_rows(Bowl(EASY_AND_HARD, limit=0.4), rows.start)
+        budget = Budget(patience=2, max_evaluations=130)
+        start = torch.zeros(3, 2, 2)[rows]
+        return solve(AugmentedLagrangian(inner), cost, start, budget=budget, rng=generators(3)[rows])
+
+    together = planned(slice(0, 3))
+    for problem in range(3):
+        alone = planned(slice(problem, problem + 1))
+        assert torch.equal(together.actions[problem], alone.actions[0])
+        assert together.endings[problem] == alone.endings[0]
 
 
 def test_what_makes_no_sense_is_refused() -> None:
