@@ -32,7 +32,8 @@ class RefinedSettings:
 class Refined:
     """One planner, then another from where it ended: sampling finds the valley, a gradient its bottom.
 
-    Evaluations are those of both; the second judges its start, which is the first one's answer, again. Problems
+    Evaluations are those of both; the second judges its start, which is the first one's answer, again. With
+    `patience` the second has what the first's share leaves, however early that ended. Problems
     stop one by one in each. Iterations and deadlines are the planners' own, and follow one another.
     """
 
@@ -64,7 +65,10 @@ class Refined:
             deadline_s=None if deadline_s is None else self.share * deadline_s,
         )
         found = self.first.plan(cost_fn, init, budget=part, generators=generators, suggestions=suggestions)
-        left = None if limit is None else limit - found.evaluations
+        left = None
+        if limit is not None and part.max_evaluations is not None:
+            # What a problem that ran out of patience left over is nobody's: the slowest one's count is not its own.
+            left = limit - (found.evaluations if budget.patience is None else part.max_evaluations)
         spent_s = time.perf_counter() - began
         late = deadline_s is not None and spent_s >= deadline_s
         if left == 0 or late:

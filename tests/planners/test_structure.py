@@ -87,6 +87,21 @@ def test_a_ball_in_a_box_without_zero() -> None:
         Limits(torch.tensor([-1.0]), torch.tensor([1.0]), rate=torch.tensor([0.0]))
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+def test_refined_problems_that_lose_patience_share_no_budget(patience: int) -> None:
+    """A batch equals the loop over its problems: easy ones next to hard ones."""
+    near_and_far = torch.linspace(0.01, 1.5, 8)[:, None, None]
+    goals = torch.rand(8, 3, 2, generator=torch.Generator().manual_seed(5)) * near_and_far
+    budget = Budget(max_evaluations=40, patience=patience)
+    settings = CEMSettings(samples=6, elites=2, iterations=20)
+    planner = Refined(CEM(box(2), settings), LBFGS(box(2), LBFGSSettings(starts=2)), share=0.75)
+    together = solve(planner, Bowl(goals), torch.zeros(8, 3, 2), budget=budget, rng=generators(8))
+    assert len({ending.evaluations for ending in together.endings}) > 1
+    for row, rng in enumerate(generators(8)):
+        alone = solve(planner, Bowl(goals[row : row + 1]), torch.zeros(1, 3, 2), budget=budget, rng=[rng])
+        assert torch.equal(alone.actions[0], together.actions[row]) and alone.endings[0] == together.endings[row]
+
+
 def test_one_previous_action_serves_all_problems_and_other_numbers_are_refused() -> None:
     def limits(*previous: float) -> Limits:
         one = torch.tensor([1.0])
