@@ -38,6 +38,7 @@ def test_threads_have_after_the_block_what_they_had_before() -> None:
 
 def test_av1_leaves_nobody_at_the_highest_priority(tmp_path: Path) -> None:
     """As root its encoder makes whoever opens it a real-time thread; of others it leaves them alone."""
+    before = os.sched_getscheduler(0)
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream: Any = container.add_stream("libsvtav1", rate=Fraction(10))
         stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
@@ -47,4 +48,5 @@ def test_av1_leaves_nobody_at_the_highest_priority(tmp_path: Path) -> None:
         container.mux(stream.encode(picture))
         policies = {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
         container.mux(stream.encode(None))
-    assert policies == {os.SCHED_OTHER}
+    assert os.sched_getscheduler(0) == before
+    assert not policies & {os.SCHED_FIFO, os.SCHED_RR}  # other libraries may have threads of less urgent kinds
