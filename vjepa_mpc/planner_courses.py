@@ -61,11 +61,16 @@ def _median(row: Sequence[float]) -> float:
     return math.inf if math.isnan(middle) else middle
 
 
-def course_file(folder: Path, what: Mapping[str, Any]) -> Path:
-    """Where the course of a measurement lies: `what` is all that it depends on, `planner` and `problems` among it."""
+def kept_file(folder: Path, kind: str, what: Mapping[str, Any]) -> Path:
+    """Where a measurement of this kind lies: `what` is all that it depends on, `planner` and `problems` among it."""
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]
     plain = "".join(letter if letter.isalnum() else "-" for letter in f"{what['problems']} {what['planner']}")
-    return folder / "courses" / f"{plain}-{key}.json"
+    return folder / kind / f"{plain}-{key}.json"
+
+
+def course_file(folder: Path, what: Mapping[str, Any]) -> Path:
+    """Where the course of a measurement lies."""
+    return kept_file(folder, "courses", what)
 
 
 def save_course(folder: Path, what: Mapping[str, Any], course: Course) -> None:

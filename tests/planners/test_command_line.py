@@ -150,6 +150,30 @@ def test_courses_count_evaluations_and_never_rise() -> None:
     assert all(row["median"] <= row["median_half"] for row in rows[1:])
 
 
+def test_a_batch_is_measured_against_one_problem_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vjepa_mpc.cli.main import main
+
+    def run() -> list[dict[str, Any]]:
+        asked = ["--on", "rastrigin-20", "--problems", "4", "--budget", "300", "--no-overhead", "--one-by-one"]
+        named = ["--planner", "cem", "--planner", "lbfgs", "--planner", "pycma"]
+        with pytest.raises(SystemExit) as left:
+            main(["bench", "planners", *asked, *named, "--out", str(tmp_path)])
+        assert left.value.code == 0
+        found: list[dict[str, Any]] = json.loads((tmp_path / "planners.json").read_text())["batches"]
+        return found
+
+    gains = run()
+    assert [(gain["planner"], gain["count"], gain["evaluations"]) for gain in gains] == [
+        ("cem", 4, 300), ("lbfgs", 4, 300),
+    ]  # fmt: skip
+    assert all(gain["alone_s"] > 0 and gain["together_s"] > 0 and gain["apart"] <= 1e-5 for gain in gains)
+    assert all(gain["times"] == gain["alone_s"] / gain["together_s"] for gain in gains)
+    assert capsys.readouterr().out.count("4 problems in one call, rastrigin-20: ") == 2
+    assert run() == gains, "measured again instead of read back"
+
+
 def test_the_command_leaves_a_table_and_a_picture_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

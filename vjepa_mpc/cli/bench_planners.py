@@ -13,8 +13,10 @@ from vjepa_mpc.cli.building import FEW_NUMBERS, MODEL_HELP, cem_defaults
 from vjepa_mpc.core.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
+    from vjepa_mpc.planner_batches import Gain
     from vjepa_mpc.planner_courses import Course
     from vjepa_mpc.planner_problems import Problems
+    from vjepa_mpc.planners.base import Bounds, Planner
 
 MODEL_PROBLEMS, FEW = "model", "default-few"
 
@@ -36,6 +38,9 @@ def planners(
     ),
     peer: bool = typer.Option(False, "--peer", help="Also stable-worldmodel's solvers, where that is installed."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of functions and planners."),
+    one_by_one: bool = typer.Option(
+        False, "--one-by-one", help="Also solve the problems one after the other: what a batch of them gains."
+    ),
     overhead: bool = typer.Option(True, "--overhead/--no-overhead", help="Also each planner's own time an iteration."),
     backend: str = typer.Option("auto", help="Renderer for --on model: auto, egl, osmesa or rays (no GL)."),
     out: Path = typer.Option(
@@ -75,12 +80,16 @@ def planners(
     wanted = [*planner] or list(entries)
     asked = _Asked(tuple(on) or FUNCTIONS, problems, manifest, tuple(model), horizon, seed, backend)
     courses: list[Course] = []
+    gains: list[Gain] = []
     for what, work in asked.sets():
-        courses += _measured(what, work, {name: entries[name] for name in wanted}, out, seed)
+        these = {name: entries[name] for name in wanted}
+        courses += _measured(what, work, these, out, seed)
+        gains += _gained(what, work, these, out, seed) if one_by_one else []
     record: dict[str, Any] = {
         "settings": {**asdict(asked), "budget": budget, "peer": peer},
         "rows": summary(courses, budget),
         "bars": [asdict(bar) for bar in bars(courses, budget)],
+        "batches": [{**asdict(gain), "times": gain.times} for gain in gains],
         "own_ms_an_iteration_at_300x5x7": overheads() if overhead else {},
         "provenance": provenance(),
     }
@@ -96,10 +105,11 @@ def planners(
 
 @dataclass(frozen=True)
 class _Entry:
-    """A contender: what it is told, and how it solves a set of problems with a seed."""
+    """A contender: what it is told, how it solves a set of problems with a seed, and, of our own, the planner."""
 
     settings: dict[str, Any]
     solve: Callable[[Problems, int], Course]
+    make: Callable[[Bounds], Planner] | None = None
 
 
 def _entries(budget: int, peer: bool) -> dict[str, _Entry]:
@@ -124,7 +134,7 @@ def _entries(budget: int, peer: bool) -> dict[str, _Entry]:
         def solve(work: Problems, seed: int, name: str = name, make: Any = make, limit: int = limit) -> Course:
             return measure(name, make(work.bounds), work, limit, seed)
 
-        entries[name] = _Entry({"evaluations": limit, **asdict(make(one).settings)}, solve)
+        entries[name] = _Entry({"evaluations": limit, **asdict(make(one).settings)}, solve, make)
     entries[PYCMA] = _Entry({"evaluations": budget}, lambda work, seed: measure_pycma(work, budget, seed))
     if peer:
         from vjepa_mpc.planner_peers import SOLVERS, installed, measure_peer
@@ -163,6 +173,26 @@ def _measured(
             screen.print(f"{work.name}: {name}, {course.seconds:.0f} s", highlight=False)
         courses.append(course)
     return courses
+
+
+def _gained(what: dict[str, Any], work: Problems, entries: dict[str, _Entry], out: Path, seed: int) -> list[Gain]:
+    """What a batch gains each of our planners: of an earlier run, or measured now."""
+    from rich.console import Console
+
+    from vjepa_mpc.planner_batches import load_gain, measure_gain, save_gain
+
+    gains, screen = [], Console(stderr=True)
+    for name, entry in entries.items():
+        if entry.make is None:
+            continue
+        of = {**what, "problems": work.name, "planner": name, "settings": entry.settings, "seed": seed}
+        gain = load_gain(out, of)
+        if gain is None:
+            with screen.status(f"{work.name}: {name}, one by one and together"):
+                gain = measure_gain(name, entry.make, work, entry.settings["evaluations"], seed)
+            save_gain(out, of, gain)
+        gains.append(gain)
+    return gains
 
 
 @dataclass(frozen=True)
@@ -246,6 +276,12 @@ def _print(record: dict[str, Any], out: Path) -> None:
         held = "yes" if bar["met"] else "NO"
         screen.print(
             f"{held:>3}: {bar['what']}, {bar['problems']}: {_cost(bar['ours'])} to {_cost(bar['theirs'])}",
+            highlight=False,
+        )
+    for gain in record["batches"]:
+        screen.print(
+            f"{gain['count']} problems in one call, {gain['problems']}: {gain['planner']} takes {gain['times']:.2f} "
+            f"times less processor time than one by one; costs differ by {gain['apart']:.1g} at most",
             highlight=False,
         )
     own = record["own_ms_an_iteration_at_300x5x7"]
