@@ -30,11 +30,13 @@ class GradientSettings:
 
     `starts`: the given plan and `starts` - 1 perturbed ones (std `perturbation`). `steps` of Adam with
     `learning_rate`, falling to 0 along a half cosine. `gradient_clip`: largest norm of one start's
-    gradient over horizon and actions. `action_noise`: std of noise added after each step, which falls to 0
-    along a half cosine over the first `noise_share` of the steps: early it shakes starts out of shallow
-    valleys, later nothing is in the way (annealed as in Neelakantan et al. 2015, arXiv:1511.06807). `penalty`:
-    weight of the summed constraint violations in the objective descended (ranking stays feasibility
-    first). `chunk`: starts differentiated at a time (None = all).
+    gradient over horizon and actions. `action_noise`: std of noise added after each step to the last start, which
+    falls to 0 along a half cosine over the first `noise_share` of the steps: early it shakes a start out of shallow
+    valleys, later nothing is in the way (annealed as in Neelakantan et al. 2015, arXiv:1511.06807). The starts before
+    have evenly less, the first one, the given plan, none: a ladder of temperatures (as in Geyer 1991, "Markov chain
+    Monte Carlo maximum likelihood", but without exchanges), so that some explore and some arrive. One start alone has
+    all of it. `penalty`: weight of the summed constraint violations in the objective descended (ranking stays
+    feasibility first). `chunk`: starts differentiated at a time (None = all).
     """
 
     starts: int = 4
@@ -87,6 +89,12 @@ def clipped(slope: Float[Tensor, "b n h a"], largest: float) -> Float[Tensor, "b
     return slope * (largest / norms.clamp(min=largest))[:, :, None, None]
 
 
+def ladder(n: int, starts: int, like: Float[Tensor, "b h a"]) -> Float[Tensor, "n 1 1"]:
+    """What share of the noise each of the first n of so many starts has: evenly from 0 to 1, and 1 for one alone."""
+    shares = torch.linspace(0, 1, starts, dtype=like.dtype, device=like.device) if starts > 1 else like.new_ones(1)
+    return shares[:n, None, None]
+
+
 def half_cosine(done: float) -> float:
     """From 1 at 0 down to 0 at 1."""
     return (1 + math.cos(math.pi * done)) / 2
@@ -132,7 +140,8 @@ class AdamProposal(Proposal[AdamState]):
         done = state.step / (state.steps * self.settings.noise_share)
         if self.settings.action_noise and done < 1:
             std = self.settings.action_noise * half_cosine(done)
-            position = (position + std * draw(n, state.start, generators)).clamp(-1, 1)
+            share = ladder(n, state.position.shape[1], state.start)
+            position = (position + std * share * draw(n, state.start, generators)).clamp(-1, 1)
         return state.box.actions(position)
 
     def update(self, state: AdamState, samples: Float[Tensor, "b n h a"], evaluation: Evaluation) -> AdamState:

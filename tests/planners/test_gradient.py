@@ -166,12 +166,24 @@ def test_little_budget_uses_fewer_starts() -> None:
 
 
 def test_noise_falls_and_ends_where_it_is_said_to() -> None:
-    """A flat cost: what moves is noise alone, less and less, over the first half of the steps."""
+    """A flat cost: what moves is noise alone, less and less, over the first half of the steps; none of the first start,
+    evenly more from start to start."""
     watch = Watch(lambda actions, problems: unconstrained(0 * actions.sum(dim=(2, 3))))
     settings = GradientSettings(starts=64, steps=20, perturbation=0.0, action_noise=0.05, noise_share=0.5)
     solve(GradientPlanner(box(2), settings), watch, torch.zeros(1, 3, 2))
-    moves = [float((b - a).std()) for a, b in zip(watch.asked[1:21], watch.asked[2:21], strict=False)]
+    moves = [(b - a)[0] for a, b in zip(watch.asked[1:21], watch.asked[2:21], strict=False)]
+    shares = torch.arange(1, 64)[:, None, None] / 63
     for step, move in enumerate(moves[:9], start=1):
         wanted = 0.05 * (1 + math.cos(math.pi * step / 10)) / 2
-        assert move == pytest.approx(wanted, rel=0.25)
-    assert moves[9:] == [0.0] * len(moves[9:]) and len(moves) == 19
+        assert not bool(move[0].any()), "the given plan was shaken"
+        assert float((move[1:] / shares).std()) == pytest.approx(wanted, rel=0.25)
+        assert float((move[33:] / shares[32:]).std()) == pytest.approx(wanted, rel=0.3)
+    assert not any(bool(move.any()) for move in moves[9:]) and len(moves) == 19
+
+
+def test_one_start_alone_has_all_the_noise() -> None:
+    watch = Watch(lambda actions, problems: unconstrained(0 * actions.sum(dim=(2, 3))))
+    settings = GradientSettings(starts=1, steps=3, action_noise=0.05)
+    solve(GradientPlanner(box(20), settings), watch, torch.zeros(1, 20, 20))
+    wanted = 0.05 * (1 + math.cos(math.pi / 3)) / 2
+    assert float(watch.asked[2].std()) == pytest.approx(wanted, rel=0.2)
