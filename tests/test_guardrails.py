@@ -19,6 +19,7 @@ from vjepa_mpc.costs import ModelSpan, Penalty, WayLength
 from vjepa_mpc.governors import ChangeLimits, Guards, LastLook, Moment, Surprise, Watchdog, straight_step
 from vjepa_mpc.guardrails import AvoidPictures, KeepOut, PoseBox, Situation, Workspace
 from vjepa_mpc.loop import run_episode
+from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.rollout import Rollout
 from vjepa_mpc.thresholds import load_thresholds, measure_thresholds, prediction_errors, save_thresholds
@@ -129,7 +130,7 @@ def test_a_penalty_is_the_constraint_as_a_cost() -> None:
 
 
 def test_the_length_of_a_way_counts_control_steps() -> None:
-    term = WayLength(pose(-0.3, -0.3), pose(0.3, 0.6), longest=10, weight=2.0)
+    term = WayLength(Bounds(pose(-0.3, -0.3), pose(0.3, 0.6)), longest=10, weight=2.0)
     actions = torch.tensor([[[[0.6, 0.6], [-0.3, 0.0]]]])
     torch.testing.assert_close(term(Rollout(actions[..., None], actions), actions, ALL), torch.tensor([[2 * 3 / 10]]))
 
@@ -165,14 +166,14 @@ def test_the_sum_of_long_legs_stays_what_the_model_was_trained_on() -> None:
 
 
 def test_a_straight_step_keeps_the_direction_and_leaves_short_legs_out() -> None:
-    low, high = (-0.3, -0.3), (0.3, 0.3)
-    step, rest = straight_step(torch.tensor([[0.9, -0.2], [0.1, 0.1]]), low, high)
+    limits = Bounds(pose(-0.3, -0.3), pose(0.3, 0.3))
+    step, rest = straight_step(torch.tensor([[0.9, -0.2], [0.1, 0.1]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.3, -0.2 / 3]))
     torch.testing.assert_close(rest, torch.tensor([[0.9, -0.2], [0.1, 0.1]]))
-    step, rest = straight_step(torch.tensor([[0.01, 0.0], [0.2, 0.4]]), low, high)
+    step, rest = straight_step(torch.tensor([[0.01, 0.0], [0.2, 0.4]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.1, 0.2]))
     torch.testing.assert_close(rest, torch.tensor([[0.2, 0.4], [0.0, 0.0]]))
-    step, _ = straight_step(torch.tensor([[0.01, 0.0], [0.01, -0.02]]), low, high)
+    step, _ = straight_step(torch.tensor([[0.01, 0.0], [0.01, -0.02]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.02, -0.02]))
 
 
