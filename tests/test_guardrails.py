@@ -21,6 +21,7 @@ from vjepa_mpc.guardrails import AvoidPictures, KeepOut, PoseBox, Situation, Wor
 from vjepa_mpc.loop import run_episode
 from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.planners.limits import Ball, Limits
 from vjepa_mpc.rollout import Rollout
 from vjepa_mpc.thresholds import load_thresholds, measure_thresholds, prediction_errors, save_thresholds
 
@@ -175,6 +176,20 @@ def test_a_straight_step_keeps_the_direction_and_leaves_short_legs_out() -> None
     torch.testing.assert_close(rest, torch.tensor([[0.2, 0.4], [0.0, 0.0]]))
     step, _ = straight_step(torch.tensor([[0.01, 0.0], [0.01, -0.02]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.02, -0.02]))
+
+
+def test_actions_without_range_take_no_time_and_balls_do() -> None:
+    """Held rotations, as V-JEPA 2-AC's robot has them."""
+    limits = Bounds(pose(-0.3, 0.0), pose(0.3, 0.0))
+    step, _ = straight_step(torch.tensor([[0.9, 0.0]]), limits)
+    torch.testing.assert_close(step, pose(0.3, 0.0))
+    ball = Limits(pose(-0.3, -0.3), pose(0.3, 0.3), balls=(Ball((0, 1), 0.25),))
+    step, _ = straight_step(torch.tensor([[0.9, -1.2]]), ball)  # six steps of 0.25, five of the box's diagonal and less
+    torch.testing.assert_close(step, pose(0.15, -0.2))
+    way = torch.tensor([[[[0.9, -1.2], [0.0, 0.0]]]], requires_grad=True)
+    cost = WayLength(ball, longest=12, weight=1.0)(Rollout(way, way), way, ALL)
+    (slope,) = torch.autograd.grad(cost.sum(), way)
+    assert float(cost) == pytest.approx(0.5) and bool(torch.isfinite(slope).all())
 
 
 def test_whatever_is_planned_the_last_look_keeps_the_robot_out() -> None:
