@@ -184,12 +184,12 @@ def test_actions_without_range_take_no_time_and_balls_do() -> None:
     step, _ = straight_step(torch.tensor([[0.9, 0.0]]), limits)
     torch.testing.assert_close(step, pose(0.3, 0.0))
     ball = Limits(pose(-0.3, -0.3), pose(0.3, 0.3), balls=(Ball((0, 1), 0.25),))
-    step, _ = straight_step(torch.tensor([[0.9, -1.2]]), ball)  # six steps of 0.25, five of the box's diagonal and less
+    step, _ = straight_step(torch.tensor([[0.9, -1.2]]), ball)  # 1.5 rad; the box alone would do it in four
     torch.testing.assert_close(step, pose(0.15, -0.2))
     way = torch.tensor([[[[0.9, -1.2], [0.0, 0.0]]]], requires_grad=True)
-    cost = WayLength(ball, longest=12, weight=1.0)(Rollout(way, way), way, ALL)
+    cost = WayLength(ball, longest=12, weight=1.0)(Rollout(way[..., None, :], way), way, ALL)
     (slope,) = torch.autograd.grad(cost.sum(), way)
-    assert float(cost) == pytest.approx(0.5) and bool(torch.isfinite(slope).all())
+    assert cost.item() == pytest.approx(0.5) and bool(torch.isfinite(slope).all())
 
 
 def test_whatever_is_planned_the_last_look_keeps_the_robot_out() -> None:
