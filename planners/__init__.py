@@ -9,7 +9,7 @@ from vjepa_mpc.planners.icem import ICEM, ICEMSettings
 from vjepa_mpc.planners.knots import Blocks, ByKnots, Lines, Splines
 from vjepa_mpc.planners.lagrangian import AugmentedLagrangian, LagrangianLBFGS, LagrangianLBFGSSettings
 from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
-from vjepa_mpc.planners.limits import Ball, Limits, fixed
+from vjepa_mpc.planners.limits import Ball, Limits, StepLimits, fixed
 from vjepa_mpc.planners.mppi import MPPI, MPPISettings
 from vjepa_mpc.planners.published import PublishedCEM, PublishedSettings
 from vjepa_mpc.planners.search import Proposal, SearchPlanner
@@ -58,6 +58,7 @@ __all__ = [
     "SearchPlanner",
     "ShootingSettings",
     "Splines",
+    "StepLimits",
     "Suggested",
     "fixed",
     "shift_plan",

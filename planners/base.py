@@ -56,6 +56,10 @@ class Bounds:
         """Those of these problems: a box is everyone's."""
         return self
 
+    def after(self, previous: Float[Tensor, "b a"] | None) -> Bounds:
+        """Those that hold after these actions: a box holds whatever came before."""
+        return self
+
     def check_problems(self, count: int) -> None:
         """`InputError` for bounds that are of another number of problems; these are everyone's."""
 
@@ -150,7 +154,8 @@ class Planner(Protocol):
     """Lowers a cost function from a starting plan, inside its own action bounds.
 
     `generators` holds one `torch.Generator` a problem: the only randomness used. `suggestions` [b, m, h, a]
-    (of a policy, or earlier plans) are candidates of the first population. The returned plan has been
+    (of a policy, or earlier plans) are candidates of the first population. `previous` [b, a]: the actions just
+    executed, from which bounds that limit changes (`Limits`) count; None: what these hold. The returned plan has been
     evaluated and is never worse than `init` (projected into the bounds), nor than what was suggested;
     `PublishedCEM` alone, which reproduces a published planner, does not promise the latter two.
     """
@@ -165,4 +170,5 @@ class Planner(Protocol):
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
+        previous: Float[Tensor, "b a"] | None = None,
     ) -> ActionPlan: ...

@@ -42,8 +42,10 @@ def check_task(
     budget: Budget,
     generators: Sequence[torch.Generator],
     suggestions: Float[Tensor, "b m h a"] | None = None,
+    previous: Float[Tensor, "b a"] | None = None,
 ) -> Bounds:
-    """Refuse with `InputError` what no planner can start from; return the bounds in the type of `init`."""
+    """Refuse with `InputError` what no planner can start from; return the bounds, as they hold after `previous`, in the
+    type of `init`."""
     if init.ndim != 3 or 0 in init.shape:
         raise InputError(f"A plan starts from actions [problem, horizon, action], all >= 1; got {tuple(init.shape)}.")
     if init.shape[-1] != bounds.low.numel():
@@ -73,6 +75,7 @@ def check_task(
             raise InputError(f"Suggestions of shape {shape} do not fit a start {tuple(init.shape)}; give [b, m, h, a].")
         if not bool(torch.isfinite(suggestions).all()):
             raise InputError("A suggested plan holds NaN or infinity; leave it out.")
+    bounds = bounds.after(previous)
     bounds.check_problems(init.shape[0])
     return bounds_like(bounds, init)
 

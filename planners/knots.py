@@ -113,10 +113,11 @@ class ByKnots:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
+        previous: Float[Tensor, "b a"] | None = None,
     ) -> ActionPlan:
         """The best curve found, or the start. Raises what the planner raises."""
         ledger = Ledger(cost_fn, replace(budget, deadline_s=None))
-        bounds = check_task(init, self.bounds, budget, generators, suggestions)
+        bounds = check_task(init, self.bounds, budget, generators, suggestions, previous)
         start = bounds.clip(init)
         matrix = self.curve(init.shape[1])
         judged = torch.cat((start[:, None], self._off_curve(start, bounds, budget, suggestions, matrix)), dim=1)
@@ -142,6 +143,7 @@ class ByKnots:
             budget=rest,
             generators=generators,
             suggestions=None if suggestions is None else to_knots @ suggestions.to(init),
+            previous=previous,
         )
         plan = _better(kept, found, bounds, to_actions, before_s, count)
         done = zip(met.tolist(), plan.endings, strict=True)

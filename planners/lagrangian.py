@@ -75,17 +75,18 @@ class AugmentedLagrangian:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
+        previous: Float[Tensor, "b a"] | None = None,
     ) -> ActionPlan:
         """The best plan found. Raises what the planner within raises."""
         ledger = Ledger(cost_fn, budget)
-        bounds = check_task(init, self.bounds, budget, generators, suggestions)
+        bounds = check_task(init, self.bounds, budget, generators, suggestions, previous)
         start = bounds.clip(init)
         with torch.no_grad():
             first = ledger.evaluate(start[:, None], torch.arange(len(start), device=start.device))
         if not first.names:  # nothing to be kept: the planner by itself
-            return self._plain(cost_fn, start, first, ledger, budget, generators, suggestions)
+            return self._plain(cost_fn, start, first, ledger, budget, generators, suggestions, previous)
         best = Best(start, first.cost[:, 0], first.violation[:, 0])
-        rounds = _Rounds(self, cost_fn, ledger, budget, tuple(generators), best, first.names)
+        rounds = _Rounds(self, cost_fn, ledger, budget, tuple(generators), best, first.names, previous)
         live = rounds.live()
         if live:
             best = self._with_suggested(best, ledger, bounds, suggestions, torch.tensor(live, device=start.device))
@@ -122,6 +123,7 @@ class AugmentedLagrangian:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None,
+        previous: Float[Tensor, "b a"] | None,
     ) -> ActionPlan:
         """The planner's own answer where there are no constraints, with the evaluation that showed it counted."""
         if ledger.affordable(1) < 1 or ledger.late():
@@ -136,7 +138,9 @@ class AugmentedLagrangian:
             deadline_s=None if budget.deadline_s is None else budget.deadline_s - ledger.seconds,
         )
         begun_s = ledger.seconds
-        found = self.planner.plan(cost_fn, start, budget=rest, generators=generators, suggestions=suggestions)
+        found = self.planner.plan(
+            cost_fn, start, budget=rest, generators=generators, suggestions=suggestions, previous=previous
+        )
         return replace(
             found,
             evaluations=found.evaluations + 1,
@@ -165,7 +169,9 @@ class _Rounds:
         generators: tuple[torch.Generator, ...],
         start: Best,
         names: tuple[str, ...],
+        previous: Float[Tensor, "b a"] | None,
     ) -> None:
+        self.previous = previous
         self.settings, self.cost_fn, self.ledger, self.budget = settings, cost_fn, ledger, budget
         self.generators, self.names = generators, names
         self.best = self.found = start  # `found`: where the last round ended
@@ -246,8 +252,9 @@ class _Rounds:
             )
         priced = _Priced(self.cost_fn, self.price, exact, chosen, least)
         return self.settings.planner.plan(
-            priced, self.found.actions, budget=part, generators=generators, suggestions=suggestions
-        )
+            priced, self.found.actions, budget=part, generators=generators, suggestions=suggestions,
+            previous=self.previous,
+        )  # fmt: skip
 
     def _learn(self, problems: list[int], inner: ActionPlan) -> None:
         """Judge where the round ended by the true cost; new prices, and an end for what meets the target."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf, isclose
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +44,8 @@ class Limits(Bounds):
     """A box, balls inside it, and the largest change from one step of the horizon to the next.
 
     `rate` [a]: in action units a step (+inf for none); `previous` [b, a]: the actions just executed, one row a
-    problem or one for all, from which the first step may differ by `rate` (None: the first step is free). Every
+    problem or one for all, from which the first step may differ by `first` [a], or where that is None by `rate` (None:
+    the first step is free). Every
     candidate a cost function sees keeps all of it (to rounding), so a sampling planner wastes none on what a robot
     would clip.
 
@@ -56,6 +58,7 @@ class Limits(Bounds):
     balls: tuple[Ball, ...] = ()
     rate: Float[Tensor, "a"] | None = None
     previous: Float[Tensor, "b a"] | None = None
+    first: Float[Tensor, "a"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +69,17 @@ class Limits(Bounds):
             seen |= set(ball.members)
             members = list(ball.members)
             nearest = torch.zeros_like(self.low).clamp(self.low, self.high)[members]
-            if float(nearest.norm()) > ball.radius:
+            if float(nearest.norm()) > ball.radius * (1 + 8 * torch.finfo(nearest.dtype).eps):  # but for rounding
                 raise InputError(f"No action of {ball.members} lies in the box and within {ball.radius} of zero.")
-        if self.rate is not None and not bool((self.rate > 0).all()):
-            raise InputError(f"Action rates must be positive (+inf for none); got {self.rate.tolist()}.")
+        for rate in (self.rate, self.first):
+            if rate is not None and not bool((rate > 0).all()):
+                raise InputError(f"Action rates must be positive (+inf for none); got {rate.tolist()}.")
         if self.previous is not None and not bool(torch.isfinite(self.previous).all()):
             raise InputError("The actions just executed hold NaN or infinity; give what the robot was really sent.")
+
+    def after(self, previous: Float[Tensor, "b a"] | None) -> Limits:
+        """Those that hold after these actions; None: as they are."""
+        return self if previous is None else replace(self, previous=previous)
 
     def check_problems(self, count: int) -> None:
         """Refuse previous actions of another number of problems."""
@@ -92,13 +100,15 @@ class Limits(Bounds):
         if self.rate is None or actions.ndim < 3:
             return wanted
         rate = self.rate.to(actions)
+        limit = rate if self.first is None else self.first.to(actions)
         before: Tensor | None = None
         if self.previous is not None:
             shape = (-1, *(1,) * (actions.ndim - 3), actions.shape[-1])
             before = super().clip(self.previous.to(actions)).reshape(shape).expand_as(wanted[..., 0, :])
         steps = []
         for step in wanted.unbind(dim=-2):
-            before = step if before is None else super().clip(before + self._slowed(step - before, rate))
+            before = step if before is None else super().clip(before + self._slowed(step - before, limit))
+            limit = rate
             steps.append(before)
         return torch.stack(steps, dim=-2)
 
@@ -129,3 +139,64 @@ class Limits(Bounds):
             index = torch.tensor(members, device=change.device)
             slowed = slowed.index_copy(-1, index, part * share.clamp(max=1))
         return slowed
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """What every control step of a robot keeps beyond its box, in action units a control step: `balls`, the largest
+    change from one control step to the next (`rates`: index and change), and actions that stay (`held`: index and
+    value)."""
+
+    balls: tuple[Ball, ...] = ()
+    rates: tuple[tuple[int, float], ...] = ()
+    held: tuple[tuple[int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        both = dict(self.held).keys() & dict(self.rates).keys()
+        if both:
+            raise InputError(f"The actions {sorted(both)} are held and do not change; give no rate for them.")
+
+    def __bool__(self) -> bool:
+        return bool(self.balls or self.rates or self.held)
+
+    def within(self, box: Bounds, steps: float = 1) -> Bounds:
+        """The bounds of displacements that take `steps` control steps each, in a plan of such displacements; `box`
+        bounds them already.
+
+        With n steps of actions u: the sum of n vectors no longer than a ball's radius r is no longer than n r, and n
+        equal ones come to any that short, so the ball's radius is n r. What is held at v comes to n v. Where u changes
+        by c at most, u[i + n] and u[i] differ by n c at most and two sums of n by n^2 c (`rate`), and n actions after
+        one that was u0 differ from it by c, 2c, ... n c: their sum from n u0 by n (n + 1) / 2 c (`first`, with n u0 as
+        `previous`). No plan beyond these can be done; of one control step they are the limits themselves.
+        """
+        low, high = box.low.tolist(), box.high.tolist()
+        values = {}
+        for action, value in self.held:
+            whole = value * steps
+            inside = min(max(whole, low[action]), high[action])
+            values[action] = inside if isclose(inside, whole, rel_tol=1e-6) else whole  # beyond rounding: refused
+        box = fixed(box, values)
+        if not self.balls and not self.rates:
+            return box
+        balls = tuple(replace(ball, radius=steps * ball.radius) for ball in self.balls)
+        if not self.rates:
+            return Limits(box.low, box.high, balls)
+        rates = dict(self.rates)
+        change = torch.tensor([rates.get(action, inf) for action in range(len(low))]).to(box.low)
+        return Limits(box.low, box.high, balls, steps**2 * change, first=steps * (steps + 1) / 2 * change)
+
+
+def control_steps(displacements: Float[Tensor, "*batch a"], step: Bounds) -> Float[Tensor, "*batch"]:
+    """How many control steps `displacements` take at full speed, as a real number, where `step` bounds what one may do.
+    Actions without range take none."""
+    low, high = step.low.to(displacements), step.high.to(displacements)
+    moves = high > low
+    ahead, back = (torch.where(moves, limit, 1.0) for limit in (high, low))
+    steps = torch.where(moves, torch.maximum(displacements / ahead, displacements / back), 0.0).amax(dim=-1)
+    for ball in step.balls if isinstance(step, Limits) else ():
+        moving = [member for member in ball.members if bool(moves[member])]
+        room = ball.radius**2 - sum(float(low[member]) ** 2 for member in ball.members if member not in moving)
+        if moving and room > 0:
+            square = displacements[..., moving].square().sum(dim=-1)
+            steps = steps.maximum((square / room).clamp(min=torch.finfo(square.dtype).tiny).sqrt())
+    return steps

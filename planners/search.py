@@ -136,6 +136,7 @@ class SearchPlanner(Generic[State]):
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
+        previous: Float[Tensor, "b a"] | None = None,
     ) -> ActionPlan:
         """The best plan seen, never worse than `init` projected into the bounds (but see `final_is_the_answer`).
 
@@ -145,7 +146,7 @@ class SearchPlanner(Generic[State]):
         ledger = Ledger(cost_fn, budget)  # the clock runs from here
         if self.proposal.penalty is not None and torch.is_inference_mode_enabled():
             raise InputError("Gradients cannot be taken under torch.inference_mode(); use torch.no_grad() instead.")
-        bounds = check_task(init, self.bounds, budget, generators, suggestions)
+        bounds = check_task(init, self.bounds, budget, generators, suggestions, previous)
         if suggestions is not None:
             suggestions = bounds.clip(suggestions.to(init))
         # no_grad, never inference_mode: gradient planners share the same world model and its buffers.

@@ -54,17 +54,20 @@ class Refined:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
+        previous: Float[Tensor, "b a"] | None = None,
     ) -> ActionPlan:
         """The second planner's answer from the first one's. Raises what the two raise."""
         began = time.perf_counter()
-        check_task(init, self.bounds, budget, generators, suggestions)
+        check_task(init, self.bounds, budget, generators, suggestions, previous)
         limit, deadline_s = budget.max_evaluations, budget.deadline_s
         part = replace(
             budget,
             max_evaluations=None if limit is None else max(1, min(limit, round(self.share * limit))),
             deadline_s=None if deadline_s is None else self.share * deadline_s,
         )
-        found = self.first.plan(cost_fn, init, budget=part, generators=generators, suggestions=suggestions)
+        found = self.first.plan(
+            cost_fn, init, budget=part, generators=generators, suggestions=suggestions, previous=previous
+        )
         left = None
         if limit is not None and part.max_evaluations is not None:
             # What a problem that ran out of patience left over is nobody's: the slowest one's count is not its own.
@@ -76,7 +79,7 @@ class Refined:
         rest = replace(
             budget, max_evaluations=left, deadline_s=None if deadline_s is None else deadline_s - spent_s
         )
-        refined = self.second.plan(cost_fn, found.actions, budget=rest, generators=generators)
+        refined = self.second.plan(cost_fn, found.actions, budget=rest, generators=generators, previous=previous)
         return _one_after_the_other(found, refined, limit)
 
 
@@ -136,18 +139,21 @@ class Suggested:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
+        previous: Float[Tensor, "b a"] | None = None,
     ) -> ActionPlan:
         """The planner's answer. Raises what it raises, and `InputError` for suggestions of the wrong shape. What
         `suggest` takes counts as the plan's time."""
         began = time.perf_counter()
-        check_task(init, self.bounds, budget, generators, suggestions)
+        check_task(init, self.bounds, budget, generators, suggestions, previous)
         offered = self.suggest(init, generators)
-        check_task(init, self.bounds, budget, generators, offered)
+        check_task(init, self.bounds, budget, generators, offered, previous)
         if suggestions is not None:
             offered = torch.cat((suggestions, offered.to(suggestions)), dim=1)
         took_s = time.perf_counter() - began
         left_s = None if budget.deadline_s is None else max(0.0, budget.deadline_s - took_s)
         rest = replace(budget, deadline_s=left_s)
-        plan = self.planner.plan(cost_fn, init, budget=rest, generators=generators, suggestions=offered)
+        plan = self.planner.plan(
+            cost_fn, init, budget=rest, generators=generators, suggestions=offered, previous=previous
+        )
         records = (replace(record, seconds=record.seconds + took_s) for record in plan.iterations)
         return replace(plan, seconds=plan.seconds + took_s, iterations=tuple(records))

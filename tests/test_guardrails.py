@@ -19,7 +19,9 @@ from vjepa_mpc.costs import ModelSpan, Penalty, WayLength
 from vjepa_mpc.governors import ChangeLimits, Guards, LastLook, Moment, Surprise, Watchdog, straight_step
 from vjepa_mpc.guardrails import AvoidPictures, KeepOut, PoseBox, Situation, Workspace
 from vjepa_mpc.loop import run_episode
+from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.planners.limits import Ball, Limits
 from vjepa_mpc.rollout import Rollout
 from vjepa_mpc.thresholds import load_thresholds, measure_thresholds, prediction_errors, save_thresholds
 
@@ -129,7 +131,7 @@ def test_a_penalty_is_the_constraint_as_a_cost() -> None:
 
 
 def test_the_length_of_a_way_counts_control_steps() -> None:
-    term = WayLength(pose(-0.3, -0.3), pose(0.3, 0.6), longest=10, weight=2.0)
+    term = WayLength(Bounds(pose(-0.3, -0.3), pose(0.3, 0.6)), longest=10, weight=2.0)
     actions = torch.tensor([[[[0.6, 0.6], [-0.3, 0.0]]]])
     torch.testing.assert_close(term(Rollout(actions[..., None], actions), actions, ALL), torch.tensor([[2 * 3 / 10]]))
 
@@ -165,15 +167,29 @@ def test_the_sum_of_long_legs_stays_what_the_model_was_trained_on() -> None:
 
 
 def test_a_straight_step_keeps_the_direction_and_leaves_short_legs_out() -> None:
-    low, high = (-0.3, -0.3), (0.3, 0.3)
-    step, rest = straight_step(torch.tensor([[0.9, -0.2], [0.1, 0.1]]), low, high)
+    limits = Bounds(pose(-0.3, -0.3), pose(0.3, 0.3))
+    step, rest = straight_step(torch.tensor([[0.9, -0.2], [0.1, 0.1]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.3, -0.2 / 3]))
     torch.testing.assert_close(rest, torch.tensor([[0.9, -0.2], [0.1, 0.1]]))
-    step, rest = straight_step(torch.tensor([[0.01, 0.0], [0.2, 0.4]]), low, high)
+    step, rest = straight_step(torch.tensor([[0.01, 0.0], [0.2, 0.4]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.1, 0.2]))
     torch.testing.assert_close(rest, torch.tensor([[0.2, 0.4], [0.0, 0.0]]))
-    step, _ = straight_step(torch.tensor([[0.01, 0.0], [0.01, -0.02]]), low, high)
+    step, _ = straight_step(torch.tensor([[0.01, 0.0], [0.01, -0.02]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.02, -0.02]))
+
+
+def test_actions_without_range_take_no_time_and_balls_do() -> None:
+    """Held rotations, as V-JEPA 2-AC's robot has them."""
+    limits = Bounds(pose(-0.3, 0.0), pose(0.3, 0.0))
+    step, _ = straight_step(torch.tensor([[0.9, 0.0]]), limits)
+    torch.testing.assert_close(step, pose(0.3, 0.0))
+    ball = Limits(pose(-0.3, -0.3), pose(0.3, 0.3), balls=(Ball((0, 1), 0.25),))
+    step, _ = straight_step(torch.tensor([[0.9, -1.2]]), ball)  # 1.5 rad; the box alone would do it in four
+    torch.testing.assert_close(step, pose(0.15, -0.2))
+    way = torch.tensor([[[[0.9, -1.2], [0.0, 0.0]]]], requires_grad=True)
+    cost = WayLength(ball, longest=12, weight=1.0)(Rollout(way[..., None, :], way), way, ALL)
+    (slope,) = torch.autograd.grad(cost.sum(), way)
+    assert cost.item() == pytest.approx(0.5) and bool(torch.isfinite(slope).all())
 
 
 def test_whatever_is_planned_the_last_look_keeps_the_robot_out() -> None:

@@ -29,10 +29,11 @@ from vjepa_mpc.costs import (
     WayLength,
     latent_distance,
 )
-from vjepa_mpc.governors import Guards, Moment, expected, straight_step
+from vjepa_mpc.governors import Guards, Moment, expected, last_that_ends, straight_step
 from vjepa_mpc.guardrails import Situation, StateLimits
 from vjepa_mpc.memory import FREE_SHARE, candidate_bytes, chunk_within, free_bytes
-from vjepa_mpc.planners.base import ActionPlan, Budget, Planner
+from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, Planner
+from vjepa_mpc.planners.limits import StepLimits
 from vjepa_mpc.planners.warm_start import shift_plan
 from vjepa_mpc.robots.base import Observation
 from vjepa_mpc.rollout import Context, Rollout
@@ -52,7 +53,9 @@ class ControlSettings:
     to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs. `draft`: by
     how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all. `critic`: what each
     control step costs that the model's critic foresees beyond the imagined frames; 0: it is not asked. `remember`:
-    weight of what the episode's short-term memory holds against a future; 0: nothing is remembered."""
+    weight of what the episode's short-term memory holds against a future; 0: nothing is remembered. `limits`: what
+    each control step keeps beyond the robot's box; the planner's bounds are to be those of its planned steps
+    (`StepLimits.within`)."""
 
     horizon: int = 3
     running: float = 1.0
@@ -69,6 +72,7 @@ class ControlSettings:
     nearest: float = 0.0
     critic: float = 0.0
     remember: float = 0.0
+    limits: StepLimits = field(default_factory=StepLimits)
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -91,6 +95,11 @@ class ControlSettings:
             raise InputError(f"What a step that the critic foresees costs must be 0 or more, got {self.critic}.")
         if not 0 <= self.remember < math.inf:
             raise InputError(f"The weight of what is remembered must be at least 0 and finite, got {self.remember}.")
+        if self.limits.rates and self.legs > 1:
+            raise InputError(
+                "Legs turn from one straight line to the next at once, which a limit on the change of actions "
+                "(--rate-limit) forbids; leave it or --legs out."
+            )
 
     def steps_a_leg(self, stride: int) -> int:
         """Control steps that one leg may take of a model that steps `stride` of them."""
@@ -131,15 +140,18 @@ class View:
 @dataclass(frozen=True)
 class Problem:
     """What a controller hands to its planner: the cost of the moment, where the search begins, and plans of the last
-    step that its planner held worth keeping."""
+    step that its planner held worth keeping. `previous`: the action just sent, for as long as a planned step takes,
+    where changes are limited."""
 
     cost: PlanningCost
     init: Float[Tensor, "1 h a"]
     suggestions: Float[Tensor, "1 m h a"] | None = None
+    previous: Float[Tensor, "1 a"] | None = None
 
     def earlier(self) -> dict[str, Tensor]:
-        """The suggestions as the planner takes them; nothing where there are none."""
-        return {} if self.suggestions is None else {"suggestions": self.suggestions}
+        """The suggestions and the previous action as the planner takes them; nothing where there are none."""
+        given = {"suggestions": self.suggestions, "previous": self.previous}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,11 @@ class Controller:
             )
         self.model, self.planner, self.settings, self.generator = model, planner, settings, generator
         self.guards = guards or Guards()
+        self.guards.check_limits(settings.limits)
+        robot = model.config.robot
+        box = Bounds(*(torch.tensor(limit, dtype=torch.float64) for limit in (robot.action_low, robot.action_high)))
+        self.step_bounds = settings.limits.within(box)
+        self.hold = np.zeros(len(robot.action_names))
         self.governors = self.guards.all_governors(model.states)
         self.draft = model.draft(settings.draft) if settings.draft else None
         self.straight = settings.legs > 1 or bool(self.guards.rails)
@@ -275,7 +292,11 @@ class Controller:
         cost = PlanningCost(
             model, view.context, terms, constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
         )
-        return Problem(cost, self._init(state), None if state.others is None else state.others[None])
+        previous = None
+        if settings.limits.rates:
+            sent = torch.as_tensor(self._last(state), dtype=torch.float32, device=model.device)
+            previous = settings.steps_a_leg(model.config.stride) * sent[None]
+        return Problem(cost, self._init(state), None if state.others is None else state.others[None], previous)
 
     def conclude(
         self,
@@ -287,7 +308,7 @@ class Controller:
     ) -> tuple[Decision, ControllerState]:
         """Choose the action, once there is a `plan` for this problem alone, and its cost by `terms`."""
         values = {name: float(value) for name, value in terms.items()}
-        wanted, kept = self.next_action(plan.actions[0], view, values["goal"])
+        wanted, kept = self.next_action(plan.actions[0], view, values["goal"], state)
         action, held_by, state = self.governed(wanted, view, state)
         decision = Decision(
             action=action,
@@ -301,20 +322,39 @@ class Controller:
         return decision, replace(state, plan=kept, others=None if plan.others is None else plan.others[0])
 
     def next_action(
-        self, plan: Float[Tensor, "h a"], view: View, expected: float
+        self, plan: Float[Tensor, "h a"], view: View, expected: float, state: ControllerState
     ) -> tuple[Float[np.ndarray, "a"], Float[Tensor, "h a"]]:
         """The control step with which `plan`, expected to end at `expected` from the goal, begins; and the plan as
-        it is to be gone on with. Seen to be there, no future that is only imagined is worth leaving for."""
-        robot, stride = self.model.config.robot, self.model.config.stride
+        it is to be gone on with. Seen to be there, no future that is only imagined is worth leaving for. What the
+        settings limit a control step by is kept in any case."""
+        stride = self.model.config.stride
         if view.near and view.latent_cost <= expected:
             if stride == 1:  # the next start drops one action: let it be the hold, not the plan's first
                 plan = torch.cat([torch.zeros_like(plan[:1]), plan[:-1]])
-            return np.zeros(plan.shape[1]), plan
+            return self.limited(self.hold, state), plan
         first = plan[0]
         if self.straight:
-            first, plan = straight_step(plan, robot.action_low, robot.action_high)
+            first, plan = straight_step(plan, self.step_bounds)
         # A model step may ask for more than one control step can do: as much of it as can be, at once.
-        return np.clip(first.double().cpu().numpy(), robot.action_low, robot.action_high), plan
+        wanted = first.double().cpu().numpy()
+        if self.settings.limits.rates:  # but no faster than can be slowed down from where it ends
+            rates = dict(self.settings.limits.rates)
+            change = np.array([rates.get(action, math.inf) for action in range(len(wanted))])
+            within = self.settings.steps_a_leg(stride)
+            most = last_that_ends(np.abs(plan[0].double().cpu().numpy()), change, within)
+            wanted = np.clip(wanted, -most, most)
+        return self.limited(wanted, state), plan
+
+    def limited(self, wanted: Float[np.ndarray, "a"], state: ControllerState) -> Float[np.ndarray, "a"]:
+        """The nearest that one control step may do after the last one."""
+        bounds = self.step_bounds
+        if self.settings.limits.rates:
+            bounds = bounds.after(torch.from_numpy(self._last(state))[None])
+        return bounds.clip(torch.from_numpy(wanted)[None, None])[0, 0].numpy()
+
+    def _last(self, state: ControllerState) -> Float[np.ndarray, "a"]:
+        """The action that was applied last; a robot at rest has been sent zeros."""
+        return state.sent[-1] if state.sent else self.hold
 
     def governed(
         self, wanted: Float[np.ndarray, "a"], view: View, state: ControllerState
@@ -419,8 +459,8 @@ class Controller:
             terms.append(ActionRate(self.model.action_bounds.high / self.settings.legs, self.settings.action_rate))
         if self.settings.legs > 1:
             bounds, stride = self.model.action_bounds, self.model.config.stride
-            low, high = bounds.low / stride, bounds.high / stride
-            terms.append(WayLength(low, high, self.settings.horizon * stride, self.settings.way_weight))
+            step = self.settings.limits.within(Bounds(bounds.low / stride, bounds.high / stride))
+            terms.append(WayLength(step, self.settings.horizon * stride, self.settings.way_weight))
         return terms
 
     def _constraints(self, situation: Situation) -> list[Constraint]:

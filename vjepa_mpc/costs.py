@@ -15,8 +15,9 @@ from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.memory import CHUNK, with_smaller_chunks
-from vjepa_mpc.planners.base import Evaluation
+from vjepa_mpc.planners.base import Bounds, Evaluation
 from vjepa_mpc.planners.evaluation import join, rank, take
+from vjepa_mpc.planners.limits import control_steps
 from vjepa_mpc.rollout import Context, Rollout
 from vjepa_mpc.states import StateSpace
 from vjepa_mpc.world_model import WorldModel
@@ -137,10 +138,9 @@ class StateBox:
 @dataclass(frozen=True)
 class WayLength:
     """Control steps that a plan's way takes at full speed, as a share of `longest`, times `weight`: of ways that lead
-    to the same place the short one. `low` and `high` [a]: one control step's limits."""
+    to the same place the short one. `step`: the bounds of one control step."""
 
-    low: Float[Tensor, "a"]
-    high: Float[Tensor, "a"]
+    step: Bounds
     longest: int
     weight: float
     name: str = "way_length"
@@ -148,7 +148,7 @@ class WayLength:
     def __call__(
         self, rollout: Rollout, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]
     ) -> Float[Tensor, "b n"]:
-        steps = torch.maximum(actions / self.high, actions / self.low).amax(dim=-1).sum(dim=-1)
+        steps = control_steps(actions, self.step).sum(dim=-1)
         return self.weight * steps / self.longest
 
 

@@ -125,11 +125,16 @@ class Diary:
             film.append(begun.stages[-1].picture)
             self._view()
 
-    def turn(self, begin: Callable[[Picture, Float[np.ndarray, "w"], int], None]) -> None:
-        """Call `begin` with picture, state and seed of the goal that holds from this step on, if one begins here."""
+    def turn(
+        self,
+        begin: Callable[[Picture, Float[np.ndarray, "w"], int], None],
+        later: Callable[[Picture, Float[np.ndarray, "w"], int], None] | None = None,
+    ) -> None:
+        """Call `begin` with picture, state and seed of the goal that holds from this step on, if one begins here;
+        `later`, where there is one, instead for all goals but the first."""
         for stage, seed in zip(self.stages, self._seeds, strict=True):
             if stage.begins == len(self._distances):
-                begin(stage.picture, stage.state, int(seed))
+                (later if later and stage.begins else begin)(stage.picture, stage.state, int(seed))
 
     def note(self, milliseconds: float, moved: Moved, figures: Mapping[str, float]) -> None:
         """A step: what deciding took, what came of it, and the decider's figures."""

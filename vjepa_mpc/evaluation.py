@@ -19,7 +19,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.episodes import Diary, EpisodeResult, Picture, Scene
 from vjepa_mpc.executor import Executor, Pool, portable
 from vjepa_mpc.lockstep import play_together
-from vjepa_mpc.policies import FixedRatePolicy, PlannedPolicy, Policy, Privileged
+from vjepa_mpc.policies import FixedRatePolicy, PlannedPolicy, Policy, Privileged, Turning
 from vjepa_mpc.results import read_log
 from vjepa_mpc.robots.base import SimulatedRobot
 from vjepa_mpc.robots.task import Task
@@ -70,7 +70,7 @@ def run_pair(
     scene, policy = Scene(arena.robot, arena.task, arena.levels), arena.policy
     diary = Diary(index, arena.task, arena.seed, scene.begin(index, pair), film)
     for _ in range(arena.task.step_budget if steps is None else steps):
-        diary.turn(policy.begin)
+        diary.turn(policy.begin, policy.turn if isinstance(policy, Turning) else None)
         started = time.perf_counter()
         action = policy.act(diary.observation)
         milliseconds = 1e3 * (time.perf_counter() - started)

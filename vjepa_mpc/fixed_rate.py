@@ -69,9 +69,11 @@ class FixedRate:
             self._pending = self._submit(lambda: controller.decide(view, state))
             fresh = self._collect() or fresh
         reached = self.state.reached_for >= controller.settings.hold_steps
-        wanted, executed = np.zeros(len(controller.model.config.robot.action_names)), "held"
+        wanted, executed = controller.limited(controller.hold, self.state), "held"
         if self._decision is not None and self.state.plan is not None:
-            wanted, plan = controller.next_action(self.state.plan, view, self._decision.terms["goal"])
+            wanted, plan = controller.next_action(
+                self.state.plan, view, self._decision.terms["goal"], self.state
+            )
             executed, self.state = "planned" if fresh else "carried", replace(self.state, plan=plan)
         action, held_by, self.state = controller.governed(wanted, view, self.state)
         broken = () if self._decision is None else self._decision.plan.held_by[0]

@@ -8,7 +8,6 @@ controller's state.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +19,8 @@ from torch import Tensor
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.guardrails import Guardrail, PoseRail, Situation
+from vjepa_mpc.planners.base import Bounds
+from vjepa_mpc.planners.limits import StepLimits, control_steps
 from vjepa_mpc.rollout import Context, Rollout
 from vjepa_mpc.states import StateSpace
 from vjepa_mpc.world_model import WorldModel
@@ -160,17 +161,19 @@ class ChangeLimits:
         earlier, last = (rest, rest, *moment.sent)[-2:]
         rate, bend = np.array(self.rate), np.array(self.acceleration)
         away = action - last
-        change = np.sign(away) * np.minimum(np.minimum(np.abs(away), rate), _last_that_ends(np.abs(away), bend))
+        change = np.sign(away) * np.minimum(np.minimum(np.abs(away), rate), last_that_ends(np.abs(away), bend))
         old = np.clip(last - earlier, -rate, rate)
         sent = last + np.clip(change, old - bend, old + bend)
         return Verdict(sent, held=not np.allclose(sent, action, atol=1e-12, rtol=0))
 
 
-def _last_that_ends(away: Float[np.ndarray, "a"], bend: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
-    """The largest change after which, `bend` less at each step, the changes sum to no more than `away`: c + (c - b) +
-    (c - 2b) + ... over n steps is n c - b n (n - 1) / 2."""
+def last_that_ends(
+    away: Float[np.ndarray, "a"], bend: Float[np.ndarray, "a"], within: float = math.inf
+) -> Float[np.ndarray, "a"]:
+    """The largest change after which, `bend` less at each step, the changes of `within` steps, or of those to zero, sum
+    to no more than `away`: c + (c - b) + (c - 2b) + ... over n steps is n c - b n (n - 1) / 2."""
     with np.errstate(invalid="ignore"):  # inf * 0 where nothing limits it
-        steps = np.maximum(1, np.ceil((np.sqrt(1 + 8 * away / bend) - 1) / 2 - 1e-9))
+        steps = np.minimum(within, np.maximum(1, np.ceil((np.sqrt(1 + 8 * away / bend) - 1) / 2 - 1e-9)))
         return np.where(np.isinf(bend), away, away / steps + bend * (steps - 1) / 2)
 
 
@@ -218,18 +221,25 @@ class Guards:
         poses = tuple(rail for rail in self.rails if isinstance(rail, PoseRail))
         return (*self.governors, LastLook(poses, space)) if poses else self.governors
 
+    def check_limits(self, limits: StepLimits) -> None:
+        """Refuse limits that a governor would break: one that changes each action by itself leaves balls of several."""
+        if limits.balls and any(isinstance(governor, ChangeLimits) for governor in self.governors):
+            raise InputError(
+                "A limit on each action's own change (--change-limit, --acceleration-limit) can lead out of a --ball "
+                "on the way from one action to the next; use --rate-limit, which keeps it, or leave one of them out."
+            )
+
 
 def straight_step(
-    legs: Float[Tensor, "h a"], low: Sequence[float], high: Sequence[float], least: float = 0.1
+    legs: Float[Tensor, "h a"], step: Bounds, least: float = 0.1
 ) -> tuple[Float[Tensor, "a"], Float[Tensor, "h a"]]:
-    """One control step along the first of `legs`, in a straight line at full speed, and the legs without those left
-    out. Legs shorter than `least` of a control step are left out, unless nothing longer follows."""
-    limit = torch.tensor(high).to(legs), torch.tensor(low).to(legs)
-    steps = torch.maximum(legs / limit[0], legs / limit[1]).amax(dim=-1)
+    """One control step, of the bounds `step`, along the first of `legs`, in a straight line at full speed, and the legs
+    without those left out. Legs shorter than `least` of a control step are left out, unless nothing longer follows."""
+    steps = control_steps(legs, step)
     long = (steps >= least).nonzero()
     first = int(long[0]) if len(long) else 0
     rest = torch.cat([legs[first:], torch.zeros_like(legs[:first])])
     if not len(long):
         rest = torch.cat([legs.sum(0, keepdim=True), torch.zeros_like(legs[1:])])
-        steps = torch.maximum(rest[:1] / limit[0], rest[:1] / limit[1]).amax(dim=-1)
+        steps = control_steps(rest[:1], step)
     return rest[0] / max(1, math.ceil(float(steps[first if len(long) else 0]) - 1e-6)), rest

@@ -174,7 +174,7 @@ class _Player:
     state: ControllerState = field(default_factory=ControllerState)
 
     def begin(self, picture: Picture, _: Float[np.ndarray, "w"], seed: int) -> None:
-        self.controller, self.state = self.make(picture, seed), ControllerState()
+        self.controller, self.state = self.make(picture, seed), ControllerState(sent=self.state.sent)
 
     def turn(self) -> Controller:
         """The controller of this step, a new one where another goal holds from now on."""

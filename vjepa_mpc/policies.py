@@ -38,6 +38,15 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Turning(Policy, Protocol):
+    """A policy that is to be told a new goal within an episode from a new episode: what it sent last still counts."""
+
+    def turn(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None: ...
+
+
 class PlannedPolicy:
     """A world model and a planner in closed loop."""
 
@@ -58,6 +67,13 @@ class PlannedPolicy:
     ) -> None:
         self._controller = self.controller(goal, seed)
         self._state = ControllerState()
+
+    def turn(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        sent = self._state.sent
+        self.begin(goal, goal_state, seed)
+        self._state = ControllerState(sent=sent)
 
     def controller(self, goal: UInt8[np.ndarray, "height width 3"], seed: int) -> Controller:
         """Whoever decides towards a goal picture."""
@@ -99,6 +115,13 @@ class FixedRatePolicy(PlannedPolicy):
             self._pool.shutdown()  # the last episode's plan is not wanted any more, but it holds the generator
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._loop, self._metronome = FixedRate(self._controller, self._pool.submit), Metronome(self.period_s)
+
+    def turn(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        sent = self._loop.state.sent
+        self.begin(goal, goal_state, seed)
+        self._loop.state = ControllerState(sent=sent)
 
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
         self._metronome.wait()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from vjepa_mpc.cli.building import PLANNERS, leg_bounds, make_planner, plan_numbers, planner_and_control
+from vjepa_mpc.cli.limiting import step_limits
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planner_bench import contenders, measure, measure_pycma
 from vjepa_mpc.planner_courses import DEFAULT, PUBLISHED, summary
@@ -86,22 +87,24 @@ def test_plans_can_be_decided_by_knots(tiny_model: Path) -> None:
 def test_an_action_can_be_held(tiny_model: Path) -> None:
     world = WorldModel.from_pretrained(tiny_model)
     strided = WorldModel(replace(world.config, stride=4), world.encoder)
-    first, second = world.config.robot.action_names
-    limit = world.config.robot.action_high[1]
+    robot = world.config.robot
+    first, second = robot.action_names
+    limit = robot.action_high[1]
     cases = (world, 1, None, 1), (strided, 1, None, 4), (strided, 2, None, 2), (strided, 1, 3, 3)
     for model, legs, leg_steps, steps in cases:
         free = leg_bounds(model, legs, leg_steps)
-        bounds = leg_bounds(model, legs, leg_steps, [f"{second}={limit / 2}"])
+        bounds = leg_bounds(model, legs, leg_steps, step_limits(robot, [f"{second}={limit / 2}"]))
         assert bounds.low[1] == bounds.high[1] == pytest.approx(steps * limit / 2)
         assert (bounds.low[0], bounds.high[0]) == (free.low[0], free.high[0])
-    assert float(leg_bounds(strided, 1, 3, [f"{second}={limit}"]).high[1]) == pytest.approx(3 * limit)
+    whole = leg_bounds(strided, 1, 3, step_limits(robot, [f"{second}={limit}"]))
+    assert float(whole.high[1]) == pytest.approx(3 * limit)
     for fix, words in (
         (["wing=0"], "action of"), ([second], "has no number"), ([f"{first}=x"], "has no number"),
         ([f"{first}=nan"], "lies in"), ([f"{first}=99"], "a control step"),
         ([f"{first}=0", f"{second}=0"], "nothing is left"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
-            leg_bounds(world, 1, None, fix)
+            step_limits(robot, fix)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 
-from vjepa_mpc.cli.building import make_planner
+from vjepa_mpc.cli.building import PLANNERS, make_planner
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planners import (
     CEM,
@@ -125,6 +125,26 @@ def test_each_problem_has_its_own_previous_action() -> None:
     )
     plan = solve(CEM(limits), Bowl(torch.zeros(2, 2, 1)), torch.zeros(2, 2, 1), budget=Budget(target=-1.0))
     torch.testing.assert_close(plan.actions[:, :, 0], torch.tensor([[0.4, 0.3], [-0.4, -0.3]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("limit", [None, 0.3])
+@pytest.mark.parametrize("name", [*PLANNERS, "cem+lbfgs", "knots", "suggested"])
+def test_a_previous_action_is_handed_on_to_every_search(name: str, limit: float | None) -> None:
+    """Two problems, each from its own; without constraints and with one."""
+    limits = Limits(torch.tensor([-1.0]), torch.tensor([1.0]), rate=torch.tensor([0.1]), first=torch.tensor([0.05]))
+    made = make_planner({"knots": "cem", "suggested": "cem"}.get(name, name), limits)
+    if name == "knots":
+        made = ByKnots(made, Blocks(2))
+    if name == "suggested":
+        made = Suggested(made, lambda init, rng: init[:, None])
+    watch, before = Watch(Bowl(torch.zeros(2, 4, 1), limit=limit)), torch.tensor([[0.5], [-0.5]])
+    budget = Budget(max_evaluations=60)
+    plan = made.plan(watch, torch.zeros(2, 4, 1), budget=budget, generators=generators(2), previous=before)
+    asked = [*watch.asked, plan.actions[:, None]]
+    for actions in asked:
+        assert len(actions) == 2 and float((actions[:, :, 0] - before[:, None]).abs().max()) <= 0.05 + 1e-6
+        assert float(actions.diff(dim=2).abs().max()) <= 0.1 + 1e-6
+    torch.testing.assert_close(plan.actions[:, :2, 0], torch.tensor([[0.45, 0.35], [-0.45, -0.35]]), atol=0.1, rtol=0)
 
 
 def test_fixed_actions_stay() -> None:

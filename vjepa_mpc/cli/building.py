@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vjepa_mpc.planners.base import Bounds, Planner
     from vjepa_mpc.planners.knots import Curve
+    from vjepa_mpc.planners.limits import StepLimits
     from vjepa_mpc.world_model import WorldModel
 
 SHIPPED_MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -42,7 +43,6 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
 DRAFT_HELP = "Sift candidates by the first so many blocks of the predictor: quicker and rougher (docs/performance.md)."
 KNOTS_HELP = "Decide by knots: blocks:3 (held over 3 planned steps), lines:4 or splines:4 (4 over the horizon)."
-FIX_HELP = "Hold an action at a value a control step, NAME=VALUE (its units), as gripper_delta=0; may be repeated."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
 SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
 
@@ -341,27 +341,27 @@ def planner_and_control(
     deadline_s: float | None = None,
     draft: int = 0,
     knots: str | None = None,
-    fix: Sequence[str] = (),
+    limits: StepLimits | None = None,
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
     if preset is None:
         made = make_planner(
-            planner, leg_bounds(model, legs, leg_steps, fix), samples=samples, iterations=iterations, elites=elites,
+            planner, leg_bounds(model, legs, leg_steps, limits), samples=samples, iterations=iterations, elites=elites,
             settings=settings, numbers=plan_numbers(model, horizon, legs, knots), own=own_search(model, legs),
         )  # fmt: skip
         made = by_knots(made, knots, plan_steps(model, horizon, legs))
         check_draft(draft, made)
         control = control_settings(
-            model, horizon=horizon, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft
+            model, horizon=horizon, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft, limits=limits
         )
         return made, control
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    shaped = legs != 1 or leg_steps is not None or knots or fix
+    shaped = legs != 1 or leg_steps is not None or knots or limits
     if planner != "cem" or settings or shaped or deadline_s is not None or draft:
         raise InputError(
             f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs, --deadline, --knots, "
-            "--fix and --draft out."
+            "--fix, --ball, --rate-limit and --draft out."
         )
     from vjepa_mpc.vjepa2_ac import published_control, published_planner
 
@@ -403,11 +403,13 @@ def control_settings(
     leg_steps: int | None = None,
     deadline_s: float | None = None,
     draft: int = 0,
+    limits: StepLimits | None = None,
 ) -> Any:
     """The controller's settings from the command line's options; by default what `model` is used to: as far ahead as it
     can see, and the sum over imagined frames, unless it says otherwise."""
     from vjepa_mpc.controller import ControlSettings
     from vjepa_mpc.planners.base import Budget
+    from vjepa_mpc.planners.limits import StepLimits
     from vjepa_mpc.world_model import SearchDefaults
 
     if deadline_s is not None and not 0 < deadline_s < float("inf"):
@@ -424,6 +426,7 @@ def control_settings(
     return ControlSettings(
         horizon=ahead, running=running, nearest=nearest, critic=critic, remember=remember, legs=legs,
         leg_steps=own_leg_steps(model, legs, leg_steps), draft=draft, budget=budget,
+        limits=limits or StepLimits(),
     )  # fmt: skip
 
 
@@ -440,9 +443,11 @@ def own_search(model: WorldModel, legs: int = 1) -> dict[str, Any]:
     return {} if search is None or legs > 1 else search.cem()
 
 
-def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None, fix: Sequence[str] = ()) -> Bounds:
-    """The box of one leg of a model step that is planned as `legs` of them, of `leg_steps` control steps each, with the
-    actions of `fix` held (`NAME=VALUE`, of a control step)."""
+def leg_bounds(
+    model: WorldModel, legs: int, leg_steps: int | None = None, limits: StepLimits | None = None
+) -> Bounds:
+    """The bounds of one leg of a model step that is planned as `legs` of them, of `leg_steps` control steps each, where
+    every control step keeps `limits`."""
     from vjepa_mpc.planners.base import Bounds
 
     bounds, leg_steps = model.action_bounds, own_leg_steps(model, legs, leg_steps)
@@ -451,31 +456,7 @@ def leg_bounds(model: WorldModel, legs: int, leg_steps: int | None = None, fix: 
         bounds = Bounds(bounds.low * leg_steps / stride, bounds.high * leg_steps / stride)
     elif legs > 1:
         bounds = Bounds(bounds.low / legs, bounds.high / legs)
-    return _held(model, bounds, fix, stride / legs if leg_steps is None else leg_steps) if fix else bounds
-
-
-def _held(model: WorldModel, bounds: Bounds, fix: Sequence[str], steps: float) -> Bounds:
-    """`bounds` of so many control steps with the actions of `fix` held."""
-    from vjepa_mpc.planners.limits import fixed
-
-    robot, held = model.config.robot, {}
-    for text in fix:
-        name, _, said = text.partition("=")
-        if name not in robot.action_names:
-            raise unknown_name(f"action of {robot.name}", name, robot.action_names)
-        index = robot.action_names.index(name)
-        low, high, unit = robot.action_low[index], robot.action_high[index], robot.action_units[index]
-        try:
-            value = float(said)
-        except ValueError as error:
-            raise InputError(f"--fix {text} has no number; write it as {name}=0.") from error
-        if not low <= value <= high:
-            raise InputError(f"--fix {text}: {name} lies in {low:g} to {high:g} {unit}".rstrip() + " a control step.")
-        least, most = float(bounds.low[index]), float(bounds.high[index])
-        held[index] = min(max(value * steps, least), most)  # to rounding
-    if len(held) == len(robot.action_names):
-        raise InputError("--fix holds every action: nothing is left to plan.")
-    return fixed(bounds, held)
+    return limits.within(bounds, stride / legs if leg_steps is None else leg_steps) if limits else bounds
 
 
 def parse_levels(texts: Sequence[str]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from vjepa_mpc.cli.building import (
     plan_numbers,
     plan_steps,
 )
+from vjepa_mpc.cli.limiting import step_limits
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class PlannerOptions:
     remember: float | None = None
     knots: str | None = None
     fix: tuple[str, ...] = ()
+    ball: tuple[str, ...] = ()
+    rate_limit: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,17 @@ def planning(
     from vjepa_mpc.encoder import weights_hash
     from vjepa_mpc.policies import FixedRatePolicy, PlannedPolicy
 
+    limits = step_limits(world.config.robot, options.fix, options.ball, options.rate_limit)
+    if guards is not None:
+        guards.check_limits(limits)
     control = control_settings(
         world, horizon=options.horizon, running=options.running, nearest=options.nearest,
         critic=options.critic, remember=options.remember, legs=legs, leg_steps=leg_steps, deadline_s=options.deadline,
-        draft=options.draft,
+        draft=options.draft, limits=limits,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
-        options.planner, leg_bounds(world, legs, leg_steps, options.fix), samples=options.samples,
+        options.planner, leg_bounds(world, legs, leg_steps, limits), samples=options.samples,
         iterations=options.iterations, elites=options.elites, settings=options.settings,
         numbers=plan_numbers(world, options.horizon, legs, options.knots), own=own_search(world, legs),
     )  # fmt: skip
@@ -119,8 +125,9 @@ def planning(
         "weights": weights_hash(world), "control": _control(control), "planner": asdict(optimiser.settings),
         "renderer": stage.renderer,
     }  # fmt: skip
-    if options.fix:
-        played["fix"] = list(options.fix)
+    for name, said in (("fix", options.fix), ("ball", options.ball), ("rate_limit", options.rate_limit)):
+        if said:
+            played[name] = list(said)
     if rate is not None:
         policy = partial(FixedRatePolicy, world, optimiser, control, 1 / rate, label, guards)
         played["rate"] = rate
@@ -179,6 +186,7 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 def _control(settings: Any) -> dict[str, Any]:
     """The controller's settings; legs, a draft, the nearest frame, a critic, a memory: only where they are used."""
     told = asdict(settings)
+    del told["limits"]  # which are told as they were said
     if settings.leg_steps is None:
         del told["leg_steps"]
     if not settings.draft:

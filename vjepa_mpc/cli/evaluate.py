@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import DRAFT_HELP, FIX_HELP, KNOTS_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.building import DRAFT_HELP, KNOTS_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
 from vjepa_mpc.cli.contenders import BATCH_HELP, PHYSICS_HELP
+from vjepa_mpc.cli.limiting import BALL_HELP, FIX_HELP, RATE_LIMIT_HELP
 from vjepa_mpc.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def evaluate(
     draft: int = typer.Option(0, min=0, help=DRAFT_HELP),
     knots: str | None = typer.Option(None, help=KNOTS_HELP),
     fix: list[str] = typer.Option([], help=FIX_HELP),
+    ball: list[str] = typer.Option([], help=BALL_HELP),
+    rate_limit: list[str] = typer.Option([], help=RATE_LIMIT_HELP),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
     leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
@@ -131,7 +134,7 @@ def evaluate(
     )  # fmt: skip
     asked_for = PlannerOptions(
         planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
-        remember, knots, tuple(fix),
+        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit),
     )  # fmt: skip
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
@@ -164,7 +167,8 @@ def evaluate(
         "legs": legs if legs > 1 else None, "leg_steps": leg_steps, "rate": rate, "deadline": deadline,
         "draft": draft or None, "batch": batch if batch > 1 else None, "nearest": nearest,
         "critic": critic,
-        "remember": remember, "knots": knots, "fix": list(fix) or None,
+        "remember": remember, "knots": knots, "fix": list(fix) or None, "ball": list(ball) or None,
+        "rate_limit": list(rate_limit) or None,
     }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)
