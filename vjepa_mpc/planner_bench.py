@@ -169,7 +169,7 @@ def contenders(budget: int) -> dict[str, Callable[[Bounds], Planner]]:
         "gradient": lambda bounds: p.GradientPlanner(
             bounds,
             p.GradientSettings(
-                starts=4, steps=rounds(4), learning_rate=0.3, gradient_clip=100.0, action_noise=0.02, noise_share=0.25
+                starts=4, steps=rounds(4), learning_rate=0.3, gradient_clip=100.0, action_noise=0.1, noise_share=0.5
             ),
         ),
         "lbfgs": lambda bounds: p.LBFGS(bounds, p.LBFGSSettings(starts=4, steps=rounds(4))),
