@@ -10,7 +10,8 @@ import torch
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.planners.base import Budget, Evaluation
-from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings, clipped
+from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings, clipped, descents
+from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
 from vjepa_mpc.planners.slopes import BadCandidates
 from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
 
@@ -163,6 +164,26 @@ def test_little_budget_uses_fewer_starts() -> None:
     )
     assert [asked.shape[1] for asked in watch.asked] == [1, 1, 2]
     assert plan.stopped == "max_evaluations" and float(plan.cost[0]) < 0.25
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_all_of_a_small_budget_is_spent(steps: int) -> None:
+    """Whatever is left, on slopes and on ends that there are."""
+    for starts in range(1, 7):
+        full = starts * steps + starts + 1
+        for left in range(full + 3):
+            schedule = descents(starts, steps, left)
+            assert sum(schedule.populations) + schedule.final == min(left, full), (starts, steps, left)
+            assert schedule.final <= max((1, *schedule.populations)) + 1 and schedule.cut == (left < full)
+    for limit in range(1, 12):
+        watch = Watch(Bowl(torch.full((1, 1, 1), 0.5)))
+        for planner in (
+            GradientPlanner(box(1), GradientSettings(starts=4, steps=steps)),
+            LBFGS(box(1), LBFGSSettings(starts=4, steps=steps)),
+        ):
+            watch.asked.clear()
+            plan = solve(planner, watch, torch.zeros(1, 1, 1), budget=Budget(max_evaluations=limit))
+            assert watch.candidates.shape[1] == plan.evaluations == min(limit, 4 * steps + 6)
 
 
 def test_noise_falls_and_ends_where_it_is_said_to() -> None:
