@@ -13,7 +13,7 @@ from vjepa_mpc.planners.base import Budget, Evaluation
 from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings, clipped, descents
 from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
 from vjepa_mpc.planners.slopes import BadCandidates
-from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
+from vjepa_mpc.planners.testing import Bowl, Watch, box, distinct_goals, generators, solve
 
 
 def unconstrained(cost: torch.Tensor) -> Evaluation:
@@ -80,6 +80,53 @@ def test_every_step_is_adams() -> None:
 def test_gradients_are_clipped_for_each_start() -> None:
     slopes = torch.tensor([3.0, 4.0, 0.3, 0.4]).reshape(1, 2, 2, 1)
     torch.testing.assert_close(clipped(slopes, 1.0).flatten(), torch.tensor([0.6, 0.8, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("size", [1e20, 3e38, 1e-20])
+def test_gradients_are_clipped_where_their_squares_are_no_numbers(size: float) -> None:
+    slopes = size * torch.tensor([1.0, 0.5, -0.25, 0.125]).reshape(1, 2, 2, 1)
+    wanted = slopes.double() * min(1.0, 1 / (size * math.hypot(1, 0.5)))
+    torch.testing.assert_close(clipped(slopes, 1.0)[0, 0].double(), wanted[0, 0], rtol=1e-6, atol=0)
+    beside = torch.tensor([3.0, 0.7, 0.1, 0.2]).reshape(1, 2, 2, 1)
+    together = clipped(torch.cat((beside, slopes)), 1.0)
+    assert torch.equal(together[:1], clipped(beside, 1.0)) and torch.equal(together[1:], clipped(slopes, 1.0))
+
+
+class Scaled:
+    """A bowl whose problems are told in units of their own."""
+
+    def __init__(self, goals: torch.Tensor, units: list[float]) -> None:
+        self.bowl, self.units = Bowl(goals, torch.tensor([1.0, 30.0])), units
+
+    def __call__(self, actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        unit = torch.tensor([self.units[problem] for problem in problems.tolist()])
+        return unconstrained(unit[:, None] * self.bowl(actions, problems).cost)
+
+
+@pytest.mark.parametrize("clip", [1.0, 1e30])
+@pytest.mark.parametrize("unit", [1e20, 1e30, 1e-20, 1e-30])
+def test_the_unit_of_the_cost_does_not_matter(unit: float, clip: float) -> None:
+    """Adam and L-BFGS in float32, which does not hold the squares of such slopes; beside a problem in another unit."""
+    goals, starts = distinct_goals(2, 2, 2), torch.zeros(2, 2, 2)
+    for planner in (
+        GradientPlanner(box(2), GradientSettings(starts=2, steps=80, gradient_clip=clip)),
+        LBFGS(box(2), LBFGSSettings(starts=2, steps=12)),
+    ):
+        plan = solve(planner, Scaled(goals, [1.0, unit]), starts)
+        torch.testing.assert_close(plan.actions, goals, atol=0.03, rtol=0)
+        alone = solve(planner, Scaled(goals[1:], [unit]), starts[1:], rng=generators(2)[1:])
+        assert torch.equal(alone.actions[0], plan.actions[1])
+
+
+def test_slopes_that_grow_beyond_all_measure_are_followed() -> None:
+    """From a plain so flat that Adam's epsilon is large there, down into a hole 1e25 times as steep."""
+
+    def hole(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        away = (actions - 0.8).square().flatten(2).sum(dim=-1)
+        return unconstrained(1e-15 * away - 1e10 * (-100 * away).exp())
+
+    plan = solve(GradientPlanner(box(2), GradientSettings(starts=1, steps=80)), hole, torch.full((1, 1, 2), -0.8))
+    torch.testing.assert_close(plan.actions, torch.full((1, 1, 2), 0.8), atol=0.02, rtol=0)
 
 
 def test_decided_without_gradients_descended_with_them() -> None:
