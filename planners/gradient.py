@@ -20,6 +20,7 @@ from vjepa_mpc.planners.base import Bounds, Evaluation
 from vjepa_mpc.planners.noise import draw
 from vjepa_mpc.planners.positions import Positions
 from vjepa_mpc.planners.search import Proposal, Schedule, SearchPlanner
+from vjepa_mpc.planners.units import power_of_two
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 SMALL = 100 * EPSILON
@@ -91,18 +92,13 @@ def clipped(slope: Float[Tensor, "b n h a"], largest: float | Float[Tensor, "b"]
     norms = _norms(slope)
     if math.isfinite(float(norms.sum())):
         return slope * (longest / norms.maximum(longest))[:, :, None, None]
-    unit = _power_of_two(slope.abs().flatten(2).amax(dim=2))
+    unit = power_of_two(slope.abs().flatten(2).amax(dim=2))
     slope, longest = slope / unit[:, :, None, None], longest / unit
     return slope * (unit * longest / _norms(slope).maximum(longest))[:, :, None, None]
 
 
 def _norms(slope: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n"]:
     return torch.stack([part.flatten(1).square().sum(dim=1).sqrt() for part in slope])
-
-
-def _power_of_two(numbers: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """The largest power of two that is no larger; 0 is answered with a half."""
-    return torch.ldexp(torch.ones_like(numbers), torch.frexp(numbers).exponent - 1)
 
 
 def half_cosine(done: float) -> float:
@@ -183,7 +179,7 @@ class AdamProposal(Proposal[AdamState]):
         largest = math.sqrt(torch.finfo(slope.dtype).max) / 2
         if unit is None or bool((unit == 0).any()):
             steepest = slope.abs().flatten(1).amax(dim=1)
-            found = torch.where(steepest < SMALL, _power_of_two(steepest), 1.0)
+            found = torch.where(steepest < SMALL, power_of_two(steepest), 1.0)
             found = torch.where(steepest > 0, found, 0.0)
             unit = found if unit is None else torch.where(unit > 0, unit, found)
         if bool((unit == 1).all()):

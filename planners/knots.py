@@ -141,10 +141,10 @@ class ByKnots:
         )
         found = self.planner.plan(
             _Unrolled(cost_fn, to_actions, bounds, kept, met),
-            to_knots @ start,
+            _knots(to_knots, start),
             budget=rest,
             generators=generators,
-            suggestions=None if suggestions is None else to_knots @ suggestions.to(init),
+            suggestions=None if suggestions is None else _knots(to_knots, suggestions.to(init)),
         )
         plan = _better(kept, found, bounds, to_actions, before_s, count)
         done = zip(met.tolist(), plan.endings, strict=True)
@@ -188,6 +188,15 @@ class _Unrolled:
         cost = self.start.cost[problems][:, None].repeat(1, count).index_copy(0, left, found.cost)
         violation = self.start.violation[problems][:, None].repeat(1, count, 1).index_copy(0, left, found.violation)
         return Evaluation(cost, violation, found.names)
+
+
+def _knots(
+    to_knots: Float[Tensor, "k h"], actions: Float[Tensor, "*batch h a"]
+) -> Float[Tensor, "*batch k a"]:
+    """The knots that come nearest to these actions. They may lie outside the box, and where that is very wide beyond what
+    is a number: sums are taken of numbers sixteen times as small."""
+    most = torch.finfo(actions.dtype).max
+    return (16 * (to_knots @ (actions / 16))).clamp(-most, most)
 
 
 def _better(

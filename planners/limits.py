@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,22 @@ class Limits(Bounds):
         if self.previous is not None and not bool(torch.isfinite(self.previous).all()):
             raise InputError("The actions just executed hold NaN or infinity; give what the robot was really sent.")
 
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The members of each ball."""
+        return tuple(ball.members for ball in self.balls)
+
+    def in_units(self, unit: Float[Tensor, "a"]) -> Limits:
+        """The same limits where each action is told in this unit, the members of a ball in one."""
+        return replace(
+            self,
+            low=self.low / unit,
+            high=self.high / unit,
+            balls=tuple(replace(ball, radius=ball.radius / float(unit[ball.members[0]])) for ball in self.balls),
+            rate=None if self.rate is None else self.rate.to(unit) / unit,
+            previous=None if self.previous is None else self.previous.to(unit) / unit,
+        )
+
     def check_problems(self, count: int) -> None:
         """Refuse previous actions of another number of problems."""
         if self.previous is not None and len(self.previous) not in (1, count):
@@ -109,13 +126,16 @@ class Limits(Bounds):
             low, high = self.low.to(actions)[members], self.high.to(actions)[members]
             centre = torch.zeros_like(low).clamp(low, high)
             part = actions[..., members] - centre
-            # The largest t in [0, 1] with |centre + t * part| <= radius.
+            # The largest t in [0, 1] with |centre + t * part| <= radius, in units of about the radius: squares of very
+            # large or small numbers are none.
+            unit = 2.0 ** (math.frexp(ball.radius)[1] - 1)
+            radius, middle, part = ball.radius / unit, centre / unit, part / unit
             square = part.square().sum(dim=-1, keepdim=True)
-            along = (part * centre).sum(dim=-1, keepdim=True)
-            room = ball.radius**2 - centre.square().sum()
+            along = (part * middle).sum(dim=-1, keepdim=True)
+            room = radius**2 - middle.square().sum()
             root = (along.square() + square * room).clamp(min=0).sqrt()
             reach = torch.where(square > 0, (root - along) / torch.where(square > 0, square, 1.0), 1.0)
-            shrunk = centre + part * reach.clamp(0, 1)
+            shrunk = centre + unit * (part * reach.clamp(0, 1))
             actions = actions.index_copy(-1, torch.tensor(members, device=actions.device), shrunk)
         return actions
 
