@@ -193,8 +193,8 @@ class _Unrolled:
 def _knots(
     to_knots: Float[Tensor, "k h"], actions: Float[Tensor, "*batch h a"]
 ) -> Float[Tensor, "*batch k a"]:
-    """The knots that come nearest to these actions. They may lie outside the box, and where that is very wide beyond what
-    is a number: sums are taken of numbers sixteen times as small."""
+    """The knots that come nearest to these actions. They may lie outside the box, and where that is very wide beyond
+    what is a number: sums are taken of numbers sixteen times as small."""
     most = torch.finfo(actions.dtype).max
     return (16 * (to_knots @ (actions / 16))).clamp(-most, most)
 
