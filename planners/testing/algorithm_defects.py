@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from vjepa_mpc.planners import cem, cma_es, gradient, knots, lagrangian, lbfgs, mppi, noise, slopes
+from vjepa_mpc.planners import cem, cma_es, gradient, knots, lagrangian, lbfgs, mppi, noise, prices, slopes
 from vjepa_mpc.planners import evaluation as judging
 from vjepa_mpc.planners.base import ActionPlan, Evaluation
 from vjepa_mpc.planners.cem import CEMProposal
@@ -213,18 +213,18 @@ def one_pair_only(plant: Plant) -> None:
 
 def prices_never_rise(plant: Plant) -> None:
     """The augmented Lagrangian stays at its first prices."""
-    plant(lagrangian._Price, "after", lambda self, *_: self)
+    plant(prices.Price, "after", lambda self, *_: self)
 
 
 def prices_of_another_constraint(plant: Plant) -> None:
     """What one constraint is found to be worth is asked for another."""
-    original = lagrangian._Price.after
+    original = prices.Price.after
 
     def after(self: Any, *rest: Any) -> Any:
         found = original(self, *rest)
-        return lagrangian._Price(found.multiplier.flip(1), found.weight.flip(1))
+        return prices.Price(found.multiplier.flip(1), found.weight.flip(1))
 
-    plant(lagrangian._Price, "after", after)
+    plant(prices.Price, "after", after)
 
 
 def suggestions_priced_alone(plant: Plant) -> None:
