@@ -7,7 +7,7 @@ k constraints. A planner sees a cost function and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -62,6 +62,15 @@ class Bounds:
 
     def check_problems(self, count: int) -> None:
         """`InputError` for bounds that are of another number of problems; these are everyone's."""
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The actions that are measured together, and so in one unit; in a box none."""
+        return ()
+
+    def in_units(self, unit: Float[Tensor, "a"]) -> Bounds:
+        """The same bounds where each action is told in this unit."""
+        return replace(self, low=self.low / unit, high=self.high / unit)
 
     def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Project actions into the box."""

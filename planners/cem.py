@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from vjepa_mpc.planners.base import Bounds, Evaluation
 from vjepa_mpc.planners.evaluation import join, rank, take
 from vjepa_mpc.planners.noise import draw
 from vjepa_mpc.planners.search import Proposal, SearchPlanner
+from vjepa_mpc.planners.units import each_in_units
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class CEMProposal(Proposal[CEMState]):
     """CEM as a proposal of the search loop."""
 
     settings: CEMSettings
+
+    def in_units(self, unit: Float[Tensor, "a"]) -> CEMProposal:
+        """`std` in these units."""
+        return replace(self, settings=replace(self.settings, std=each_in_units(self.settings.std, unit)))
 
     def sizes(self) -> tuple[int, ...]:
         """`iterations` populations of `samples`."""

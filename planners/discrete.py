@@ -62,13 +62,18 @@ class Choices(Bounds):
             raise InputError(f"A set of actions is [choices, actions], both >= 1; got {tuple(values.shape)}.")
         return Choices(values.amin(dim=0), values.amax(dim=0), values)
 
+    def in_units(self, unit: Float[Tensor, "a"]) -> Choices:
+        """The same actions, each told in this unit."""
+        assert self.values is not None
+        return Choices.of(self.values.to(unit) / unit)
+
     def clip(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """The nearest of the actions allowed, in units of their range; the first of equally near ones."""
         assert self.values is not None
         values = self.values.to(actions)
-        width = (self.high - self.low).to(actions)
-        scale = torch.where(width > 0, width, 1.0)
-        away = ((actions[..., None, :] - values) / scale).square().sum(dim=-1)
+        half = (self.high / 2 - self.low / 2).to(actions)  # the whole may be no number
+        scale = torch.where(half > 0, half, 1.0)
+        away = ((actions[..., None, :] / 2 - values / 2) / scale).square().sum(dim=-1)
         return values[away.argmin(dim=-1)]
 
 

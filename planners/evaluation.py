@@ -216,6 +216,7 @@ class Ledger:
         self._began = time.perf_counter()
         self._names: tuple[str, ...] | None = None
         self.evaluations = 0  # of each problem still being solved
+        self.unit: Float[Tensor, "a"] | None = None  # that actions are handed in; None: the cost function's
 
     @property
     def seconds(self) -> float:
@@ -237,7 +238,11 @@ class Ledger:
     ) -> Evaluation:
         """Evaluate candidates, `chunk` at a time. After the deadline the remaining chunks are left out, so
         the answer may be of the first candidates only."""
-        return self._in_chunks(self._call, actions, problems, chunk)
+        return self._in_chunks(self._call, self.told(actions), problems, chunk)
+
+    def told(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Actions as the cost function is told them."""
+        return actions if self.unit is None else actions * self.unit
 
     def evaluate_with_slope(
         self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"], penalty: float, chunk: int | None = None
@@ -250,7 +255,10 @@ class Ledger:
         def call(part: Tensor, problems: Tensor) -> Evaluation:
             return with_slope(part, problems, lambda leaf: self._call(leaf, problems), penalty)
 
-        return self._in_chunks(call, actions, problems, chunk)
+        found = self._in_chunks(call, self.told(actions), problems, chunk)
+        if self.unit is None or found.slope is None:
+            return found
+        return replace(found, slope=found.slope * self.unit)
 
     def _in_chunks(
         self,

@@ -20,8 +20,11 @@ from vjepa_mpc.planners.base import Bounds, Evaluation
 from vjepa_mpc.planners.noise import draw
 from vjepa_mpc.planners.positions import Positions
 from vjepa_mpc.planners.search import Proposal, Schedule, SearchPlanner
+from vjepa_mpc.planners.units import power_of_two
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+SMALL = 100 * EPSILON
+"""Slopes below which Adam's epsilon, which is for slopes near 1, would hold a start back."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ class GradientSettings:
 
 def descents(starts: int, steps: int, left: int) -> Schedule:
     """Each start's slope at every step, then, judged without slopes, where each start ended and the best seen.
-    With little budget fewer starts are used, and the last step may serve only some of them."""
-    fewer = min(starts, max(1, (left - 1) // 2))
-    final = min(fewer + 1, left - 1 if left > 1 else left)
+    With little budget fewer starts are used, and the last step may serve only some of them. All of it is spent: what
+    one step of fewer starts would leave over judges another start, and not the best seen."""
+    fewer = min(starts, max(1, left // 2 if steps == 1 else (left - 1) // 2))
+    final = min(fewer + 1, left - fewer if left > 1 else left)
     spent = min(left - final, fewer * steps)
     populations = tuple(min(fewer, spent - done) for done in range(0, spent, fewer))
     return Schedule(populations, final, cut=left < starts * steps + starts + 1)
@@ -82,11 +86,21 @@ def around(
     return positions.clamp(-1, 1)
 
 
-def clipped(slope: Float[Tensor, "b n h a"], largest: float) -> Float[Tensor, "b n h a"]:
-    """Shorten each start's gradient to the norm `largest`. The norm is taken problem by problem: sums over
-    different shapes may differ in the last bit."""
-    norms = torch.stack([part.flatten(1).square().sum(dim=1).sqrt() for part in slope])
-    return slope * (largest / norms.clamp(min=largest))[:, :, None, None]
+def clipped(slope: Float[Tensor, "b n h a"], largest: float | Float[Tensor, "b"]) -> Float[Tensor, "b n h a"]:
+    """Shorten each start's gradient to the norm `largest` (one for all, or one a problem). The norm is taken problem by
+    problem: sums over different shapes may differ in the last bit. Where squares overflow it is taken in units of the
+    largest number, which are powers of two and so leave the other problems' bits as they are."""
+    longest = torch.as_tensor(largest).to(slope).expand(len(slope))[:, None]
+    norms = _norms(slope)
+    if math.isfinite(float(norms.sum())):
+        return slope * (longest / norms.maximum(longest))[:, :, None, None]
+    unit = power_of_two(slope.abs().flatten(2).amax(dim=2))
+    slope, longest = slope / unit[:, :, None, None], longest / unit
+    return slope * (unit * longest / _norms(slope).maximum(longest))[:, :, None, None]
+
+
+def _norms(slope: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n"]:
+    return torch.stack([part.flatten(1).square().sum(dim=1).sqrt() for part in slope])
 
 
 def ladder(n: int, starts: int, like: Float[Tensor, "b h a"]) -> Float[Tensor, "n 1 1"]:
@@ -102,7 +116,8 @@ def half_cosine(done: float) -> float:
 
 @dataclass(frozen=True)
 class AdamState:
-    """Where each start is (in [-1, 1]; None before the first update), Adam's moments, steps done and to do."""
+    """Where each start is (in [-1, 1]; None before the first update), Adam's moments, steps done and to do. `unit`: the
+    slopes that Adam takes for 1 where a problem's first ones are all `SMALL`, else 1 (0 while they are all 0)."""
 
     box: Positions
     start: Float[Tensor, "b h a"]
@@ -111,6 +126,7 @@ class AdamState:
     position: Float[Tensor, "b n h a"] | None = None
     first: Float[Tensor, "b n h a"] | None = None
     second: Float[Tensor, "b n h a"] | None = None
+    unit: Float[Tensor, "b"] | None = None
 
 
 class AdamProposal(Proposal[AdamState]):
@@ -151,7 +167,7 @@ class AdamProposal(Proposal[AdamState]):
         """
         assert evaluation.slope is not None
         settings, here = self.settings, state.box.of_actions(samples)
-        slope = clipped(evaluation.slope * state.box.half, settings.gradient_clip)
+        slope, unit = self._followed(evaluation.slope * state.box.half, state.unit)
         if state.position is not None and state.position.shape[1] > here.shape[1]:
             rest = state.position[:, here.shape[1] :]
             here, slope = torch.cat((here, rest), dim=1), torch.cat((slope, torch.zeros_like(rest)), dim=1)
@@ -163,7 +179,24 @@ class AdamProposal(Proposal[AdamState]):
         rate = settings.learning_rate * half_cosine(state.step / state.steps)
         move = (first / (1 - BETA_1**step)) / ((second / (1 - BETA_2**step)).sqrt() + EPSILON)
         position = state.box.project(here - rate * move)
-        return replace(state, step=step, position=position, first=first, second=second)
+        return replace(state, step=step, position=position, first=first, second=second, unit=unit)
+
+    def _followed(
+        self, slope: Float[Tensor, "b n h a"], unit: Float[Tensor, "b"] | None
+    ) -> tuple[Float[Tensor, "b n h a"], Float[Tensor, "b"]]:
+        """The slopes in their unit, clipped, so short that their squares are numbers; and that unit."""
+        largest = math.sqrt(torch.finfo(slope.dtype).max) / 2
+        if unit is None or bool((unit == 0).any()):
+            steepest = slope.abs().flatten(1).amax(dim=1)
+            found = torch.where(steepest < SMALL, power_of_two(steepest), 1.0)
+            found = torch.where(steepest > 0, found, 0.0)
+            unit = found if unit is None else torch.where(unit > 0, unit, found)
+        if bool((unit == 1).all()):
+            return clipped(slope, min(self.settings.gradient_clip, largest)), unit
+        divisor = torch.where(unit > 0, unit, 1.0)
+        most = torch.finfo(slope.dtype).max
+        slope = (slope / divisor[:, None, None, None]).clamp(-most, most)
+        return clipped(slope, (self.settings.gradient_clip / divisor).clamp(max=largest)), unit
 
     def final(self, state: AdamState) -> Float[Tensor, "b n h a"]:
         """Where each start ended."""

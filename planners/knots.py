@@ -96,8 +96,9 @@ class ByKnots:
     """A planner whose decisions are knots of a curve over the horizon.
 
     The start, and what is suggested, are judged as they are; the search begins at the knots that come nearest to the
-    start (least squares). The best of all is returned, so a start that no curve can follow is not lost. Bounds hold
-    for knots and actions alike: rates of `Limits` from knot to knot, too.
+    start (least squares). The best of all is returned, so a start that no curve can follow is not lost; the records'
+    best, too, is of all that was judged, but where there are constraints of curves alone (what the best of a record
+    breaks is not told). Bounds hold for knots and actions alike: rates of `Limits` from knot to knot, too.
     """
 
     def __init__(self, planner: Planner, curve: Curve) -> None:
@@ -128,9 +129,11 @@ class ByKnots:
         late = budget.deadline_s is not None and before_s >= budget.deadline_s
         met = kept.meets(budget.target)
         if bool(met.all()) or late or budget.max_evaluations == count:
-            why = "target" if bool(met.all()) else "deadline" if late else "max_evaluations"
-            ends = (Ending(count, why),) * len(start)
-            return ActionPlan(kept.actions, kept.cost, kept.violation, first.names, count, before_s, why, (), ends)
+            why = "deadline" if late else "max_evaluations"
+            ends = tuple(Ending(count, "target" if done else why) for done in met.tolist())
+            return ActionPlan(
+                kept.actions, kept.cost, kept.violation, first.names, count, before_s, ends[0].stopped, (), ends
+            )
         to_actions, to_knots = matrix.to(init), torch.linalg.pinv(matrix).to(init)
         rest = replace(
             budget,
@@ -139,15 +142,16 @@ class ByKnots:
         )
         found = self.planner.plan(
             _Unrolled(cost_fn, to_actions, bounds, kept, met),
-            to_knots @ start,
+            _knots(to_knots, start),
             budget=rest,
             generators=generators,
-            suggestions=None if suggestions is None else to_knots @ suggestions.to(init),
+            suggestions=None if suggestions is None else _knots(to_knots, suggestions.to(init)),
             previous=previous,
         )
         plan = _better(kept, found, bounds, to_actions, before_s, count)
         done = zip(met.tolist(), plan.endings, strict=True)
-        return replace(plan, endings=tuple(Ending(count, "target") if start else ending for start, ending in done))
+        ends = tuple(Ending(count, "target") if start else ending for start, ending in done)
+        return replace(plan, endings=ends, stopped=max(ends, key=lambda ending: ending.evaluations).stopped)
 
     def _off_curve(
         self,
@@ -188,6 +192,15 @@ class _Unrolled:
         return Evaluation(cost, violation, found.names)
 
 
+def _knots(
+    to_knots: Float[Tensor, "k h"], actions: Float[Tensor, "*batch h a"]
+) -> Float[Tensor, "*batch k a"]:
+    """The knots that come nearest to these actions. They may lie outside the box, and where that is very wide beyond
+    what is a number: sums are taken of numbers sixteen times as small."""
+    most = torch.finfo(actions.dtype).max
+    return (16 * (to_knots @ (actions / 16))).clamp(-most, most)
+
+
 def _better(
     kept: Best, found: ActionPlan, bounds: Bounds, to_actions: Float[Tensor, "h k"], before_s: float, count: int
 ) -> ActionPlan:
@@ -197,7 +210,7 @@ def _better(
     best = kept.improved_by(
         unrolled[:, None], Evaluation(found.cost[:, None], found.violation[:, None], found.names)
     )
-    others = None
+    others, costs = None, (torch.inf,) * len(kept.cost) if found.names else tuple(kept.cost.tolist())
     if found.others is not None:
         others = torch.stack([bounds.clip(to_actions @ plan) for plan in found.others.unbind(1)], dim=1)
     return replace(
@@ -208,7 +221,12 @@ def _better(
         evaluations=found.evaluations + count,
         seconds=found.seconds + before_s,
         iterations=tuple(
-            replace(record, evaluations=record.evaluations + count, seconds=record.seconds + before_s)
+            replace(
+                record,
+                best=tuple(map(min, record.best, costs)),
+                evaluations=record.evaluations + count,
+                seconds=record.seconds + before_s,
+            )
             for record in found.iterations
         ),
         endings=tuple(replace(ending, evaluations=ending.evaluations + count) for ending in found.endings),

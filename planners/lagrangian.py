@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
@@ -29,6 +29,7 @@ from vjepa_mpc.planners.base import (
 )
 from vjepa_mpc.planners.evaluation import Best, Ledger, check_task
 from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
+from vjepa_mpc.planners.prices import Price, Priced
 from vjepa_mpc.planners.search import of_problems
 
 SHORTEST_ROUND = 24
@@ -175,7 +176,7 @@ class _Rounds:
         self.settings, self.cost_fn, self.ledger, self.budget = settings, cost_fn, ledger, budget
         self.generators, self.names = generators, names
         self.best = self.found = start  # `found`: where the last round ended
-        self.price = _Price(torch.zeros_like(start.violation), torch.full_like(start.violation, settings.weight))
+        self.price = Price(torch.zeros_like(start.violation), torch.full_like(start.violation, settings.weight))
         met, costs = start.meets(budget.target).tolist(), tuple(start.cost.tolist())
         self.endings = [Ending(ledger.evaluations, "target" if done else "iterations") for done in met]
         self.done = met
@@ -228,20 +229,21 @@ class _Rounds:
             if seconds <= 0:
                 return self._stop(problems, "deadline")
         part = replace(self.budget, max_evaluations=evaluations, deadline_s=seconds, target=None)
-        inner = self._descend(problems, part, exact, suggestions)
+        inner, priced = self._descend(problems, part, exact, suggestions)
         spent = [inner.endings[problem].evaluations for problem in problems]
         if not inner.iterations and self.ledger.late():  # it came no further than its start, which is judged already
             self._spend(problems, spent)
             return self._stop(problems, "deadline")
         self._note(problems, inner.iterations, begun_s)
-        self._spend(problems, [count + 1 for count in spent])
-        self._learn(problems, inner)
+        self._spend(problems, spent)
+        self._learn(problems, inner, priced)
 
     def _descend(
         self, problems: list[int], part: Budget, exact: bool, suggestions: Float[Tensor, "b m h a"] | None
-    ) -> ActionPlan:
-        """What the planner within finds for these problems. It is handed all of them, since its bounds are of all: the
-        others cost its target, so that it is done with them at once, and draws nothing from their generators."""
+    ) -> tuple[ActionPlan, Priced]:
+        """What the planner within finds for these problems, and the cost it was shown. It is handed all of them, since
+        its bounds are of all: the others cost its target, so that it is done with them at once, and draws nothing from
+        their generators."""
         chosen, generators = torch.zeros_like(self.best.cost, dtype=torch.bool), self.generators
         chosen[problems] = True
         least = torch.finfo(self.best.cost.dtype).min
@@ -250,18 +252,29 @@ class _Rounds:
             generators = tuple(
                 own if problem in problems else torch.Generator(own.device) for problem, own in enumerate(generators)
             )
-        priced = _Priced(self.cost_fn, self.price, exact, chosen, least)
-        return self.settings.planner.plan(
+        priced = Priced(self.cost_fn, self.price, exact, chosen, least)
+        plan = self.settings.planner.plan(
             priced, self.found.actions, budget=part, generators=generators, suggestions=suggestions,
             previous=self.previous,
         )  # fmt: skip
+        return plan, priced
 
-    def _learn(self, problems: list[int], inner: ActionPlan) -> None:
-        """Judge where the round ended by the true cost; new prices, and an end for what meets the target."""
+    def _judge(self, problems: list[int], actions: Float[Tensor, "r h a"], priced: Priced) -> Evaluation:
+        """Where a round ended, by the true cost. After the deadline no call is made for it where the planner within has
+        judged it already: what was said then is the answer."""
+        known = priced.judged(actions, problems) if self.ledger.late() else None
+        if known is not None:
+            return Evaluation(*known, self.names)
+        with torch.no_grad():
+            judged = self.ledger.evaluate(actions[:, None], torch.tensor(problems, device=actions.device))
+        self._spend(problems, [1] * len(problems))
+        return judged
+
+    def _learn(self, problems: list[int], inner: ActionPlan, priced: Priced) -> None:
+        """Judge where the round ended; new prices, and an end for what meets the target."""
         rows = torch.tensor(problems, device=inner.actions.device)
         actions = inner.actions[rows]
-        with torch.no_grad():
-            judged = self.ledger.evaluate(actions[:, None], rows)
+        judged = self._judge(problems, actions, priced)
         before, now = of_problems(self.found, rows), Best(actions, judged.cost[:, 0], judged.violation[:, 0])
         price = of_problems(self.price, rows).after(
             before.violation, now.violation, self.settings.growth, self.settings.shrink
@@ -306,7 +319,7 @@ class _Rounds:
         )  # fmt: skip
 
 
-Rows = TypeVar("Rows", Best, "_Price")
+Rows = TypeVar("Rows", Best, Price)
 
 
 def _put(whole: Rows, problems: Int[Tensor, "r"], part: Rows) -> Rows:
@@ -316,60 +329,6 @@ def _put(whole: Rows, problems: Int[Tensor, "r"], part: Rows) -> Rows:
         for name in fields(whole)
     }
     return replace(whole, **news)
-
-
-@dataclass(frozen=True)
-class _Price:
-    """What a unit of each constraint's violation costs now: multipliers and weights [b, k]."""
-
-    multiplier: Float[Tensor, "b k"]
-    weight: Float[Tensor, "b k"]
-
-    def after(
-        self, before: Float[Tensor, "b k"], now: Float[Tensor, "b k"], growth: float, shrink: float
-    ) -> _Price:
-        """The prices of the next round."""
-        stuck = now > shrink * before
-        rise = torch.where(now == torch.inf, 0.0, self.weight * now)  # which says nothing of a price
-        return _Price(
-            self.multiplier + rise, torch.where(stuck & (now > 0), growth * self.weight, self.weight)
-        )
-
-
-@dataclass(frozen=True)
-class _Priced:
-    """The cost with its constraints priced in. Smooth rounds show the planner no constraint; the exact one shows them,
-    priced at twice their multipliers: a kink that holds at the boundary. Of problems that are not `chosen` nothing is
-    asked: whatever is tried costs them `least` and breaks nothing."""
-
-    cost_fn: CostFunction
-    price: _Price
-    exact: bool
-    chosen: Bool[Tensor, "b"]
-    least: float
-
-    def __call__(self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"]) -> Evaluation:
-        asked = self.chosen[problems].nonzero()[:, 0]
-        if len(asked) == len(problems):
-            return self._priced(actions, problems)
-        found = self._priced(actions[asked], problems[asked])
-        cost = found.cost.new_full(actions.shape[:2], self.least)
-        violation = found.violation.new_zeros(*actions.shape[:2], found.violation.shape[2])
-        return replace(
-            found,
-            cost=cost.index_copy(0, asked, found.cost),
-            violation=violation.index_copy(0, asked, found.violation),
-        )
-
-    def _priced(self, actions: Float[Tensor, "r n h a"], problems: Int[Tensor, "r"]) -> Evaluation:
-        found = self.cost_fn(actions, problems)
-        multiplier, weight = self.price.multiplier[problems][:, None], self.price.weight[problems][:, None]
-        broken = found.violation.clamp(max=torch.finfo(found.violation.dtype).max)  # 0 times infinity is no number
-        if self.exact:
-            priced = ((2 * multiplier + weight) * broken).sum(dim=-1)
-            return replace(found, cost=found.cost + priced)
-        priced = (multiplier * broken + weight / 2 * broken.square()).sum(dim=-1)
-        return Evaluation(found.cost + priced, broken[..., :0])
 
 
 def _rounds(wanted: int, budget: Budget, spent: int, spent_s: float, judging_s: float) -> int:

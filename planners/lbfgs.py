@@ -23,7 +23,7 @@ from vjepa_mpc.planners.positions import Positions
 from vjepa_mpc.planners.search import Proposal, Schedule, SearchPlanner
 from vjepa_mpc.planners.slopes import penalised
 
-ARMIJO, SHORTEST = 1e-4, 1e-3
+ARMIJO, SHORTEST, FLAT = 1e-4, 1e-3, 1e-10
 Pairs = tuple[tuple[Float[Tensor, "s d"], Float[Tensor, "s d"]], ...]
 
 
@@ -129,9 +129,10 @@ class LBFGSProposal(Proposal[LBFGSState]):
         move, change = trial - state.point, slope - state.slope
         promised = _dot(state.slope, move)
         taken = (value <= state.value + ARMIJO * promised.clamp(max=0)) & (value != torch.inf)
-        # Only pairs along which the slope grows keep the approximation positive.
-        curvature = _dot(move, change)
-        curved = taken & (curvature > 1e-10 * _dot(change, change))
+        # Only pairs along which the slope grows keep the approximation positive. Told by their angle, in whatever unit
+        # the cost is; squares of large or small slopes are not numbers in float32.
+        curvature, lengths = _dot(move, change), _dot(move, move).double() * _dot(change.double(), change.double())
+        curved = taken & (curvature > FLAT * lengths.sqrt())
         scale = _scale(curvature)[:, :, None]
         # A trial as short as this shows that the direction is no good: begin again with the slope.
         lost = ~taken & (state.length < SHORTEST)
@@ -212,7 +213,7 @@ def _free(slope: Float[Tensor, "s d"], pairs: Pairs, free: Bool[Tensor, "s d"]) 
 def _direction(slope: Float[Tensor, "s d"], pairs: Pairs) -> Float[Tensor, "s d"]:
     """-H g by the two-loop recursion for one problem's starts; the product of a pair's move and change is 1, so that
     nothing divides by it. Without any pair: the slope, a tenth of a range long."""
-    plain = 0.2 / slope.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12)
+    plain = 0.2 / slope.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(slope.dtype).tiny)
     if not pairs:
         return -plain * slope
     q, shares = slope.clone(), []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import inf, isclose
 
 import torch
 from jaxtyping import Float, Int
@@ -45,9 +45,8 @@ class Limits(Bounds):
 
     `rate` [a]: in action units a step (+inf for none); `previous` [b, a]: the actions just executed, one row a
     problem or one for all, from which the first step may differ by `first` [a], or where that is None by `rate` (None:
-    the first step is free). Every
-    candidate a cost function sees keeps all of it (to rounding), so a sampling planner wastes none on what a robot
-    would clip.
+    the first step is free). Every candidate a cost function sees keeps all of it (to rounding), so a sampling planner
+    wastes none on what a robot would clip.
 
     The projection takes the steps in order: into the box, into each ball, then as far towards that as the
     rate allows, starting from the step before. Where a ball's members have rates their change is
@@ -80,6 +79,23 @@ class Limits(Bounds):
     def after(self, previous: Float[Tensor, "b a"] | None) -> Limits:
         """Those that hold after these actions; None: as they are."""
         return self if previous is None else replace(self, previous=previous)
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The members of each ball."""
+        return tuple(ball.members for ball in self.balls)
+
+    def in_units(self, unit: Float[Tensor, "a"]) -> Limits:
+        """The same limits where each action is told in this unit, the members of a ball in one."""
+        return replace(
+            self,
+            low=self.low / unit,
+            high=self.high / unit,
+            balls=tuple(replace(ball, radius=ball.radius / float(unit[ball.members[0]])) for ball in self.balls),
+            rate=None if self.rate is None else self.rate.to(unit) / unit,
+            first=None if self.first is None else self.first.to(unit) / unit,
+            previous=None if self.previous is None else self.previous.to(unit) / unit,
+        )
 
     def check_problems(self, count: int) -> None:
         """Refuse previous actions of another number of problems."""
@@ -119,13 +135,16 @@ class Limits(Bounds):
             low, high = self.low.to(actions)[members], self.high.to(actions)[members]
             centre = torch.zeros_like(low).clamp(low, high)
             part = actions[..., members] - centre
-            # The largest t in [0, 1] with |centre + t * part| <= radius.
+            # The largest t in [0, 1] with |centre + t * part| <= radius, in units of about the radius: squares of very
+            # large or small numbers are none.
+            unit = 2.0 ** (math.frexp(ball.radius)[1] - 1)
+            radius, middle, part = ball.radius / unit, centre / unit, part / unit
             square = part.square().sum(dim=-1, keepdim=True)
-            along = (part * centre).sum(dim=-1, keepdim=True)
-            room = ball.radius**2 - centre.square().sum()
+            along = (part * middle).sum(dim=-1, keepdim=True)
+            room = radius**2 - middle.square().sum()
             root = (along.square() + square * room).clamp(min=0).sqrt()
             reach = torch.where(square > 0, (root - along) / torch.where(square > 0, square, 1.0), 1.0)
-            shrunk = centre + part * reach.clamp(0, 1)
+            shrunk = centre + unit * (part * reach.clamp(0, 1))
             actions = actions.index_copy(-1, torch.tensor(members, device=actions.device), shrunk)
         return actions
 
@@ -174,7 +193,7 @@ class StepLimits:
         for action, value in self.held:
             whole = value * steps
             inside = min(max(whole, low[action]), high[action])
-            values[action] = inside if isclose(inside, whole, rel_tol=1e-6) else whole  # beyond rounding: refused
+            values[action] = inside if math.isclose(inside, whole, rel_tol=1e-6) else whole  # beyond rounding: refused
         box = fixed(box, values)
         if not self.balls and not self.rates:
             return box
@@ -182,7 +201,7 @@ class StepLimits:
         if not self.rates:
             return Limits(box.low, box.high, balls)
         rates = dict(self.rates)
-        change = torch.tensor([rates.get(action, inf) for action in range(len(low))]).to(box.low)
+        change = torch.tensor([rates.get(action, math.inf) for action in range(len(low))]).to(box.low)
         return Limits(box.low, box.high, balls, steps**2 * change, first=steps * (steps + 1) / 2 * change)
 
 

@@ -13,7 +13,7 @@ search gives way to the best that was judged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from vjepa_mpc.planners.base import Bounds, Evaluation
 from vjepa_mpc.planners.evaluation import rank, take
 from vjepa_mpc.planners.noise import draw
 from vjepa_mpc.planners.search import Proposal, SearchPlanner
+from vjepa_mpc.planners.units import each_in_units
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class PublishedProposal(Proposal[PublishedState]):
 
     settings: PublishedSettings
     final_is_the_answer: ClassVar[bool] = True
+
+    def in_units(self, unit: Float[Tensor, "a"]) -> PublishedProposal:
+        """`std` and `dead_zone` in these units."""
+        std, dead = (each_in_units(values, unit) for values in (self.settings.std, self.settings.dead_zone))
+        return replace(self, settings=replace(self.settings, std=std, dead_zone=dead))
 
     def sizes(self) -> tuple[int, ...]:
         return (self.settings.samples,) * self.settings.iterations

@@ -24,6 +24,7 @@ from vjepa_mpc.planners.base import (
 )
 from vjepa_mpc.planners.evaluation import Best, Ledger, check_task
 from vjepa_mpc.planners.positions import Positions
+from vjepa_mpc.planners.units import units_of
 
 State = TypeVar("State")
 UNLIMITED = 2**62
@@ -92,6 +93,10 @@ class Proposal(ABC, Generic[State]):
     def final(self, state: State) -> Float[Tensor, "b m h a"]:
         """What is judged last: the plan the distribution stands for, say."""
 
+    def in_units(self, unit: Float[Tensor, "a"]) -> Proposal[State]:
+        """The same for actions told in these units: what settings say in units of actions is changed."""
+        return self
+
     def others(self, state: State) -> Float[Tensor, "b m h a"] | None:
         """Good plans worth suggesting to the next search, best first; None for none."""
         return None
@@ -143,16 +148,21 @@ class SearchPlanner(Generic[State]):
         Raises `InputError` for a task that cannot be started (and, of planners that descend, for a cost
         without gradient), `NotFiniteError`, with the candidates that led there, for NaN in a cost or a gradient.
         """
-        ledger = Ledger(cost_fn, budget)  # the clock runs from here
+        ledger, proposal = Ledger(cost_fn, budget), self.proposal  # the clock runs from here
         if self.proposal.penalty is not None and torch.is_inference_mode_enabled():
             raise InputError("Gradients cannot be taken under torch.inference_mode(); use torch.no_grad() instead.")
         bounds = check_task(init, self.bounds, budget, generators, suggestions, previous)
+        start = bounds.clip(init)
         if suggestions is not None:
             suggestions = bounds.clip(suggestions.to(init))
+        unit = units_of(bounds)
+        if unit is not None:
+            ledger.unit, bounds, proposal = unit, bounds.in_units(unit), proposal.in_units(unit)
+            start, suggestions = start / unit, None if suggestions is None else suggestions / unit
         # no_grad, never inference_mode: gradient planners share the same world model and its buffers.
         with torch.no_grad():
-            search = _Search(self, ledger, budget)
-            return search.run(bounds.clip(init), bounds, tuple(generators), suggestions)
+            search = _Search(proposal, self.chunk, ledger, budget)
+            return search.run(start, bounds, tuple(generators), suggestions)
 
 
 @dataclass(frozen=True)
@@ -179,9 +189,8 @@ class _Answer:
 class _Search(Generic[State]):
     """One call of `plan`."""
 
-    def __init__(self, planner: SearchPlanner[State], ledger: Ledger, budget: Budget) -> None:
-        self.proposal, self.chunk = planner.proposal, planner.chunk
-        self.ledger, self.budget = ledger, budget
+    def __init__(self, proposal: Proposal[State], chunk: int | None, ledger: Ledger, budget: Budget) -> None:
+        self.proposal, self.chunk, self.ledger, self.budget = proposal, chunk, ledger, budget
         self.answers: dict[int, _Answer] = {}
         self.records: list[IterationStatistics] = []
         self.first_s, self.final_s = 0.0, 0.0  # what the start's call took, and what the last word is expected to
@@ -306,7 +315,7 @@ class _Search(Generic[State]):
         others = [answer.others for answer in answers if answer.others is not None]
         count = min((part.shape[1] for part in others), default=0)
         return ActionPlan(
-            torch.cat([answer.best.actions for answer in answers]),
+            self.ledger.told(torch.cat([answer.best.actions for answer in answers])),
             torch.cat([answer.best.cost for answer in answers]),
             torch.cat([answer.best.violation for answer in answers]),
             names,
@@ -315,7 +324,7 @@ class _Search(Generic[State]):
             longest.stopped,
             tuple(self.records),
             tuple(answer.ending for answer in answers),
-            torch.cat([part[:, :count] for part in others]) if count else None,
+            self.ledger.told(torch.cat([part[:, :count] for part in others])) if count else None,
         )
 
 
@@ -335,7 +344,8 @@ def statistics(
         total = torch.where(finite, evaluation.cost, 0.0).sum(dim=1)
         mean_costs = torch.where(finite.any(dim=1), total / finite.sum(dim=1).clamp(min=1), torch.inf).tolist()
     # Several times quicker than torch.std along this dimension.
-    std = (samples - samples.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt().mean(dim=(1, 2))
+    spread = (samples - samples.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt()
+    std = (spread if ledger.unit is None else ledger.told(spread.double())).mean(dim=(1, 2))
     values = (best.cost.tolist(), mean_costs, std.tolist())
     old = (before.best, before.mean_cost, before.std)
     rows = problems.tolist()

@@ -72,6 +72,8 @@ class Refined:
         if limit is not None and part.max_evaluations is not None:
             # What a problem that ran out of patience left over is nobody's: the slowest one's count is not its own.
             left = limit - (found.evaluations if budget.patience is None else part.max_evaluations)
+            if part.max_evaluations == limit and all(ending.stopped == "target" for ending in found.endings):
+                left = 0  # as beside a problem that goes on
         spent_s = time.perf_counter() - began
         late = deadline_s is not None and spent_s >= deadline_s
         if left == 0 or late:

@@ -4,8 +4,10 @@ Each check takes a `PlannerFactory` (a planner from its bounds) and raises `Asse
 sentence when the planner breaks the contract. `CHECKS` are for every planner, `SEARCHES_WELL` for those that
 claim to find optima; `check_finds_the_global_optimum`, `check_spends_the_whole_budget`, `check_draws_anew` (for
 planners that sample), `check_draws_around_the_best` (predictive sampling), `check_descends_from_the_start`,
-`check_learns_curvature`, `check_never_steps_up` and `check_learns_prices` (planners that descend) are promises that not
-every planner makes. `vjepa_mpc.planners.testing.defects` shows what they catch.
+`check_learns_curvature`, `check_never_steps_up`, `check_coasts` (with momentum), `check_gives_up_a_direction`,
+`check_cuts_its_memory` (L-BFGS) and `check_learns_prices` (planners that descend), `check_learns_from_suggestions`
+(those that learn a distribution) are promises that not every planner makes. `vjepa_mpc.planners.testing.defects`
+shows what they catch.
 """
 
 from __future__ import annotations
@@ -40,6 +42,12 @@ from vjepa_mpc.planners.testing.known import (
     check_never_steps_up,
     check_small_tasks,
     check_uneven_units,
+)
+from vjepa_mpc.planners.testing.learning import (
+    check_coasts,
+    check_cuts_its_memory,
+    check_gives_up_a_direction,
+    check_learns_from_suggestions,
 )
 from vjepa_mpc.planners.testing.limits import (
     check_bad_input_refused,
@@ -104,11 +112,15 @@ __all__ = [
     "Watch",
     "box",
     "check_bounds_kept",
+    "check_coasts",
+    "check_cuts_its_memory",
     "check_descends_from_the_start",
     "check_draws_anew",
     "check_draws_around_the_best",
     "check_finds_the_global_optimum",
+    "check_gives_up_a_direction",
     "check_learns_curvature",
+    "check_learns_from_suggestions",
     "check_learns_prices",
     "check_never_steps_up",
     "check_shift",

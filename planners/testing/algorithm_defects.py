@@ -8,10 +8,11 @@ from unittest import mock
 
 import torch
 
-from vjepa_mpc.planners import cem, cma_es, gradient, knots, lagrangian, lbfgs, mppi, noise, slopes
+from vjepa_mpc.planners import cem, cma_es, gradient, knots, lagrangian, lbfgs, mppi, noise, prices, slopes
 from vjepa_mpc.planners import evaluation as judging
 from vjepa_mpc.planners.base import ActionPlan, Evaluation
 from vjepa_mpc.planners.cem import CEMProposal
+from vjepa_mpc.planners.cma_es import CMAProposal
 from vjepa_mpc.planners.evaluation import Best
 from vjepa_mpc.planners.gradient import AdamProposal
 from vjepa_mpc.planners.icem import ICEMProposal
@@ -136,6 +137,38 @@ def told_in_reverse(plant: Plant) -> None:
     plant(cma_es._Optimiser, "tell", lambda self, points, order: original(self, points, order[::-1]))
 
 
+def positions_in_reverse(plant: Plant) -> None:
+    """CMA-ES takes what was suggested for a plan whose numbers stand in reverse."""
+    original = CMAProposal._positions
+    plant(CMAProposal, "_positions", lambda self, *rest: original(self, *rest).flip(1))
+
+
+def no_momentum(plant: Plant) -> None:
+    """Adam follows the newest slope alone."""
+    plant(gradient, "BETA_1", 0.0)
+
+
+def squares_overflow(plant: Plant) -> None:
+    """A slope whose squares are no numbers counts as infinitely long."""
+    plant(gradient, "clipped", lambda slope, largest: slope * (largest / gradient._norms(slope))[:, :, None, None])
+
+
+def never_gives_up_a_direction(plant: Plant) -> None:
+    """L-BFGS halves a trial for ever."""
+    plant(lbfgs, "SHORTEST", 0.0)
+
+
+def memory_never_cut(plant: Plant) -> None:
+    """L-BFGS remembers all of its steps."""
+    original = LBFGSProposal._appended
+
+    def appended(self: Any, *parts: Any) -> Any:
+        endless = LBFGSProposal(dataclasses.replace(self.settings, memory=10**6))
+        return original(endless, *parts)
+
+    plant(LBFGSProposal, "_appended", appended)
+
+
 def start_is_no_start(plant: Plant) -> None:
     """All descents begin at perturbed plans."""
 
@@ -180,18 +213,18 @@ def one_pair_only(plant: Plant) -> None:
 
 def prices_never_rise(plant: Plant) -> None:
     """The augmented Lagrangian stays at its first prices."""
-    plant(lagrangian._Price, "after", lambda self, *_: self)
+    plant(prices.Price, "after", lambda self, *_: self)
 
 
 def prices_of_another_constraint(plant: Plant) -> None:
     """What one constraint is found to be worth is asked for another."""
-    original = lagrangian._Price.after
+    original = prices.Price.after
 
     def after(self: Any, *rest: Any) -> Any:
         found = original(self, *rest)
-        return lagrangian._Price(found.multiplier.flip(1), found.weight.flip(1))
+        return prices.Price(found.multiplier.flip(1), found.weight.flip(1))
 
-    plant(lagrangian._Price, "after", after)
+    plant(prices.Price, "after", after)
 
 
 def suggestions_priced_alone(plant: Plant) -> None:

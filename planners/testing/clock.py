@@ -70,7 +70,7 @@ def check_deadline_kept(make: PlannerFactory) -> None:
     for limit in (None, 0.4):
         bowl = Bowl(distinct_goals(1, 2, 2), limit=limit)
         for takes in (_constant, _irregular, _by_candidate):
-            for deadline_s in (0.0, 0.03, 0.42):
+            for deadline_s in (0.0, 0.03, 0.15, 0.42):
                 timed = Timed(bowl, takes)
                 plan = _planned(make, timed, deadline_s)
                 # Where a descent ended is judged all the same: slopes alone are no answer.

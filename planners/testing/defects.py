@@ -24,7 +24,8 @@ from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
 from vjepa_mpc.planners.mppi import MPPI, MPPISettings
 from vjepa_mpc.planners.shooting import PredictiveSampling, PredictiveSettings
 from vjepa_mpc.planners.testing import algorithm_defects as in_algorithm
-from vjepa_mpc.planners.testing import clock, honest, known, limits, records, same
+from vjepa_mpc.planners.testing import clock, honest, known, learning, limits, records, same
+from vjepa_mpc.planners.testing import draw_defects as in_draws
 from vjepa_mpc.planners.testing import search_defects as in_search
 from vjepa_mpc.planners.testing.worlds import PlannerFactory, Plant
 from vjepa_mpc.planners.wrappers import Refined
@@ -71,13 +72,13 @@ ONLY_CEM, ONLY_GRADIENT = ("cem",), ("gradient",)
 DEFECTS: tuple[Defect, ...] = (
     Defect(in_search.dropped_clip, honest.check_bounds_kept, ONLY_CEM),
     Defect(in_search.nan_ranked_first, honest.check_nan_raises),
-    Defect(in_search.forgotten_generator, same.check_global_generators_untouched),
-    Defect(in_search.forgotten_generator, same.check_same_seed_same_plan),
-    Defect(in_search.one_generator_for_all, same.check_batch_equals_loop),
-    Defect(in_search.fixed_seed, same.check_same_seed_same_plan),
+    Defect(in_draws.forgotten_generator, same.check_global_generators_untouched),
+    Defect(in_draws.forgotten_generator, same.check_same_seed_same_plan),
+    Defect(in_draws.one_generator_for_all, same.check_batch_equals_loop),
+    Defect(in_draws.fixed_seed, same.check_same_seed_same_plan),
     Defect(in_search.off_by_one_step, known.check_finds_every_step),
     Defect(in_search.last_step_is_noise, known.check_finds_every_step),
-    Defect(in_search.same_noise_every_iteration, same.check_draws_anew, ONLY_CEM),
+    Defect(in_draws.same_noise_every_iteration, same.check_draws_anew, ONLY_CEM),
     Defect(in_search.suggestions_of_another_problem, honest.check_suggestions_are_judged),
     Defect(in_search.deadline_between_iterations_only, clock.check_deadline_kept, ("chunked",)),
     Defect(in_search.never_better, limits.check_patience_kept, ONLY_CEM),
@@ -119,8 +120,8 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(in_search.endings_of_the_first_problem, same.check_problems_stop_one_by_one),
     Defect(in_search.start_is_not_checked, honest.check_nan_raises, ONLY_CEM),
     Defect(in_search.costs_in_single_precision, known.check_any_unit_of_cost, ONLY_CEM),
-    Defect(in_search.start_overwritten, same.check_keeps_nothing_between_plans),
-    Defect(in_search.last_plan_remembered, same.check_keeps_nothing_between_plans, ONLY_CEM),
+    Defect(in_draws.start_overwritten, same.check_keeps_nothing_between_plans),
+    Defect(in_draws.last_plan_remembered, same.check_keeps_nothing_between_plans, ONLY_CEM),
     Defect(in_search.gradients_left_off, honest.check_leaves_no_gradient_behind),
     Defect(in_search.costs_beside_slopes_believed, honest.check_leaves_no_gradient_behind, ("gradient", "lbfgs")),
     Defect(in_search.wrong_shift, check_shift_of_the_module, ONLY_CEM),
@@ -147,6 +148,13 @@ DEFECTS: tuple[Defect, ...] = (
     Defect(in_algorithm.refined_from_the_start, honest.check_never_worse_than_start, ("refined",)),
     Defect(in_algorithm.knots_that_do_not_count_the_start, limits.check_budget_kept, ("knots",)),
     Defect(in_algorithm.adam_never_steps, known.check_finds_every_step, ONLY_GRADIENT),
+    Defect(in_draws.drawn_from_python, same.check_global_generators_untouched, ("cem", "gradient", "lbfgs")),
+    Defect(in_algorithm.squares_overflow, known.check_any_unit_of_cost, ONLY_GRADIENT),
+    Defect(in_algorithm.no_momentum, learning.check_coasts, ONLY_GRADIENT),
+    Defect(in_algorithm.never_gives_up_a_direction, learning.check_gives_up_a_direction, ("lbfgs",)),
+    Defect(in_algorithm.memory_never_cut, learning.check_cuts_its_memory, ("lbfgs",)),
+    Defect(in_algorithm.positions_in_reverse, learning.check_learns_from_suggestions, ("cma",)),
+    Defect(in_algorithm.never_updates, learning.check_learns_from_suggestions, ONLY_CEM),
     Defect(in_algorithm.gradients_pile_up, honest.check_leaves_no_gradient_behind, ONLY_GRADIENT),
 )
 

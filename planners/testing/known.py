@@ -45,15 +45,19 @@ def check_uneven_units(make: PlannerFactory) -> None:
 
 
 def check_any_unit_of_cost(make: PlannerFactory) -> None:
-    """Costs far from zero, in large or in small units, lead to the same place."""
+    """Costs far from zero, in large or in small units, lead to the same place; in units whose squares float32 does not
+    hold, too."""
     goals = distinct_goals(1, 2, 2)
-    for unit, zero in ((1e3, 1e9), (1e-3, -10.0)):
+    for unit, zero, like in (
+        (1e3, 1e9, torch.float64), (1e-3, -10.0, torch.float64),
+        (1e20, 0.0, torch.float32), (1e-20, 0.0, torch.float32),
+    ):  # fmt: skip
 
         def cost(actions: Tensor, problems: Tensor, unit: float = unit, zero: float = zero) -> Evaluation:
             found = Bowl(goals)(actions, problems)
             return Evaluation(unit * found.cost + zero, found.violation)
 
-        plan = solve(make(box(2)), cost, torch.zeros(1, 2, 2).double())
+        plan = solve(make(box(2)), cost, torch.zeros(1, 2, 2, dtype=like))
         assert_near(plan.actions, goals, 0.05, f"the optimum where a cost of 1 is told as {unit:g} above {zero:g}")
 
 

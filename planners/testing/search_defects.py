@@ -9,10 +9,9 @@ from unittest import mock
 
 import torch
 
-from vjepa_mpc.planners import cem, noise, search
 from vjepa_mpc.planners import evaluation as judging
+from vjepa_mpc.planners import search
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Evaluation
-from vjepa_mpc.planners.cem import CEMProposal
 from vjepa_mpc.planners.evaluation import Best, Ledger
 from vjepa_mpc.planners.testing.worlds import Plant
 
@@ -34,32 +33,6 @@ def nan_ranked_first(plant: Plant) -> None:
     plant(Ledger, "_call", forgiving)
 
 
-def forgotten_generator(plant: Plant) -> None:
-    """Noise comes from the global generator."""
-    original = torch.randn
-    plant(torch, "randn", lambda *shape, generator=None, **rest: original(*shape, **rest))
-
-
-def one_generator_for_all(plant: Plant) -> None:
-    """Every problem draws from the first one's generator."""
-    _with_generators(plant, lambda generators: (generators[0],) * len(generators))
-
-
-def fixed_seed(plant: Plant) -> None:
-    """The generators handed in are not used."""
-    _with_generators(plant, lambda generators: tuple(torch.Generator().manual_seed(0) for _ in generators))
-
-
-def _with_generators(plant: Plant, change: Callable[[tuple[torch.Generator, ...]], Any]) -> None:
-    original = search._Search._iterate
-
-    def iterate(self: Any, live: Any, n: int, suggestions: Any) -> Any:
-        found = original(self, dataclasses.replace(live, generators=change(live.generators)), n, suggestions)
-        return dataclasses.replace(found, generators=live.generators)
-
-    plant(search._Search, "_iterate", iterate)
-
-
 def off_by_one_step(plant: Plant) -> None:
     """Candidates are judged one step early: what the planner calls step t is done at step t - 1."""
     _with_actions(plant, lambda actions: actions.roll(1, dims=2))
@@ -73,17 +46,6 @@ def last_step_is_noise(plant: Plant) -> None:
 def _with_actions(plant: Plant, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     original = Ledger._call
     plant(Ledger, "_call", lambda self, actions, problems: original(self, change(actions), problems))
-
-
-def same_noise_every_iteration(plant: Plant) -> None:
-    """Each iteration draws the first one's noise again."""
-    original = noise.draw
-
-    def draw(n: int, like: torch.Tensor, generators: Any, exponent: float = 0.0) -> torch.Tensor:
-        again = [torch.Generator().manual_seed(generator.initial_seed()) for generator in generators]
-        return original(n, like, again, exponent)
-
-    plant(cem, "draw", draw)
 
 
 def suggestions_of_another_problem(plant: Plant) -> None:
@@ -434,35 +396,6 @@ def costs_in_single_precision(plant: Plant) -> None:
         return dataclasses.replace(found, cost=found.cost.float().to(found.cost))
 
     plant(Ledger, "_call", call)
-
-
-def start_overwritten(plant: Plant) -> None:
-    """The answer is written into the start that was handed in."""
-    original = search.SearchPlanner.plan
-
-    def plan(self: Any, cost_fn: Any, init: torch.Tensor, **rest: Any) -> ActionPlan:
-        found = original(self, cost_fn, init, **rest)
-        init.copy_(found.actions)
-        return found
-
-    plant(search.SearchPlanner, "plan", plan)
-
-
-def last_plan_remembered(plant: Plant) -> None:
-    """A planner begins where its last plan of that shape ended."""
-    original, ended = CEMProposal.init, CEMProposal.final
-    memory: dict[Any, torch.Tensor] = {}
-
-    def init(self: CEMProposal, init_actions: torch.Tensor, *rest: Any) -> Any:
-        state = original(self, init_actions, *rest)
-        return dataclasses.replace(state, mean=memory.get((id(self), init_actions.shape), state.mean))
-
-    def final(self: CEMProposal, state: Any) -> torch.Tensor:
-        memory[id(self), state.mean.shape] = state.mean
-        return ended(self, state)
-
-    plant(CEMProposal, "init", init)
-    plant(CEMProposal, "final", final)
 
 
 def wrong_shift(plant: Plant) -> None:

@@ -36,8 +36,10 @@ from vjepa_mpc.planners import (
     ShootingSettings,
     Suggested,
 )
-from vjepa_mpc.planners.lagrangian import LagrangianLBFGS, _Price
+from vjepa_mpc.planners.lagrangian import LagrangianLBFGS, LagrangianLBFGSSettings
+from vjepa_mpc.planners.prices import Price
 from vjepa_mpc.planners.testing import Bowl, box, solve
+from vjepa_mpc.planners.testing.clock import Timed
 from vjepa_mpc.planners.testing.worlds import distinct_goals, generators
 
 GOAL = torch.full((1, 2, 2), 0.8)
@@ -98,7 +100,7 @@ def test_each_problem_learns_its_own_prices() -> None:
 
 def test_prices_rise_by_what_is_still_broken() -> None:
     """By hand (Nocedal and Wright 2006, framework 17.3): the multiplier by weight * v, the weight where v is stuck."""
-    price = _Price(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 10.0, 10.0]]))
+    price = Price(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 10.0, 10.0]]))
     before, now = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
     after = price.after(before, now, growth=4.0, shrink=0.5)
     assert after.multiplier.tolist() == [[3.5, 9.5, 3.0]] and after.weight.tolist() == [[10.0, 40.0, 10.0]]
@@ -198,6 +200,22 @@ def test_an_augmented_lagrangian_draws_for_each_problem_by_itself() -> None:
         alone = planned(slice(problem, problem + 1))
         assert torch.equal(together.actions[problem], alone.actions[0])
         assert together.endings[problem] == alone.endings[0]
+
+
+@pytest.mark.parametrize("takes", [(0.01, 0.03, 0.01, 0.11, 0.02, 0.07), (0.3, 0.01, 0.05, 0.02)])
+def test_a_round_that_ends_late_is_not_judged_again(takes: tuple[float, ...]) -> None:
+    """At most two calls end after the deadline; what is told of the answer is true, and counted, all the same."""
+    bowl, rows = Bowl(EASY_AND_HARD[1:], limit=0.4), torch.arange(2)
+    for deadline_s in torch.arange(0.03, 0.6, 0.04).tolist():
+        timed = Timed(bowl, lambda call, candidates: takes[call % len(takes)])
+        settings = LagrangianLBFGSSettings(starts=2, steps=25, rounds=3)
+        with timed.clock():
+            budget, start = Budget(deadline_s=deadline_s), torch.zeros(2, 2, 2)
+            plan = solve(LagrangianLBFGS(box(2), settings), timed, start, budget=budget)
+        assert sum(call.ended_s > deadline_s + 1e-9 for call in timed.calls) <= 2
+        assert plan.evaluations == timed.calls[-1].evaluations and plan.stopped == "deadline"
+        true = bowl(plan.actions[:, None], rows)
+        assert torch.equal(true.cost[:, 0], plan.cost) and torch.equal(true.violation[:, 0], plan.violation)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

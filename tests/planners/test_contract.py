@@ -50,11 +50,15 @@ from vjepa_mpc.planners.testing import (
     SEARCHES_WELL,
     PlannerFactory,
     check_bounds_kept,
+    check_coasts,
+    check_cuts_its_memory,
     check_descends_from_the_start,
     check_draws_anew,
     check_draws_around_the_best,
     check_finds_the_global_optimum,
+    check_gives_up_a_direction,
     check_learns_curvature,
+    check_learns_from_suggestions,
     check_learns_prices,
     check_never_steps_up,
     check_spends_the_whole_budget,
@@ -129,6 +133,10 @@ PROMISES: dict[Callable[[PlannerFactory], None], tuple[str, ...]] = {
     check_learns_curvature: ("lbfgs",),
     check_never_steps_up: ("lbfgs",),
     check_learns_prices: ("lagrangian",),
+    check_coasts: ("gradient",),
+    check_gives_up_a_direction: ("lbfgs",),
+    check_cuts_its_memory: ("lbfgs",),
+    check_learns_from_suggestions: ("cem", "icem", "mppi", "cma", "discrete", "cem-blocks"),
 }
 
 

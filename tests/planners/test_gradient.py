@@ -10,9 +10,10 @@ import torch
 
 from vjepa_mpc.core.errors import InputError, NotFiniteError
 from vjepa_mpc.planners.base import Budget, Evaluation
-from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings, clipped
+from vjepa_mpc.planners.gradient import GradientPlanner, GradientSettings, clipped, descents
+from vjepa_mpc.planners.lbfgs import LBFGS, LBFGSSettings
 from vjepa_mpc.planners.slopes import BadCandidates
-from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
+from vjepa_mpc.planners.testing import Bowl, Watch, box, distinct_goals, generators, solve
 
 
 def unconstrained(cost: torch.Tensor) -> Evaluation:
@@ -79,6 +80,53 @@ def test_every_step_is_adams() -> None:
 def test_gradients_are_clipped_for_each_start() -> None:
     slopes = torch.tensor([3.0, 4.0, 0.3, 0.4]).reshape(1, 2, 2, 1)
     torch.testing.assert_close(clipped(slopes, 1.0).flatten(), torch.tensor([0.6, 0.8, 0.3, 0.4]))
+
+
+@pytest.mark.parametrize("size", [1e20, 3e38, 1e-20])
+def test_gradients_are_clipped_where_their_squares_are_no_numbers(size: float) -> None:
+    slopes = size * torch.tensor([1.0, 0.5, -0.25, 0.125]).reshape(1, 2, 2, 1)
+    wanted = slopes.double() * min(1.0, 1 / (size * math.hypot(1, 0.5)))
+    torch.testing.assert_close(clipped(slopes, 1.0)[0, 0].double(), wanted[0, 0], rtol=1e-6, atol=0)
+    beside = torch.tensor([3.0, 0.7, 0.1, 0.2]).reshape(1, 2, 2, 1)
+    together = clipped(torch.cat((beside, slopes)), 1.0)
+    assert torch.equal(together[:1], clipped(beside, 1.0)) and torch.equal(together[1:], clipped(slopes, 1.0))
+
+
+class Scaled:
+    """A bowl whose problems are told in units of their own."""
+
+    def __init__(self, goals: torch.Tensor, units: list[float]) -> None:
+        self.bowl, self.units = Bowl(goals, torch.tensor([1.0, 30.0])), units
+
+    def __call__(self, actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        unit = torch.tensor([self.units[problem] for problem in problems.tolist()])
+        return unconstrained(unit[:, None] * self.bowl(actions, problems).cost)
+
+
+@pytest.mark.parametrize("clip", [1.0, 1e30])
+@pytest.mark.parametrize("unit", [1e20, 1e30, 1e-20, 1e-30])
+def test_the_unit_of_the_cost_does_not_matter(unit: float, clip: float) -> None:
+    """Adam and L-BFGS in float32, which does not hold the squares of such slopes; beside a problem in another unit."""
+    goals, starts = distinct_goals(2, 2, 2), torch.zeros(2, 2, 2)
+    for planner in (
+        GradientPlanner(box(2), GradientSettings(starts=2, steps=80, gradient_clip=clip)),
+        LBFGS(box(2), LBFGSSettings(starts=2, steps=12)),
+    ):
+        plan = solve(planner, Scaled(goals, [1.0, unit]), starts)
+        torch.testing.assert_close(plan.actions, goals, atol=0.03, rtol=0)
+        alone = solve(planner, Scaled(goals[1:], [unit]), starts[1:], rng=generators(2)[1:])
+        assert torch.equal(alone.actions[0], plan.actions[1])
+
+
+def test_slopes_that_grow_beyond_all_measure_are_followed() -> None:
+    """From a plain so flat that Adam's epsilon is large there, down into a hole 1e25 times as steep."""
+
+    def hole(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        away = (actions - 0.8).square().flatten(2).sum(dim=-1)
+        return unconstrained(1e-15 * away - 1e10 * (-100 * away).exp())
+
+    plan = solve(GradientPlanner(box(2), GradientSettings(starts=1, steps=80)), hole, torch.full((1, 1, 2), -0.8))
+    torch.testing.assert_close(plan.actions, torch.full((1, 1, 2), 0.8), atol=0.02, rtol=0)
 
 
 def test_decided_without_gradients_descended_with_them() -> None:
@@ -163,6 +211,26 @@ def test_little_budget_uses_fewer_starts() -> None:
     )
     assert [asked.shape[1] for asked in watch.asked] == [1, 1, 2]
     assert plan.stopped == "max_evaluations" and float(plan.cost[0]) < 0.25
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_all_of_a_small_budget_is_spent(steps: int) -> None:
+    """Whatever is left, on slopes and on ends that there are."""
+    for starts in range(1, 7):
+        full = starts * steps + starts + 1
+        for left in range(full + 3):
+            schedule = descents(starts, steps, left)
+            assert sum(schedule.populations) + schedule.final == min(left, full), (starts, steps, left)
+            assert schedule.final <= max((1, *schedule.populations)) + 1 and schedule.cut == (left < full)
+    for limit in range(1, 12):
+        watch = Watch(Bowl(torch.full((1, 1, 1), 0.5)))
+        for planner in (
+            GradientPlanner(box(1), GradientSettings(starts=4, steps=steps)),
+            LBFGS(box(1), LBFGSSettings(starts=4, steps=steps)),
+        ):
+            watch.asked.clear()
+            plan = solve(planner, watch, torch.zeros(1, 1, 1), budget=Budget(max_evaluations=limit))
+            assert watch.candidates.shape[1] == plan.evaluations == min(limit, 4 * steps + 6)
 
 
 def test_noise_falls_and_ends_where_it_is_said_to() -> None:

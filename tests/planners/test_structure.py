@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import hypothesis
@@ -24,9 +25,12 @@ from vjepa_mpc.planners import (
     CEMSettings,
     CMASettings,
     GradientPlanner,
+    LagrangianLBFGS,
+    LagrangianLBFGSSettings,
     LBFGSSettings,
     Limits,
     Lines,
+    Planner,
     Refined,
     Splines,
     Suggested,
@@ -299,6 +303,46 @@ def test_a_start_that_no_curve_can_follow_is_the_answer_at_once_too() -> None:
     planner = ByKnots(CEM(box(1)), Blocks(3))
     plan = solve(planner, Bowl(start), start.clone(), budget=Budget(target=1e-6))
     assert torch.equal(plan.actions, start) and (plan.stopped, plan.evaluations) == ("target", 1)
+
+
+FEW = CEMSettings(samples=8, elites=2, iterations=3)
+MADE: dict[str, Callable[[], Planner]] = {
+    "cem": lambda: CEM(box(1), FEW),
+    "lbfgs": lambda: LBFGS(box(1), LBFGSSettings(starts=2, steps=2)),
+    "refined": lambda: Refined(CEM(box(1), FEW), LBFGS(box(1), LBFGSSettings(starts=2, steps=2))),
+    "lagrangian": lambda: LagrangianLBFGS(box(1), LagrangianLBFGSSettings(starts=2, steps=3, rounds=2)),
+}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 9, None])
+@pytest.mark.parametrize("knots", [False, True], ids=["steps", "knots"])
+@pytest.mark.parametrize("name", MADE)
+def test_a_problem_ends_beside_another_as_it_does_alone(name: str, knots: bool, limit: int | None) -> None:
+    """One problem's start meets the target, the other's does not: however few evaluations there are."""
+    starts = torch.tensor([[[0.5], [-0.5], [0.25]], [[0.0], [0.0], [0.0]]])
+    goals = torch.tensor([[[0.5], [-0.5], [0.25]], [[0.2], [0.4], [-0.6]]])
+    planner = ByKnots(MADE[name](), Blocks(3)) if knots else MADE[name]()
+    budget = Budget(target=1e-6, max_evaluations=limit)
+    for order in ([0, 1], [1, 0]):
+        together = solve(planner, Bowl(goals[order]), starts[order], budget=budget)
+        longest = max(together.endings, key=lambda ending: ending.evaluations)
+        assert (together.evaluations, together.stopped) == (longest.evaluations, longest.stopped)
+        for row, problem in enumerate(order):
+            one, rng = slice(problem, problem + 1), generators(2)[row : row + 1]
+            alone = solve(planner, Bowl(goals[one]), starts[one], budget=budget, rng=rng)
+            assert alone.endings[0] == together.endings[row]
+
+
+def test_records_of_knots_tell_the_best_of_all_that_was_judged() -> None:
+    """A start that no curve can follow is the best so far from the first record on, as it is of every planner."""
+    goals = torch.tensor([[[0.5], [-0.5], [0.25]], [[0.1], [0.1], [0.2]]])
+    init, bowl = torch.stack((goals[0] + 0.01, torch.zeros(3, 1))), Bowl(goals)
+    watch = Watch(bowl)
+    plan = solve(ByKnots(CEM(box(1), FEW), Blocks(3)), watch, init)
+    assert len(plan.iterations) == 3
+    for record in plan.iterations:
+        costs = bowl(watch.candidates[:, : record.evaluations], torch.arange(2)).cost
+        torch.testing.assert_close(torch.tensor(record.best), costs.amin(dim=1))
 
 
 def test_an_augmented_lagrangian_leaves_a_start_that_meets_the_target() -> None:
