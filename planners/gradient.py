@@ -186,12 +186,15 @@ class AdamProposal(Proposal[AdamState]):
     ) -> tuple[Float[Tensor, "b n h a"], Float[Tensor, "b"]]:
         """The slopes in their unit, clipped, so short that their squares are numbers; and that unit."""
         largest = math.sqrt(torch.finfo(slope.dtype).max) / 2
-        if unit is None or bool((unit == 0).any()):
+        least = 0.0 if unit is None else float(unit.min())
+        if least == 0:
             steepest = slope.abs().flatten(1).amax(dim=1)
             found = torch.where(steepest < SMALL, power_of_two(steepest), 1.0)
             found = torch.where(steepest > 0, found, 0.0)
             unit = found if unit is None else torch.where(unit > 0, unit, found)
-        if bool((unit == 1).all()):
+            least = float(unit.min())
+        assert unit is not None
+        if least == 1:  # none is larger
             return clipped(slope, min(self.settings.gradient_clip, largest)), unit
         divisor = torch.where(unit > 0, unit, 1.0)
         most = torch.finfo(slope.dtype).max
