@@ -52,7 +52,8 @@ class ControlSettings:
     to `leg_steps` control steps (None: stride / legs). `way_weight`: that of the way's length, with legs. `draft`: by
     how many first blocks of the predictor candidates are sifted (`PlanningCost`); 0: not at all. `critic`: what each
     control step costs that the model's critic foresees beyond the imagined frames; 0: it is not asked. `remember`:
-    weight of what the episode's short-term memory holds against a future; 0: nothing is remembered."""
+    weight of what the episode's short-term memory holds against a future; 0: nothing is remembered. `propose`: plans of
+    the model's actor among the first candidates; 0: it is not asked."""
 
     horizon: int = 3
     running: float = 1.0
@@ -69,6 +70,7 @@ class ControlSettings:
     nearest: float = 0.0
     critic: float = 0.0
     remember: float = 0.0
+    propose: int = 0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -91,6 +93,8 @@ class ControlSettings:
             raise InputError(f"What a step that the critic foresees costs must be 0 or more, got {self.critic}.")
         if not 0 <= self.remember < math.inf:
             raise InputError(f"The weight of what is remembered must be at least 0 and finite, got {self.remember}.")
+        if self.propose < 0:
+            raise InputError(f"An actor proposes 0 plans or more, not {self.propose}.")
 
     def steps_a_leg(self, stride: int) -> int:
         """Control steps that one leg may take of a model that steps `stride` of them."""
@@ -130,14 +134,14 @@ class View:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a controller hands to its planner: the cost of the moment, where the search begins, and plans of the last
-    step that its planner held worth keeping."""
+    """What a controller hands to its planner: the cost of the moment, where the search begins, and plans that are
+    worth a look: of the last step, those that its planner held worth keeping, then the actor's."""
 
     cost: PlanningCost
     init: Float[Tensor, "1 h a"]
     suggestions: Float[Tensor, "1 m h a"] | None = None
 
-    def earlier(self) -> dict[str, Tensor]:
+    def suggested(self) -> dict[str, Tensor]:
         """The suggestions as the planner takes them; nothing where there are none."""
         return {} if self.suggestions is None else {"suggestions": self.suggestions}
 
@@ -253,7 +257,7 @@ class Controller:
         """Plan from what was seen, and choose the action."""
         problem = self.problem(view, state)
         plan = self.planner.plan(
-            problem.cost, problem.init, budget=self.settings.budget, generators=[self.generator], **problem.earlier()
+            problem.cost, problem.init, budget=self.settings.budget, generators=[self.generator], **problem.suggested()
         )
         with torch.no_grad():
             own = torch.zeros(1, dtype=torch.long, device=self.model.device)
@@ -275,7 +279,7 @@ class Controller:
         cost = PlanningCost(
             model, view.context, terms, constraints, chunk=self.chunk, legs=settings.legs, draft=self.draft
         )
-        return Problem(cost, self._init(state), None if state.others is None else state.others[None])
+        return Problem(cost, self._init(state), self._suggestions(view, state))
 
     def conclude(
         self,
@@ -386,6 +390,16 @@ class Controller:
         steps = self.settings.horizon * self.settings.legs
         return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
 
+    def _suggestions(self, view: View, state: ControllerState) -> Float[Tensor, "1 m h a"] | None:
+        model, settings = self.model, self.settings
+        found = [] if state.others is None else [state.others[None]]
+        if settings.propose:
+            actions = model.propose(
+                view.latent, view.context.states[:, -1], self.goal, settings.propose, [self.generator]
+            )
+            found.append(folded(actions, settings.horizon * settings.legs, settings.steps_a_leg(model.config.stride)))
+        return torch.cat(found, dim=1) if found else None
+
     @torch.no_grad()
     def _outcome(
         self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
@@ -434,6 +448,14 @@ class Controller:
             bounds = self.model.action_bounds
             rules.append(ModelSpan(bounds.low, bounds.high, legs))
         return rules
+
+
+def folded(actions: Float[Tensor, "b m t a"], steps: int, each: int) -> Float[Tensor, "b m h a"]:
+    """Plans of `steps` planned steps, which are the sums of `each` control steps' displacements, from `actions` of t
+    control steps; what is beyond those holds still."""
+    wanted = steps * each
+    held = actions.new_zeros(*actions.shape[:2], max(0, wanted - actions.shape[2]), actions.shape[3])
+    return torch.cat([actions, held], dim=2)[:, :, :wanted].unflatten(2, (steps, each)).sum(3)
 
 
 def _carried(plan: Float[Tensor, "h a"], applied: Float[Tensor, "1 a"], done: bool) -> Float[Tensor, "h a"]:

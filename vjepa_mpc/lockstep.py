@@ -147,10 +147,10 @@ def _searched(
 ) -> list[tuple[Decision, ControllerState]]:
     problems = [problem for _, problem, _, _ in some]
     leader, cost = some[0][0], JoinedCost([problem.cost for problem in problems])
-    earlier = {name: torch.cat([one.earlier()[name] for one in problems]) for name in problems[0].earlier()}
+    suggested = {name: torch.cat([one.suggested()[name] for one in problems]) for name in problems[0].suggested()}
     plan = leader.planner.plan(
         cost, torch.cat([problem.init for problem in problems]), budget=leader.settings.budget,
-        generators=[controller.generator for controller, *_ in some], **earlier,
+        generators=[controller.generator for controller, *_ in some], **suggested,
     )  # fmt: skip
     with torch.no_grad():
         terms = cost.by_problem(plan.actions)
