@@ -109,7 +109,15 @@ def evaluate(
         parse_levels,
         shipped_models,
     )
-    from vjepa_mpc.cli.contenders import PlannerOptions, acting, check_batch, floors_of, planning, shared_chunk, stage_of
+    from vjepa_mpc.cli.contenders import (
+        PlannerOptions,
+        acting,
+        check_batch,
+        floors_of,
+        planning,
+        shared_chunk,
+        stage_of,
+    )
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
     from vjepa_mpc.memory import CHUNK
@@ -146,7 +154,7 @@ def evaluate(
         remember, knots, tuple(fix), propose,
     )  # fmt: skip
     if planner == ACTOR and (asked_for != PlannerOptions(ACTOR) or rails.any or rate or legs > 1 or leg_steps):
-        raise InputError(f"--planner {ACTOR} plans nothing: leave out what is said of plans, their time and guardrails.")
+        raise InputError(f"--planner {ACTOR} plans nothing: leave out what is said of plans, of time and of guardrails.")
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
