@@ -154,7 +154,7 @@ def evaluate(
         remember, knots, tuple(fix), propose,
     )  # fmt: skip
     if planner == ACTOR and (asked_for != PlannerOptions(ACTOR) or rails.any or rate or legs > 1 or leg_steps):
-        raise InputError(f"--planner {ACTOR} plans nothing: leave out what is said of plans, of time and of guardrails.")
+        raise InputError(f"--planner {ACTOR} plans nothing: leave out what is said of plans, time and guardrails.")
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
