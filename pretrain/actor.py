@@ -35,7 +35,7 @@ from vjepa_mpc.world_model import SearchDefaults, WorldModel
 
 PROPOSE = 8  # plans of the actor among the first candidates
 LOOK_EVERY = 100  # steps between looks at the episodes by which weights are chosen
-LEAST_AHEAD, MOST_AHEAD = 4, 16
+LEAST_AHEAD, MOST_AHEAD = 4, 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ActorSettings:
     `channels`, `width`: see `ActorConfig`."""
 
     ahead: int = 8
-    span: int = 24
+    span: int = 16
     components: int = 4
     channels: int = 32
     width: int = 384

@@ -19,9 +19,9 @@ def train_actor(
     lr: float = typer.Option(1e-3, help="Peak learning rate."),
     weight_decay: float = typer.Option(0.1, min=0, help="AdamW's: against remembering the logs."),
     ahead: int | None = typer.Option(
-        None, help="Control steps that the actor says (default: as many as a plan of the model takes, 4 to 16)."
+        None, help="Control steps that the actor says (default: as many as a plan of the model takes, 4 to 8)."
     ),
-    span: int = typer.Option(24, help="Control steps that a goal is away at most, in its frame's episode."),
+    span: int = typer.Option(16, help="Control steps that a goal is away at most, in its frame's episode."),
     components: int = typer.Option(4, help="Gaussians of the mixture: ways to a goal that differ."),
     channels: int = typer.Option(32, help="What is read at each position of the latents."),
     width: int = typer.Option(384, help="Width of the layers after that."),
