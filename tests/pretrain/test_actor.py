@@ -361,7 +361,7 @@ def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Calla
     code, out, told = leave("evaluate", "--model", "reacher", "--planner", "actor", "--samples", 8, "--pairs", 1)
     assert code == 2 and "plans nothing" in told
     code, out, told = leave("plan", "--goal", tmp_path / "g.png", "--planner", "actor", "--out", tmp_path / "p")
-    assert code == 2 and "--propose 8" in told
+    assert code == 2 and "name a planner here" in told
 
 
 @pytest.fixture(scope="module")

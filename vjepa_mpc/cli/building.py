@@ -256,8 +256,8 @@ def check_planner(name: str) -> None:
     """Refuse an unknown planner, cheaply: nothing is imported."""
     if name == ACTOR:
         raise InputError(
-            f"The actor by itself is played by `evaluate --planner {ACTOR}`; here its proposals go with a planner "
-            "(--propose 8)."
+            f"The actor by itself is played by `evaluate --planner {ACTOR}`; name a planner here: its proposals may be "
+            "among that one's first candidates."
         )
     for part in name.split("+"):
         if part not in PLANNERS:
