@@ -25,23 +25,20 @@ from torch import Tensor, nn
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.critic import Critic, CriticConfig
-from vjepa_mpc.datasets.cache import LatentCache, only_camera
+from vjepa_mpc.datasets.cache import LatentCache
 from vjepa_mpc.datasets.clips import split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import weights_hash
 from vjepa_mpc.intervals import spearman
-from vjepa_mpc.log_fit import check_numbers, check_period
 from vjepa_mpc.pretrain.caching import cache_latents
+from vjepa_mpc.pretrain.hindsight import PAIRS, HindsightFrames, open_logs, run_on, with_steps, write_model
 from vjepa_mpc.pretrain.optimising import TrainSettings
-from vjepa_mpc.pretrain.run_folder import begin, commits, note_version
+from vjepa_mpc.pretrain.run_folder import begin
 from vjepa_mpc.pretrain.source import CacheProgress, Source
-from vjepa_mpc.pretrain.starting import MODEL_FOLDER
-from vjepa_mpc.pretrain.trainer import Progress, Trainer, TrainResult
-from vjepa_mpc.world_model import SearchDefaults, WorldModel, default_card
+from vjepa_mpc.pretrain.trainer import Progress, TrainResult
+from vjepa_mpc.world_model import SearchDefaults, WorldModel
 
-PAIRS = 2_000  # of held-out frames, for the figures at the end
 WEIGHT = 0.3  # latent distance that a foreseen control step costs in plans
-OTHERWISE = "or give logs of the model's own robot"
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Hindsight(NamedTuple):
     left: Float[Tensor, "b"]
 
 
-class HindsightBatches:
+class HindsightBatches(HindsightFrames):
     """Batch number i of a run is a function of (seed, i) alone.
 
     Goals: the frame itself or a later one of its episode; and, for a share `elsewhere`, any frame of any episode that
@@ -92,12 +89,10 @@ class HindsightBatches:
         lengths: Int64[np.ndarray, "n"], alike: Bool[np.ndarray, "n"], episodes: Sequence[int],
         settings: CriticSettings, batch: int, seed: int,
     ) -> None:  # fmt: skip
-        """`take`: pooled latents of rows; `states` of all rows. Of the store's episodes (`lengths`, and whether each
-        looks like others) those numbered in `episodes`, of two frames at least, are drawn."""
+        """`alike`: whether each of the store's episodes looks like others; the rest see `HindsightFrames`."""
+        super().__init__(take, states, lengths, episodes)
         self.settings, self.size, self.seed = settings, batch, seed
-        self._take, self._states, self._lengths, self._alike = take, states, lengths, alike
-        self._starts = np.cumsum(lengths) - lengths
-        self._episodes = np.asarray(episodes, dtype=np.int64)
+        self._alike = alike
         self._shared = self._episodes[self._alike[self._episodes]]
 
     @staticmethod
@@ -116,16 +111,13 @@ class HindsightBatches:
     def held(self, count: int) -> tuple[Float[Tensor, "n p d"], Float[Tensor, "n p d"], Tensor, np.ndarray]:
         """`count` frames, later ones of the same episode, the states of the first, and the steps between."""
         rng = np.random.default_rng((self.seed, 1))
-        episodes = rng.choice(self._episodes, count)
-        first = (rng.random(count) * (self._lengths[episodes] - 1)).astype(np.int64)
-        after = 1 + (rng.random(count) * (self._lengths[episodes] - 1 - first)).astype(np.int64)
+        episodes, lengths, first = self.moments(rng, count)
+        after = 1 + (rng.random(count) * (lengths - 1 - first)).astype(np.int64)
         rows = self._starts[episodes] + first
-        return self._latents(rows), self._latents(rows + after), torch.from_numpy(self._states[rows]).float(), after
+        return self.latents(rows), self.latents(rows + after), self.states(rows), after
 
     def _drawn(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
-        episodes = rng.choice(self._episodes, count)
-        lengths = self._lengths[episodes]
-        now = (rng.random(count) * (lengths - 1)).astype(np.int64)
+        episodes, lengths, now = self.moments(rng, count)
         ahead = np.minimum(rng.integers(1, self.settings.lookahead + 1, count), lengths - 1 - now)
         future = now + (rng.random(count) * (lengths - now)).astype(np.int64)
         elsewhere = rng.random(count) < self.settings.elsewhere
@@ -138,14 +130,11 @@ class HindsightBatches:
         return self._starts[episodes] + now, ahead, self._starts[goal_episode] + goal, left
 
     def _taken(self, rows: np.ndarray, ahead: np.ndarray, goals: np.ndarray, left: np.ndarray) -> Hindsight:
-        states = np.stack([self._states[rows], self._states[rows + ahead]], axis=1)
         return Hindsight(
-            self._latents(rows), self._latents(rows + ahead), self._latents(goals), torch.from_numpy(states).float(),
+            self.latents(rows), self.latents(rows + ahead), self.latents(goals),
+            self.states(np.stack([rows, rows + ahead], axis=1)),
             torch.from_numpy(ahead).float(), torch.from_numpy(left).float(),
         )  # fmt: skip
-
-    def _latents(self, rows: np.ndarray) -> Float[Tensor, "n p d"]:
-        return torch.from_numpy(np.asarray(self._take(rows), dtype=np.float32))
 
 
 def expectile_error(
@@ -221,34 +210,26 @@ def train_critic(
     frame to a later one with those taken, and `order_by_distance`, that of the latent distance. `InputError` for logs
     of another robot or period.
     """
-    store = ZarrStore.open(source.store)
-    camera = only_camera(store, source.camera or model.config.camera)
+    store, camera = open_logs(model, source)
     model = model.to(device)
-    check_numbers(model.config.robot, store.spec, OTHERWISE)
-    check_period(model.config.robot, store.spec, OTHERWISE)
     search = model.config.search or SearchDefaults()
     price = weight if weight is not None else WEIGHT if search.critic is None else search.critic
     search = replace(search, critic=price)  # what cannot be is refused before anything takes time
     critic = _fresh(model, settings, training.seed).to(device)
-    trained, held_out = (_with_steps(store, part) for part in split_episodes(len(store)))
+    trained, held_out = (with_steps(store, part) for part in split_episodes(len(store)))
     recorded = {"critic": asdict(settings), "training": asdict(training), "camera": camera}
     begin(out, "critic", {**recorded, "model": weights_hash(model), "data": store.content_hash()})
     latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
     data = HindsightBatches.of(store, latents, trained, settings, training.batch, training.seed)
-    learner = CriticLearner(model, critic, settings, data, device)
-    trainer = Trainer(learner, training, out, device)
-    if trainer.goes_on:
-        note_version(out)
-    result = trainer.run(progress, stop_at=stop_at)
+    result = run_on(CriticLearner(model, critic, settings, data, device), training, out, device, progress, stop_at)
     if not result.finished:
         return result, {}
     model.get_critic(critic)
     fresh = HindsightBatches.of(store, latents, held_out, settings, training.batch, training.seed)
     figures = foreseen_order(model, fresh)
-    about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step, "commits": commits(out)}
     model.searched(search)
-    model.config = replace(model.config, training={**model.config.training, "critic": about})
-    model.save_pretrained(out / MODEL_FOLDER, card=default_card(model.config, "train-critic"))
+    about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step}
+    write_model(model, "critic", about, out)
     return result, figures
 
 
@@ -259,18 +240,6 @@ def _fresh(model: WorldModel, settings: CriticSettings, seed: int) -> Critic:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Critic(config)
-
-
-def _with_steps(store: ZarrStore, episodes: Sequence[int]) -> list[int]:
-    """Those of two frames or more, of which there must be one."""
-    lengths = store.lengths()
-    long = [int(one) for one in episodes if lengths[one] > 1]
-    if not long:
-        raise InputError(
-            f"{store.path}: of the episodes trained on, or of those held out, none has two frames: there is no step to "
-            "count; give more or longer ones."
-        )
-    return long
 
 
 @torch.no_grad()

@@ -177,7 +177,7 @@ def continued_model(
     """`model` for the robot and camera of a store, to be trained on: encoder, latent space and weights are its own.
 
     `other_period`: although the store's control period is another. `keep_limits`: joint limits that differ, and
-    that the store's lie within, stay the model's. A critic stays as it is, but for another camera or period. Raises
+    that the store's lie within, stay the model's. Critic and actor stay, but for another camera or period. Raises
     `InputError` where the numbers of the store's states or actions would mean something else to the model, with both.
     """
     robot, own = robot_of(store), model.config.robot
@@ -188,6 +188,7 @@ def continued_model(
         robot = with_limits_of(own, robot, keep_limits, OTHERWISE)
     if camera != model.config.camera or abs(robot.control_period_s / own.control_period_s - 1) > SAME_PERIOD:
         model.drop_critic()  # it counts control steps, and was shown another view
+        model.drop_actor()  # which says them
     model.config = replace(
         model.config, robot=robot, camera=camera, renderer=store.spec.renderer, calibration=None, training={}
     )

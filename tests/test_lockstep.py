@@ -17,6 +17,7 @@ import solvable_world
 import torch
 from solvable_world import SpelledModel, SpelledRobot, settings, solvable_model
 
+from vjepa_mpc.actor import Actor, ActorConfig
 from vjepa_mpc.cli import main as cli
 from vjepa_mpc.controller import Controller, ControllerState
 from vjepa_mpc.core.errors import InputError
@@ -242,10 +243,12 @@ def test_series_in_batches_and_one_at_a_time_share_workers(workers: int, alone: 
     assert [one.together for one in found[1]] == [1] * 5
 
 
-def controllers(model: WorldModel, planner: Any, guards: Guards | None, pictures: list[np.ndarray]) -> list[Controller]:
+def controllers(
+    model: WorldModel, planner: Any, guards: Guards | None, pictures: list[np.ndarray], propose: int
+) -> list[Controller]:
     return [
         Controller(
-            model, planner, goal, settings(horizon=2, chunk=20, action_rate=0.1),
+            model, planner, goal, settings(horizon=2, chunk=20, action_rate=0.1, propose=propose),
             torch.Generator().manual_seed(seed), guards,
         )
         for seed, goal in enumerate(pictures)
@@ -253,17 +256,24 @@ def controllers(model: WorldModel, planner: Any, guards: Guards | None, pictures
 
 
 @pytest.mark.parametrize("rail", [None, PoseBox((-1.0, -1.0), (0.1, 0.05))], ids=["plain", "guarded"])
-@pytest.mark.parametrize("kind", ["cem", "icem"])
+@pytest.mark.parametrize("kind", ["cem", "icem", "cem of an actor", "icem of an actor"])
 def test_a_real_model_decides_the_same_together_and_alone(kind: str, rail: Any, tiny_model: Path) -> None:
-    """Three steps with history, warm starts, suggestions and guardrails: actions agree to what float32 allows."""
+    """Three steps with history, warm starts, suggestions, those of an actor too, and guardrails: actions agree to what
+    float32 allows."""
     model = WorldModel.from_pretrained(tiny_model)
+    propose = 6 if "actor" in kind else 0
+    if propose:
+        latent = model.config.latent
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.get_actor(Actor(ActorConfig(latent.positions, latent.dim, 25, 8, 16, actions=2)))
     planner: Any = CEM(model.action_bounds, CEMSettings(samples=12, elites=4, iterations=2))
-    if kind == "icem":
+    if kind.startswith("icem"):
         planner = ICEM(model.action_bounds, ICEMSettings(samples=12, elites=4, iterations=2))
     rng = np.random.default_rng(0)
     goals = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
     guards = None if rail is None else Guards(rails=(rail,))
-    one, many = (controllers(model, planner, guards, goals) for _ in range(2))
+    one, many = (controllers(model, planner, guards, goals, propose) for _ in range(2))
     apart, joint = ([ControllerState()] * 3 for _ in range(2))
     poses = rng.uniform(-0.1, 0.0, (3, 2)).astype(np.float32)
     for _ in range(3):

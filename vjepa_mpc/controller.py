@@ -55,7 +55,7 @@ class ControlSettings:
     control step costs that the model's critic foresees beyond the imagined frames; 0: it is not asked. `remember`:
     weight of what the episode's short-term memory holds against a future; 0: nothing is remembered. `limits`: what
     each control step keeps beyond the robot's box; the planner's bounds are to be those of its planned steps
-    (`StepLimits.within`)."""
+    (`StepLimits.within`). `propose`: plans of the model's actor among the first candidates; 0: it is not asked."""
 
     horizon: int = 3
     running: float = 1.0
@@ -73,6 +73,7 @@ class ControlSettings:
     critic: float = 0.0
     remember: float = 0.0
     limits: StepLimits = field(default_factory=StepLimits)
+    propose: int = 0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -100,6 +101,8 @@ class ControlSettings:
                 "Legs turn from one straight line to the next at once, which a limit on the change of actions "
                 "(--rate-limit) forbids; leave it or --legs out."
             )
+        if self.propose < 0:
+            raise InputError(f"An actor proposes 0 plans or more, not {self.propose}.")
 
     def steps_a_leg(self, stride: int) -> int:
         """Control steps that one leg may take of a model that steps `stride` of them."""
@@ -139,9 +142,9 @@ class View:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a controller hands to its planner: the cost of the moment, where the search begins, and plans of the last
-    step that its planner held worth keeping. `previous`: the action just sent, for as long as a planned step takes,
-    where changes are limited."""
+    """What a controller hands to its planner: the cost of the moment, where the search begins, and plans that are
+    worth a look: of the last step, those that its planner held worth keeping, then the actor's. `previous`: the action
+    just sent, for as long as a planned step takes, where changes are limited."""
 
     cost: PlanningCost
     init: Float[Tensor, "1 h a"]
@@ -296,7 +299,7 @@ class Controller:
         if settings.limits.rates:
             sent = torch.as_tensor(self._last(state), dtype=torch.float32, device=model.device)
             previous = settings.steps_a_leg(model.config.stride) * sent[None]
-        return Problem(cost, self._init(state), None if state.others is None else state.others[None], previous)
+        return Problem(cost, self._init(state), self._suggestions(view, state), previous)
 
     def conclude(
         self,
@@ -426,6 +429,16 @@ class Controller:
         steps = self.settings.horizon * self.settings.legs
         return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
 
+    def _suggestions(self, view: View, state: ControllerState) -> Float[Tensor, "1 m h a"] | None:
+        model, settings = self.model, self.settings
+        found = [] if state.others is None else [state.others[None]]
+        if settings.propose:
+            actions = model.propose(
+                view.latent, view.context.states[:, -1], self.goal, settings.propose, [self.generator]
+            )
+            found.append(folded(actions, settings.horizon * settings.legs, settings.steps_a_leg(model.config.stride)))
+        return torch.cat(found, dim=1) if found else None
+
     @torch.no_grad()
     def _outcome(
         self, latent: Float[Tensor, "1 p d"], pose: Float[Tensor, "1 s"], state: ControllerState
@@ -474,6 +487,14 @@ class Controller:
             bounds = self.model.action_bounds
             rules.append(ModelSpan(bounds.low, bounds.high, legs))
         return rules
+
+
+def folded(actions: Float[Tensor, "b m t a"], steps: int, each: int) -> Float[Tensor, "b m h a"]:
+    """Plans of `steps` planned steps, which are the sums of `each` control steps' displacements, from `actions` of t
+    control steps; what is beyond those holds still."""
+    wanted = steps * each
+    held = actions.new_zeros(*actions.shape[:2], max(0, wanted - actions.shape[2]), actions.shape[3])
+    return torch.cat([actions, held], dim=2)[:, :, :wanted].unflatten(2, (steps, each)).sum(3)
 
 
 def _carried(plan: Float[Tensor, "h a"], applied: Float[Tensor, "1 a"], done: bool) -> Float[Tensor, "h a"]:

@@ -14,37 +14,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.goal_network import GoalNetwork, GoalNetworkConfig
 
 
 @dataclass(frozen=True)
-class CriticConfig:
-    """`positions` and `latent_dim` of a frame's latents, `state_dim` features of the robot's state; `channels` of what
-    is read at each position, `width` of the layers after that."""
-
-    positions: int
-    latent_dim: int
-    state_dim: int
-    channels: int = 32
-    width: int = 384
-
-    def __post_init__(self) -> None:
-        if min(self.positions, self.latent_dim, self.channels, self.width) < 1 or self.state_dim < 0:
-            raise InputError("A critic needs positions, channels and width of at least 1.")
+class CriticConfig(GoalNetworkConfig):
+    """Sizes of a critic."""
 
 
-class Critic(nn.Module):
-    """Control steps from a frame, with the robot's state, to a goal picture. The state says where the robot is to a
-    fraction of a pixel, and on which side of a wall."""
+class Critic(GoalNetwork):
+    """Control steps from a frame, with the robot's state, to a goal picture."""
+
+    config: CriticConfig
 
     def __init__(self, config: CriticConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.compare = nn.Linear(3 * config.latent_dim, config.channels)
-        self.gather = nn.Linear(config.positions * config.channels + config.state_dim, config.width)
-        self.gather_norm = nn.LayerNorm(config.width)
-        self.hidden = nn.Linear(config.width, config.width)
-        self.hidden_norm = nn.LayerNorm(config.width)
+        super().__init__(config)
         self.read = nn.Linear(config.width, 1)
 
     def forward(
@@ -55,9 +39,6 @@ class Critic(nn.Module):
     ) -> Float[Tensor, "*n"]:
         """Control steps, at least 0, in float32. `features`: of the state, as `StateSpace.state_features` gives
         them."""
-        goal = goal.expand_as(latents)
-        read = F.gelu(self.compare(torch.cat([latents, goal, latents - goal], dim=-1))).flatten(-2)
-        hidden = F.gelu(self.gather_norm(self.gather(torch.cat([read, features.to(read.dtype)], dim=-1))))
-        hidden = F.gelu(self.hidden_norm(self.hidden(hidden)))
+        hidden = self.compared(latents, features, goal)
         with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 knows 16 steps from 16.125 and no nearer
             return F.softplus(self.read(hidden.float())[..., 0])

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.costs import latent_distance
 from vjepa_mpc.fixed_rate import FixedRate, Metronome
 from vjepa_mpc.governors import Guards
 from vjepa_mpc.planners.base import Planner
@@ -136,6 +137,29 @@ class FixedRatePolicy(PlannedPolicy):
 
     def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
         self._loop.applied(applied)
+        return self._figures
+
+
+class ActorPolicy:
+    """A world model's actor by itself: at each view the first action of what it holds likeliest, nothing imagined."""
+
+    def __init__(self, model: WorldModel, name: str = "actor") -> None:
+        self.model, self.name = model, name
+        self._figures: dict[str, float] = {}
+
+    def begin(
+        self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
+    ) -> None:
+        self._goal = self.model.encode(goal[None])
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        model = self.model
+        latent = model.encode(observation.images[model.config.camera][None])
+        pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
+        self._figures = {"latent_cost": float(latent_distance(latent, self._goal)), "evaluations": 0.0}
+        return model.propose(latent, pose, self._goal, 1)[0, 0, 0].double().cpu().numpy()
+
+    def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
         return self._figures
 
 

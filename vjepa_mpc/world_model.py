@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from vjepa_mpc.actor import Actor, ActorConfig
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json, write_text
 from vjepa_mpc.core.settings import from_plain, to_plain
 from vjepa_mpc.critic import Critic, CriticConfig
 from vjepa_mpc.encoder import FrameEncoder, frame_encoder, tensors_hash, weights_hash
 from vjepa_mpc.familiarity import Familiarity, Likeness
+from vjepa_mpc.goal_network import GoalNetworkConfig
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.planners.base import Bounds
@@ -65,7 +68,7 @@ class SearchDefaults:
     else is said; None: what they take for any model. `horizon`: model steps ahead; `running`: weight of imagined
     frames before the last one; `nearest`: share of the one nearest to the goal; `critic`: cost of each control step
     that the critic foresees; `leg_steps`: control steps that a planned model step may take, of the stride's;
-    `remember`: weight of the short-term memory."""
+    `remember`: weight of the short-term memory; `propose`: plans of the actor among the first candidates."""
 
     samples: int | None = None
     iterations: int | None = None
@@ -76,6 +79,7 @@ class SearchDefaults:
     critic: float | None = None
     leg_steps: int | None = None
     remember: float | None = None
+    propose: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon", "leg_steps"):
@@ -88,6 +92,8 @@ class SearchDefaults:
                 raise InputError(f"A model's search needs a {name} weight of 0 or more, not {value}.")
         if self.nearest is not None and not 0 <= self.nearest <= 1:
             raise InputError(f"A model's search needs a share of the nearest frame of 0 to 1, not {self.nearest}.")
+        if self.propose is not None and self.propose < 0:
+            raise InputError(f"A model's search takes 0 or more proposals of its actor, not {self.propose}.")
 
     def cem(self) -> dict[str, int]:
         """What it says of CEM's own settings."""
@@ -120,6 +126,7 @@ class WorldModelConfig:
     encoder_in: str = ""
     encoder_sha256: str = ""
     critic: CriticConfig | None = None
+    actor: ActorConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -135,16 +142,23 @@ class WorldModelConfig:
         wanted = (self.predictor.grid_height, self.predictor.grid_width, self.predictor.latent_dim)
         if seen != wanted:
             raise InputError(f"The predictor takes latents of {wanted} (height, width, channels), not {seen}.")
-        critic = self.critic
-        if critic is not None and (critic.positions, critic.latent_dim) != (self.latent.positions, self.latent.dim):
-            raise InputError("The critic is of other latents than the model's; train it on this model.")
-        if critic is None and self.search and self.search.critic:
+        for name, part in self.learned_from_logs().items():
+            if (part.positions, part.latent_dim) != (self.latent.positions, self.latent.dim):
+                raise InputError(f"The {name} is of other latents than the model's; train it on this model.")
+        if self.critic is None and self.search and self.search.critic:
             raise InputError("This model's search asks for a critic that it has not; train one (`train-critic`).")
+        if self.actor is None and self.search and self.search.propose:
+            raise InputError("This model's search asks for an actor that it has not; train one (`train-actor`).")
         ahead = self.search.horizon if self.search else None
         if ahead is not None and ahead > frames - self.history:
             raise InputError(f"A search {ahead} steps ahead is beyond the {frames - self.history} this model can see.")
         if self.encoder_in != Path(self.encoder_in).name:
             raise InputError(f"A shared encoder is in a folder beside this: give its name, not {self.encoder_in!r}.")
+
+    def learned_from_logs(self) -> dict[str, GoalNetworkConfig]:
+        """Critic and actor, those that there are."""
+        found = {"critic": self.critic, "actor": self.actor}
+        return {name: part for name, part in found.items() if part is not None}
 
 
 class WorldModel(nn.Module):
@@ -157,8 +171,9 @@ class WorldModel(nn.Module):
         self.latent_space = LatentSpace(config.latent)
         self.states = state_space(config.robot, config.stride)
         self.predictor = ActionConditionedPredictor(config.predictor)
-        _check_critic(config, self.states)
+        _check_learned(config, self.states)
         self.critic = Critic(config.critic) if config.critic else None
+        self.actor = Actor(config.actor) if config.actor else None
         self.familiarity: Familiarity | None = None
         if config.familiar:
             self.familiarity = Familiarity(config.latent.grid, config.latent.channels, config.familiar)
@@ -245,7 +260,7 @@ class WorldModel(nn.Module):
     def get_critic(self, critic: Critic) -> None:
         """Take a critic that was trained on this model's latents."""
         config = replace(self.config, critic=critic.config)
-        _check_critic(config, self.states)
+        _check_learned(config, self.states)
         self.critic, self.config = critic.to(self.device).eval().requires_grad_(False), config
 
     def drop_critic(self) -> None:
@@ -262,6 +277,44 @@ class WorldModel(nn.Module):
         if self.critic is None:
             raise InputError("This model has no critic; `vjepa-mpc train-critic` trains one on its logs.")
         return self.critic(latents, self.states.state_features(states), goal)
+
+    def get_actor(self, actor: Actor) -> None:
+        """Take an actor that was trained on this model's latents."""
+        config = replace(self.config, actor=actor.config)
+        _check_learned(config, self.states)
+        self.actor, self.config = actor.to(self.device).eval().requires_grad_(False), config
+
+    def drop_actor(self) -> None:
+        """Forget the actor, and that it proposed plans."""
+        search = self.config.search
+        self.actor = None
+        self.config = replace(self.config, actor=None, search=search and replace(search, propose=None))
+
+    @torch.no_grad()
+    def propose(
+        self,
+        latents: Float[Tensor, "b p d"],
+        states: Float[Tensor, "b s"],
+        goal: Float[Tensor, "#b p d"],
+        count: int,
+        generators: Sequence[torch.Generator] = (),
+    ) -> Float[Tensor, "b m t a"]:
+        """`count` proposals of the actor for the next t control steps from each of b frames, with states in physical
+        units, to a goal's latents: in physical units, inside the robot's limits, and in the order of
+        `Mixture.proposals`. As many as it has components are its own; for more there is one generator a frame.
+        `InputError` for a model without an actor, or without those generators."""
+        if self.actor is None:
+            raise InputError("This model has no actor; `vjepa-mpc train-actor` trains one on its logs.")
+        if count < 1:
+            raise InputError(f"An actor makes 1 proposal or more, not {count}.")
+        if count > self.actor.config.components and len(generators) != len(latents):
+            raise InputError(
+                f"{count} proposals are drawn with one generator for each of {len(latents)} frames, got "
+                f"{len(generators)}."
+            )
+        mixture, robot = self.actor(latents, self.states.state_features(states), goal), self.config.robot
+        low, high = torch.tensor(robot.action_low).to(latents), torch.tensor(robot.action_high).to(latents)
+        return (mixture.proposals(count, generators) * self.step_limits).clamp(low, high)
 
     def get_familiar(self, pooled: Float[Tensor, "n p d"]) -> None:
         """Take pooled latents of training frames for what pictures are like."""
@@ -383,11 +436,17 @@ class WorldModel(nn.Module):
         return self
 
 
-def _check_critic(config: WorldModelConfig, states: StateSpace) -> None:
-    if config.critic is not None and config.critic.state_dim != states.state_dim:
+def _check_learned(config: WorldModelConfig, states: StateSpace) -> None:
+    for name, part in config.learned_from_logs().items():
+        if part.state_dim != states.state_dim:
+            raise InputError(
+                f"The {name} reads {part.state_dim} features of a state, and this robot's has {states.state_dim}; "
+                "train it on this model."
+            )
+    if config.actor is not None and config.actor.actions != len(config.robot.action_names):
         raise InputError(
-            f"The critic reads {config.critic.state_dim} features of a state, and this robot's has {states.state_dim}; "
-            "train it on this model."
+            f"The actor says {config.actor.actions} values of an action, and this robot's has "
+            f"{len(config.robot.action_names)}; train it on this model."
         )
 
 
@@ -441,7 +500,10 @@ def build_world_model(config: WorldModelConfig) -> WorldModel:
         return WorldModel(config, frame_encoder(config.encoder))
 
 
-_CRITIC_ROW = "- critic: control steps to a goal picture, beside the latent distance in plans (docs/critic.md)"
+_LEARNED_ROWS = {
+    "critic": "- critic: control steps to a goal picture, beside the latent distance in plans (docs/critic.md)",
+    "actor": "- actor: what to do to come to a goal picture, by itself or as a beginning for plans (docs/actor.md)",
+}
 
 
 def default_card(config: WorldModelConfig, command: str = "train") -> str:
@@ -459,7 +521,7 @@ def default_card(config: WorldModelConfig, command: str = "train") -> str:
         f"- latents: {latent.grid} x {latent.grid} x {latent.dim}, predictor {predictor.depth} layers x "
         f"{predictor.width}, history {config.history}, at most {predictor.max_frames} frames "
         f"of {config.stride} control steps",
-        *([_CRITIC_ROW] if config.critic else []),
+        *(_LEARNED_ROWS[name] for name in config.learned_from_logs()),
         f"- training: {config.training}",
     ]
     return "\n".join(rows) + "\n"

@@ -40,10 +40,12 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     "lbfgs": ("lbfgs", "LBFGS", "LBFGSSettings", _STARTS),
     "lagrangian": ("lagrangian", "LagrangianLBFGS", "LagrangianLBFGSSettings", _STARTS),
 }
+ACTOR = "actor"
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
 DRAFT_HELP = "Sift candidates by the first so many blocks of the predictor: quicker and rougher (docs/performance.md)."
 KNOTS_HELP = "Decide by knots: blocks:3 (held over 3 planned steps), lines:4 or splines:4 (4 over the horizon)."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
+PROPOSE_HELP = "Plans of the model's actor among the first candidates (default: the model's, or 0)."
 SET_HELP = "A setting of the planner, NAME=VALUE (see docs/planners.md); may be repeated."
 
 
@@ -252,6 +254,11 @@ def _near(source: str) -> str:
 
 def check_planner(name: str) -> None:
     """Refuse an unknown planner, cheaply: nothing is imported."""
+    if name == ACTOR:
+        raise InputError(
+            f"The actor by itself is played by `evaluate --planner {ACTOR}`; name a planner here: its proposals may be "
+            "among that one's first candidates."
+        )
     for part in name.split("+"):
         if part not in PLANNERS:
             raise unknown_name("planner", part, PLANNERS)
@@ -342,6 +349,7 @@ def planner_and_control(
     draft: int = 0,
     knots: str | None = None,
     limits: StepLimits | None = None,
+    propose: int | None = None,
 ) -> tuple[Planner, Any]:
     """The planner and the control settings of the options, or those of a preset with what was said beside it."""
     if preset is None:
@@ -352,16 +360,17 @@ def planner_and_control(
         made = by_knots(made, knots, plan_steps(model, horizon, legs))
         check_draft(draft, made)
         control = control_settings(
-            model, horizon=horizon, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft, limits=limits
+            model, horizon=horizon, legs=legs, leg_steps=leg_steps, deadline_s=deadline_s, draft=draft, limits=limits,
+            propose=propose,
         )
         return made, control
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     shaped = legs != 1 or leg_steps is not None or knots or limits
-    if planner != "cem" or settings or shaped or deadline_s is not None or draft:
+    if planner != "cem" or settings or shaped or deadline_s is not None or draft or propose:
         raise InputError(
             f"--preset {preset} is a planner with its settings; leave --planner, --set, --legs, --deadline, --knots, "
-            "--fix, --ball, --rate-limit and --draft out."
+            "--fix, --ball, --rate-limit, --draft and --propose out."
         )
     from vjepa_mpc.vjepa2_ac import published_control, published_planner
 
@@ -399,6 +408,7 @@ def control_settings(
     nearest: float | None = None,
     critic: float | None = None,
     remember: float | None = None,
+    propose: int | None = None,
     legs: int = 1,
     leg_steps: int | None = None,
     deadline_s: float | None = None,
@@ -420,11 +430,14 @@ def control_settings(
     nearest = (search.nearest or 0.0) if nearest is None else nearest
     critic = (search.critic or 0.0) if critic is None else critic
     remember = (search.remember or 0.0) if remember is None else remember
+    propose = (search.propose or 0) if propose is None else propose
+    if propose and model.actor is None:
+        raise InputError("This model has no actor to ask; `vjepa-mpc train-actor MODEL LOGS` trains one.")
     if critic and model.critic is None:
         raise InputError("This model has no critic to ask; `vjepa-mpc train-critic MODEL LOGS` trains one.")
     budget = Budget(deadline_s=deadline_s)
     return ControlSettings(
-        horizon=ahead, running=running, nearest=nearest, critic=critic, remember=remember, legs=legs,
+        horizon=ahead, running=running, nearest=nearest, critic=critic, remember=remember, propose=propose, legs=legs,
         leg_steps=own_leg_steps(model, legs, leg_steps), draft=draft, budget=budget,
         limits=limits or StepLimits(),
     )  # fmt: skip

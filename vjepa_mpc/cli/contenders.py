@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli.building import (
+    ACTOR,
     by_knots,
     check_draft,
     control_settings,
@@ -48,6 +49,7 @@ class PlannerOptions:
     fix: tuple[str, ...] = ()
     ball: tuple[str, ...] = ()
     rate_limit: tuple[str, ...] = ()
+    propose: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def planning(
     control = control_settings(
         world, horizon=options.horizon, running=options.running, nearest=options.nearest,
         critic=options.critic, remember=options.remember, legs=legs, leg_steps=leg_steps, deadline_s=options.deadline,
-        draft=options.draft, limits=limits,
+        draft=options.draft, limits=limits, propose=options.propose,
     )
     control = replace(control, chunk=chunk)
     optimiser: Any = make_planner(
@@ -134,6 +136,17 @@ def planning(
     if batch > 1:  # in the last bits: matrix products differ in them with how much is computed at once
         played["batch"] = batch
     return Contender(stage.robot, policy, played, batch)
+
+
+def acting(world: WorldModel, stage: Stage, label: str) -> Contender:
+    """The actor of a world model by itself."""
+    from vjepa_mpc.encoder import weights_hash
+    from vjepa_mpc.policies import ActorPolicy
+
+    if world.actor is None:
+        raise InputError(f"{label} has no actor to play; `vjepa-mpc train-actor MODEL LOGS` trains one.")
+    played = {"weights": weights_hash(world), "planner": ACTOR, "renderer": stage.renderer}
+    return Contender(stage.robot, partial(ActorPolicy, world, label), played)
 
 
 BATCH_HELP = "Episodes that a planner decides together, in step; results depend on it in the last bits."
@@ -184,14 +197,15 @@ def shared_chunk(worlds: Mapping[Any, WorldModel], horizon: int | None, workers:
 
 
 def _control(settings: Any) -> dict[str, Any]:
-    """The controller's settings; legs, a draft, the nearest frame, a critic, a memory: only where they are used."""
+    """The controller's settings; legs, a draft, the nearest frame, a critic, a memory, proposals: only where they are
+    used."""
     told = asdict(settings)
     del told["limits"]  # which are told as they were said
     if settings.leg_steps is None:
         del told["leg_steps"]
     if not settings.draft:
         del told["draft"]
-    for name in ("nearest", "critic", "remember"):
+    for name in ("nearest", "critic", "remember", "propose"):
         if not getattr(settings, name):
             del told[name]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

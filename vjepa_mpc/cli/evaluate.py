@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import DRAFT_HELP, KNOTS_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP, VARY_HELP
+from vjepa_mpc.cli.building import (
+    ACTOR,
+    DRAFT_HELP,
+    KNOTS_HELP,
+    MODEL_HELP,
+    PLANNER_HELP,
+    PROPOSE_HELP,
+    SET_HELP,
+    VARY_HELP,
+)
 from vjepa_mpc.cli.contenders import BATCH_HELP, PHYSICS_HELP
 from vjepa_mpc.cli.limiting import BALL_HELP, FIX_HELP, RATE_LIMIT_HELP
 from vjepa_mpc.core.errors import InputError
@@ -26,7 +35,7 @@ def evaluate(
         None, help="Name or module:Class (default: the model's); without --model its shipped model, if there is one."
     ),
     model: list[str] = typer.Option([], help=f"{MODEL_HELP} May be repeated."),
-    planner: str = typer.Option("cem", help=PLANNER_HELP),
+    planner: str = typer.Option("cem", help=f"{PLANNER_HELP} {ACTOR}: the model's actor by itself, without a plan."),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
     samples: int | None = typer.Option(None, help="Candidates an iteration (starts of gradient and lbfgs)."),
     iterations: int | None = typer.Option(None, help="Iterations of a plan."),
@@ -44,6 +53,7 @@ def evaluate(
     remember: float | None = typer.Option(
         None, min=0, help="Weight of the memory of what came to less than imagined (default: the model's, or 0)."
     ),
+    propose: int | None = typer.Option(None, min=0, help=PROPOSE_HELP),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
@@ -101,14 +111,23 @@ def evaluate(
         parse_levels,
         shipped_models,
     )
-    from vjepa_mpc.cli.contenders import PlannerOptions, check_batch, floors_of, planning, shared_chunk, stage_of
+    from vjepa_mpc.cli.contenders import (
+        PlannerOptions,
+        acting,
+        check_batch,
+        floors_of,
+        planning,
+        shared_chunk,
+        stage_of,
+    )
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.executor import LocalExecutor, RayExecutor
     from vjepa_mpc.memory import CHUNK
     from vjepa_mpc.robots.factory import find_task
     from vjepa_mpc.robots.tasks import load_manifest
 
-    check_planner(planner)
+    if planner != ACTOR:
+        check_planner(planner)
     if rate is not None and not 0 < rate <= 1000:
         raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
     check_batch(
@@ -134,12 +153,17 @@ def evaluate(
     )  # fmt: skip
     asked_for = PlannerOptions(
         planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
-        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit),
+        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose,
     )  # fmt: skip
+    if planner == ACTOR and (asked_for != PlannerOptions(ACTOR) or rails.any or rate or legs > 1 or leg_steps):
+        raise InputError(f"--planner {ACTOR} plans nothing: leave out what is said of plans, time and guardrails.")
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
+        if planner == ACTOR:
+            contenders[name] = acting(world, stage, name)
+            continue
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
             label = f"{name}, guarded" if guards else name
@@ -168,7 +192,7 @@ def evaluate(
         "draft": draft or None, "batch": batch if batch > 1 else None, "nearest": nearest,
         "critic": critic,
         "remember": remember, "knots": knots, "fix": list(fix) or None, "ball": list(ball) or None,
-        "rate_limit": list(rate_limit) or None,
+        "rate_limit": list(rate_limit) or None, "propose": propose,
     }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)

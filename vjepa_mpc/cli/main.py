@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "pretrain": "vjepa_mpc.cli.pretrain:pretrain",
     "train": "vjepa_mpc.cli.train:train",
     "train-critic": "vjepa_mpc.cli.train_critic:train_critic",
+    "train-actor": "vjepa_mpc.cli.train_actor:train_actor",
     "probe": "vjepa_mpc.cli.probe:probe",
     "validate-model": "vjepa_mpc.cli.validate_model:validate_model",
     "convert": "vjepa_mpc.cli.convert:convert",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import DRAFT_HELP, KNOTS_HELP, MODEL_HELP, PLANNER_HELP, SET_HELP
+from vjepa_mpc.cli.building import DRAFT_HELP, KNOTS_HELP, MODEL_HELP, PLANNER_HELP, PROPOSE_HELP, SET_HELP
 from vjepa_mpc.cli.limiting import BALL_HELP, FIX_HELP, RATE_LIMIT_HELP, step_limits
 from vjepa_mpc.cli.plan_screen import Screen
 from vjepa_mpc.core.errors import InputError
@@ -67,6 +67,7 @@ def plan(
     fix: list[str] = typer.Option([], help=FIX_HELP, rich_help_panel=PLANNING),
     ball: list[str] = typer.Option([], help=BALL_HELP, rich_help_panel=PLANNING),
     rate_limit: list[str] = typer.Option([], help=RATE_LIMIT_HELP, rich_help_panel=PLANNING),
+    propose: int | None = typer.Option(None, min=0, help=PROPOSE_HELP, rich_help_panel=PLANNING),
     legs: int = typer.Option(1, min=1, help=guarding.LEGS_HELP, rich_help_panel=GUARDRAILS),
     leg_steps: int | None = typer.Option(None, min=1, help=guarding.LEG_STEPS_HELP, rich_help_panel=GUARDRAILS),
     keep_out: list[str] = typer.Option([], help=guarding.KEEP_OUT_HELP, rich_help_panel=GUARDRAILS),
@@ -127,7 +128,7 @@ def plan(
             tuple(keep_out), margin, workspace, pose_box, tuple(avoid), change_limit, acceleration_limit, watchdog,
             surprise, thresholds,
         ),
-        legs, leg_steps, draft, knots, fix, ball, rate_limit,
+        legs, leg_steps, draft, knots, fix, ball, rate_limit, propose,
     )  # fmt: skip
     if observation is not None:
         given = {
@@ -178,6 +179,7 @@ class _Job:
     fix: list[str]
     ball: list[str]
     rate_limit: list[str]
+    propose: int | None
 
 
 @dataclass
@@ -234,7 +236,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         optimiser, settings = planner_and_control(
             world, job.preset, job.planner, horizon=job.horizon, samples=job.samples, iterations=job.iterations,
             elites=job.elites, settings=job.settings, legs=job.legs, leg_steps=job.leg_steps,
-            deadline_s=job.options["deadline"], draft=job.draft, knots=job.knots, limits=limits,
+            deadline_s=job.options["deadline"], draft=job.draft, knots=job.knots, limits=limits, propose=job.propose,
         )  # fmt: skip
         if job.memory_budget is not None:
             settings = replace(settings, memory_budget=parse_bytes(job.memory_budget))

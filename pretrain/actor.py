@@ -1,0 +1,289 @@
+"""Training the actor: what was done from a frame to come to a goal, learned from logs in hindsight.
+
+A later frame of the same episode is what the actions between were a way to (Andrychowicz et al. 2017, arXiv:1707.01495;
+as supervised learning: Ghosh et al. 2021, arXiv:1912.06088); once there, the way is to hold still. Logs are few beside
+what a network can remember of them. So some episodes are not learned from: those weights are kept under which what was
+done in them is likeliest, and others yet say at the end how well that went.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+
+from vjepa_mpc.actor import LEAST_SCALE, Actor, ActorConfig, Mixture
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.cache import LatentCache
+from vjepa_mpc.datasets.clips import split_episodes
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.encoder import weights_hash
+from vjepa_mpc.pretrain.caching import cache_latents
+from vjepa_mpc.pretrain.hindsight import PAIRS, HindsightFrames, open_logs, run_on, with_steps, write_model
+from vjepa_mpc.pretrain.optimising import TrainSettings
+from vjepa_mpc.pretrain.run_folder import begin
+from vjepa_mpc.pretrain.source import CacheProgress, Source
+from vjepa_mpc.pretrain.trainer import Progress, TrainResult
+from vjepa_mpc.world_model import SearchDefaults, WorldModel
+
+PROPOSE = 8  # plans of the actor among the first candidates
+LOOK_EVERY = 100  # steps between looks at the episodes by which weights are chosen
+LEAST_AHEAD, MOST_AHEAD = 4, 8
+
+
+@dataclass(frozen=True)
+class ActorSettings:
+    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `components`,
+    `channels`, `width`: see `ActorConfig`."""
+
+    ahead: int = 8
+    span: int = 16
+    components: int = 4
+    channels: int = 32
+    width: int = 384
+
+    def __post_init__(self) -> None:
+        if self.span < 1:
+            raise InputError(f"A goal must be allowed to be 1 control step away or more, not {self.span} (span).")
+
+
+def own_ahead(model: WorldModel) -> int:
+    """As many control steps as plans of `model` take, within reason."""
+    search = model.config.search or SearchDefaults()
+    steps = model.default_horizon * (search.leg_steps or model.config.stride)
+    return max(LEAST_AHEAD, min(MOST_AHEAD, steps))
+
+
+class Way(NamedTuple):
+    """Frames, goals, the robot's states at the frames, and the actions from there on in units of the step limits: those
+    on the way to the goal, then none."""
+
+    now: Float[Tensor, "b p d"]
+    goal: Float[Tensor, "b p d"]
+    states: Float[Tensor, "b s"]
+    actions: Float[Tensor, "b t a"]
+
+
+class WayBatches(HindsightFrames):
+    """Batch number i of a run is a function of (seed, i) alone. Goals: the frame itself or a later one of its episode,
+    up to `span` control steps away, each distance as often as any that the episode still has."""
+
+    def __init__(
+        self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
+        actions: Float32[np.ndarray, "rows a"], lengths: Int64[np.ndarray, "n"], episodes: Sequence[int],
+        settings: ActorSettings, batch: int, seed: int,
+    ) -> None:  # fmt: skip
+        """`actions` of all rows, in units of the step limits; the rest see `HindsightFrames`."""
+        super().__init__(take, states, lengths, episodes)
+        self._actions, self.settings, self.size, self.seed = actions, settings, batch, seed
+
+    @staticmethod
+    def of(
+        store: ZarrStore, latents: LatentCache, limits: Float32[np.ndarray, "a"], episodes: Sequence[int],
+        settings: ActorSettings, batch: int, seed: int,
+    ) -> WayBatches:  # fmt: skip
+        """Those of a store's `episodes`, for a robot with these step limits."""
+        states, actions = store.states_and_actions()
+        unit = np.where(limits > 0, limits, 1).astype(np.float32)
+        lengths = np.asarray(store.lengths())
+        return WayBatches(latents.take, states, actions / unit, lengths, episodes, settings, batch, seed)
+
+    def batch(self, step: int) -> Way:
+        """Batch `step`."""
+        return self._taken(*self._drawn(np.random.default_rng((self.seed, step)), self.size))
+
+    def held(self, count: int) -> Way:
+        """`count` ways, always the same."""
+        return self._taken(*self._drawn(np.random.default_rng((self.seed, 1)), count))
+
+    def actions(self, count: int) -> Float[Tensor, "n t a"]:
+        """The actions of `held` alone."""
+        return self._way(*self._drawn(np.random.default_rng((self.seed, 1)), count))
+
+    def _drawn(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of frames, and the control steps to their goals."""
+        episodes, lengths, now = self.moments(rng, count)
+        most = np.minimum(self.settings.span, lengths - 1 - now)
+        return self._starts[episodes] + now, (rng.random(count) * (most + 1)).astype(np.int64)
+
+    def _way(self, rows: np.ndarray, left: np.ndarray) -> Float[Tensor, "n t a"]:
+        steps = np.minimum(np.arange(self.settings.ahead), np.maximum(left - 1, 0)[:, None])  # no further than that
+        taken = self._actions[rows[:, None] + steps]
+        taken = np.where((np.arange(self.settings.ahead) < left[:, None])[..., None], taken, 0)
+        return torch.from_numpy(taken.astype(np.float32))
+
+    def _taken(self, rows: np.ndarray, left: np.ndarray) -> Way:
+        return Way(self.latents(rows), self.latents(rows + left), self.states(rows), self._way(rows, left))
+
+
+class Kept(nn.Module):
+    """The weights under which the episodes not learned from were likeliest so far, that likelihood, the latest one (of
+    an action's value, in nats), and after how many steps the best was found."""
+
+    best: Tensor
+    latest: Tensor
+    steps: Tensor
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__()
+        self.actor = copy.deepcopy(actor).requires_grad_(False)
+        self.register_buffer("best", torch.tensor(-torch.inf))
+        self.register_buffer("latest", torch.tensor(-torch.inf))
+        self.register_buffer("steps", torch.tensor(0))
+
+    @torch.no_grad()
+    def look(self, actor: Actor, likelihood: Float[Tensor, ""], step: int) -> None:
+        """Note the likelihood after `step` steps, and the weights where it is the best."""
+        self.latest.copy_(likelihood)
+        if likelihood > self.best:
+            self.best.copy_(likelihood)
+            self.steps.fill_(step)
+            self.actor.load_state_dict(actor.state_dict())
+
+
+class ActorLearner:
+    """An actor, and its best weights so far, as a `Learner`; encoder and predictor are not touched. `chosen_by`: ways
+    of episodes that are not learned from."""
+
+    def __init__(
+        self, model: WorldModel, actor: Actor, data: WayBatches, chosen_by: Way, device: torch.device
+    ) -> None:
+        self.model, self.actor, self.data, self.device = model, actor, data, device
+        self.chosen_by, self.kept = _on(chosen_by, device), Kept(actor).to(device)
+        self.modules: nn.Module = nn.ModuleDict({"actor": self.actor, "kept": self.kept})
+        self.look(0)
+
+    def batch(self, step: int) -> Way:
+        return self.data.batch(step)
+
+    def loss(self, batch: Way, step: int) -> tuple[Tensor, dict[str, Any]]:
+        batch = _on(batch, self.device)
+        likelihood = likelihood_of(batch, asked(self.model, self.actor, batch))
+        return -likelihood, {"likelihood": likelihood.detach(), "held_out": self.kept.latest}
+
+    def after_step(self, step: int) -> None:
+        if (step + 1) % LOOK_EVERY == 0:
+            self.look(step + 1)
+
+    def look(self, step: int) -> None:
+        """Judge the weights after `step` steps by episodes that are not learned from."""
+        with torch.no_grad():
+            said = asked(self.model, self.actor, self.chosen_by)
+        self.kept.look(self.actor, likelihood_of(self.chosen_by, said), step)
+
+    def check(self, figures: Mapping[str, float]) -> None:
+        """An actor that has learned nothing shows in the figures at the end; only NaN stops the run."""
+
+
+def _on(way: Way, device: torch.device) -> Way:
+    return Way(*(part.to(device, non_blocking=True) for part in way))
+
+
+def asked(model: WorldModel, actor: Actor, way: Way) -> Mixture:
+    """What `actor` says of a way's frames and goals."""
+    mixture: Mixture = actor(
+        model.standardise(way.now), model.states.state_features(way.states), model.standardise(way.goal)
+    )
+    return mixture
+
+
+def likelihood_of(way: Way, mixture: Mixture) -> Float[Tensor, ""]:
+    """The mean log-likelihood of an action's value, in nats."""
+    return mixture.log_likelihood(way.actions).mean() / way.actions[0].numel()
+
+
+def train_actor(
+    model: WorldModel,
+    source: Source,
+    out: Path,
+    settings: ActorSettings,
+    training: TrainSettings,
+    device: torch.device,
+    *,
+    propose: int | None = None,
+    progress: Progress | None = None,
+    caching: CacheProgress | None = None,
+    stop_at: int | None = None,
+) -> tuple[TrainResult, dict[str, float]]:
+    """Train an actor on the latents that `model` makes of a store's frames; OUT/model is the model with it, planned
+    with `propose` of its plans among the first candidates (None: as the model was, or `PROPOSE`).
+
+    Also what it comes to on held-out episodes, see `told_of`. `InputError` for logs of another robot or period, and
+    fewer than three episodes.
+    """
+    store, camera = open_logs(model, source)
+    model = model.to(device)
+    search = model.config.search or SearchDefaults()
+    offered = propose if propose is not None else PROPOSE if search.propose is None else search.propose
+    search = replace(search, propose=offered)  # what cannot be is refused before anything takes time
+    actor = _fresh(model, settings, training.seed).to(device)
+    trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
+    recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}
+    begin(out, "actor", {**recorded, "model": weights_hash(model), "data": store.content_hash()})
+    latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
+    limits = model.step_limits.cpu().numpy()
+    data, chosen_by, fresh = (
+        WayBatches.of(store, latents, limits, part, settings, training.batch, training.seed)
+        for part in (trained, choosing, held_out)
+    )
+    learner = ActorLearner(model, actor, data, chosen_by.held(PAIRS), device)
+    result = run_on(learner, training, out, device, progress, stop_at)
+    if not result.finished:
+        return result, {}
+    learner.look(result.step)
+    model.get_actor(learner.kept.actor)
+    figures = told_of(model, _on(fresh.held(PAIRS), device), data.actions(PAIRS).to(device))
+    figures["best_after_steps"] = int(learner.kept.steps)
+    model.searched(search)
+    about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step}
+    write_model(model, "actor", about, out)
+    return result, figures
+
+
+def _fresh(model: WorldModel, settings: ActorSettings, seed: int) -> Actor:
+    """An actor of `model`'s latents, states and actions with fresh weights."""
+    latent = model.config.latent
+    config = ActorConfig(
+        latent.positions, latent.dim, model.states.state_dim, settings.channels, settings.width, settings.ahead,
+        settings.components, actions=len(model.config.robot.action_names),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Actor(config)
+
+
+def _split(store: ZarrStore) -> tuple[list[int], list[int], list[int]]:
+    """Episodes that are learned from, those by which weights are chosen, and those held out for the end."""
+    if len(store) < 3:
+        raise InputError(
+            f"{store.path}: an actor takes at least 3 episodes, to learn from, to choose by and to be judged by, got "
+            f"{len(store)}; collect more."
+        )
+    rest, held_out = split_episodes(len(store))
+    trained, choosing = ([rest[one] for one in part] for part in split_episodes(len(rest)))
+    return trained, choosing, held_out
+
+
+@torch.no_grad()
+def told_of(model: WorldModel, way: Way, before: Float[Tensor, "n t a"]) -> dict[str, float]:
+    """How well the actor foretells what was done on a held-out `way`, and how well the mean action of `before`, of each
+    control step by itself, with its standard deviation: `likelihood` of an action's value (mean logarithm, nats), and
+    `error`, the mean absolute one of the likeliest component's mean, in units of the step limits."""
+    assert model.actor is not None, "get_actor comes first"
+    mixture = asked(model, model.actor, way)
+    mean, scale = before.mean(0), before.std(0).clamp(min=LEAST_SCALE)
+    constant = Mixture(mean.new_zeros(1), mean[None], scale[None])
+    figures = {
+        "likelihood": likelihood_of(way, mixture),
+        "likelihood_of_mean": likelihood_of(way, constant),
+        "error": (mixture.in_order()[:, 0] - way.actions).abs().mean(),
+        "error_of_mean": (mean - way.actions).abs().mean(),
+    }
+    return {name: round(float(value), 4) for name, value in figures.items()}

@@ -1,0 +1,97 @@
+"""What training a critic and an actor share: the logs they learn from in hindsight, where a frame's goal is a later one
+(Andrychowicz et al. 2017, arXiv:1707.01495), and how such a run goes on and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.cache import only_camera
+from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.log_fit import check_numbers, check_period
+from vjepa_mpc.pretrain.optimising import TrainSettings
+from vjepa_mpc.pretrain.run_folder import commits, note_version
+from vjepa_mpc.pretrain.source import Source
+from vjepa_mpc.pretrain.starting import MODEL_FOLDER
+from vjepa_mpc.pretrain.trainer import Learner, Progress, Trainer, TrainResult
+from vjepa_mpc.world_model import WorldModel, default_card
+
+PAIRS = 2_000  # of held-out frames, for the figures at the end
+OTHERWISE = "or give logs of the model's own robot"
+
+
+class HindsightFrames:
+    """Frames of a store's episodes as they are drawn for learning: latents, states, and where they lie."""
+
+    def __init__(
+        self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
+        lengths: Int64[np.ndarray, "n"], episodes: Sequence[int],
+    ) -> None:  # fmt: skip
+        """`take`: pooled latents of rows; `states` of all rows. Of the store's episodes (`lengths`) those numbered in
+        `episodes`, of two frames at least, are drawn."""
+        self._take, self._states, self._lengths = take, states, lengths
+        self._starts = np.cumsum(lengths) - lengths
+        self._episodes = np.asarray(episodes, dtype=np.int64)
+
+    def moments(
+        self, rng: np.random.Generator, count: int
+    ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+        """Episodes, their lengths, and a frame in each that is not its last."""
+        episodes = rng.choice(self._episodes, count)
+        lengths = self._lengths[episodes]
+        return episodes, lengths, (rng.random(count) * (lengths - 1)).astype(np.int64)
+
+    def latents(self, rows: Int64[np.ndarray, "n"]) -> Float[Tensor, "n p d"]:
+        """Pooled latents of rows."""
+        return torch.from_numpy(np.asarray(self._take(rows), dtype=np.float32))
+
+    def states(self, rows: Int64[np.ndarray, "*n"]) -> Float[Tensor, "*n s"]:
+        """The robot's states in rows."""
+        return torch.from_numpy(self._states[rows]).float()
+
+
+def open_logs(model: WorldModel, source: Source) -> tuple[ZarrStore, str]:
+    """The store of `source` and its camera; `InputError` for logs of another robot or period than `model`'s."""
+    store = ZarrStore.open(source.store)
+    camera = only_camera(store, source.camera or model.config.camera)
+    check_numbers(model.config.robot, store.spec, OTHERWISE)
+    check_period(model.config.robot, store.spec, OTHERWISE)
+    return store, camera
+
+
+def with_steps(store: ZarrStore, episodes: Sequence[int]) -> list[int]:
+    """Those of two frames or more, of which there must be one."""
+    lengths = store.lengths()
+    long = [int(one) for one in episodes if lengths[one] > 1]
+    if not long:
+        raise InputError(
+            f"{store.path}: of the episodes trained on, or of those held out, none has two frames: there is no step to "
+            "count; give more or longer ones."
+        )
+    return long
+
+
+def run_on(
+    learner: Learner, training: TrainSettings, out: Path, device: torch.device, progress: Progress | None,
+    stop_at: int | None,
+) -> TrainResult:  # fmt: skip
+    """Begin the run in `out`, or go on with it."""
+    trainer = Trainer(learner, training, out, device)
+    if trainer.goes_on:
+        note_version(out)
+    return trainer.run(progress, stop_at=stop_at)
+
+
+def write_model(model: WorldModel, name: str, about: Mapping[str, Any], out: Path) -> None:
+    """OUT/model: `model` with what it learned, the critic or the actor, and what there is to know `about` that."""
+    recorded = {**about, "commits": commits(out)}
+    model.config = replace(model.config, training={**model.config.training, name: recorded})
+    model.save_pretrained(out / MODEL_FOLDER, card=default_card(model.config, f"train-{name}"))

@@ -1,0 +1,393 @@
+"""The actor: ways to a goal from logs in hindsight, its run, and what it proposes to planners."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from moving_dot import LIMIT, PREDICTOR, episode, make_store, training
+
+from vjepa_mpc.actor import Actor, ActorConfig, Mixture
+from vjepa_mpc.cli.building import control_settings
+from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, folded
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.planners.base import ActionPlan
+from vjepa_mpc.planners.cem import CEM, CEMSettings
+from vjepa_mpc.policies import ActorPolicy
+from vjepa_mpc.pretrain.actor import ActorSettings, Kept, WayBatches, train_actor
+from vjepa_mpc.pretrain.run import train_world_model
+from vjepa_mpc.pretrain.source import Source
+from vjepa_mpc.robots.base import Observation
+from vjepa_mpc.world_model import SearchDefaults, WorldModel
+
+CPU = torch.device("cpu")
+PLACES, DIM = 12, 16
+SMALL = ActorSettings(ahead=4, span=6, components=2, channels=8, width=32)
+
+
+class _Ring:
+    """Walks round a ring of twelve places, seen as random vectors: half of them the one way, half the other."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        turns = np.where(np.arange(40) % 2, 1, -1)
+        walks = [(rng.integers(PLACES) + turn * np.arange(25)) % PLACES for turn in turns]
+        self.places = np.concatenate(walks)
+        self.actions = np.repeat(turns, 25)[:, None].astype(np.float32)
+        self.lengths = np.full(40, 25)
+        self.looks = rng.normal(size=(PLACES, 1, DIM)).astype(np.float16)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.looks[self.places[rows]]
+
+    def batches(self, settings: ActorSettings, seed: int = 0) -> WayBatches:
+        states = np.zeros((len(self.places), 1), np.float32)
+        return WayBatches(self.take, states, self.actions, self.lengths, range(40), settings, 256, seed)
+
+
+def test_it_learns_the_short_way_round_and_both_where_both_are_as_long() -> None:
+    """To the opposite place half of the walks go one way and half the other: their mean would go nowhere."""
+    ring = _Ring()
+    data, none = ring.batches(SMALL), torch.zeros(256, 0)
+    actor = fresh_actor(ActorConfig(1, DIM, 0, 64, 128, 4, 2, actions=1))
+    optimiser = torch.optim.Adam(actor.parameters(), 2e-3)
+    for step in range(600):
+        way = data.batch(step)
+        loss = -actor(way.now, none, way.goal).log_likelihood(way.actions).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    looks = torch.from_numpy(ring.looks.astype(np.float32))
+    place = torch.arange(PLACES)
+    for away in range(-5, 6):
+        with torch.no_grad():
+            likeliest = actor(looks[place], torch.zeros(PLACES, 0), looks[(place + away) % PLACES]).in_order()[:, 0]
+        wanted = torch.sign(torch.tensor(float(away))) * (torch.arange(4) < abs(away))
+        assert float((likeliest[..., 0] - wanted).abs().max()) < 0.25, away
+    with torch.no_grad():
+        opposite = actor(looks[place], torch.zeros(PLACES, 0), looks[(place + 6) % PLACES])
+    first = opposite.means[:, :, 0, 0]
+    assert bool((first.prod(dim=1) < -0.8).all()) and float(opposite.log_weights.exp().min()) > 0.3
+
+
+def fresh_actor(config: ActorConfig, seed: int = 0) -> Actor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Actor(config)
+
+
+def test_hindsight_says_what_the_log_holds() -> None:
+    ring, settings = _Ring(), replace(SMALL, ahead=5)
+    numbered = np.arange(len(ring.places), dtype=np.float32)[:, None]
+    ring.actions = numbered + 1
+    data = ring.batches(settings)
+    episode_of = np.repeat(np.arange(40), 25)
+    rows, left = data._drawn(np.random.default_rng(0), 2000)
+    assert (episode_of[rows + left] == episode_of[rows]).all() and left.min() == 0 and left.max() == settings.span
+    for row, steps, way in zip(rows, left, data._way(rows, left)[..., 0], strict=True):
+        taken = min(steps, 5)
+        assert way[:taken].tolist() == [row + 1 + step for step in range(taken)] and not way[taken:].any()
+    again = ring.batches(settings)
+    assert all(torch.equal(a, b) for a, b in zip(data.batch(3), again.batch(3), strict=True))
+    assert not torch.equal(data.batch(3).actions, data.batch(4).actions)
+    assert torch.equal(data.held(50).actions, data.actions(50))
+
+
+def mixture(rows: int = 3) -> Mixture:
+    rng = torch.Generator().manual_seed(2)
+    shape = rows, 4, 5, 2
+    logits = torch.randn(rows, 4, generator=rng)
+    means, scales = torch.randn(shape, generator=rng), 0.1 + torch.rand(shape, generator=rng)
+    return Mixture(logits.log_softmax(-1), means, scales)
+
+
+def test_the_likelihood_is_that_of_a_mixture() -> None:
+    said, actions = mixture(), torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(3))
+    parts = torch.distributions.Independent(torch.distributions.Normal(said.means, said.scales), 2)
+    whole = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=said.log_weights), parts)
+    torch.testing.assert_close(said.log_likelihood(actions), whole.log_prob(actions))
+
+
+def test_proposals_are_means_the_likeliest_first_then_draws_of_ones_own() -> None:
+    said = mixture()
+    before = torch.get_rng_state()
+    found = said.proposals(5000, [torch.Generator().manual_seed(seed) for seed in range(3)])
+    assert torch.equal(torch.get_rng_state(), before) and found.shape == (3, 5000, 5, 2)
+    for row in range(3):
+        order = said.log_weights[row].argsort(descending=True)
+        assert torch.equal(found[row, :4], said.means[row, order])
+        one = Mixture(said.log_weights[row : row + 1], said.means[row : row + 1], said.scales[row : row + 1])
+        assert torch.equal(one.proposals(5000, [torch.Generator().manual_seed(row)])[0], found[row])
+        mean = (said.log_weights[row].exp()[:, None, None] * said.means[row]).sum(0)
+        torch.testing.assert_close(found[row, 4:].mean(0), mean, atol=0.1, rtol=0)
+    assert torch.equal(said.proposals(2, []), found[:, :2])  # nothing is drawn
+
+
+def test_plans_are_folded_to_the_steps_that_are_planned() -> None:
+    actions = torch.arange(1.0, 6.0).expand(1, 2, 5)[..., None]
+    assert folded(actions, 2, 2)[0, 0, :, 0].tolist() == [3.0, 7.0]
+    assert folded(actions, 4, 2)[0, 1, :, 0].tolist() == [3.0, 7.0, 5.0, 0.0]  # what is not said holds still
+    assert torch.equal(folded(actions, 5, 1), actions)
+
+
+@pytest.mark.parametrize("changes", [{"ahead": 0}, {"components": 0}, {"actions": 0}, {"width": 0}])
+def test_sizes_that_mean_nothing_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        replace(ActorConfig(1, 3, 0, actions=2), **changes)
+    with pytest.raises(InputError, match="1 control step away"):
+        replace(SMALL, span=0)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("dots") / "dots.zarr")
+
+
+@pytest.fixture(scope="module")
+def plain(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain")
+    train_world_model(Source(store), out, "pixels", PREDICTOR, training(3), CPU)
+    return out / "model"
+
+
+def trained(store: Path, plain: Path, out: Path, **more: Any) -> Any:
+    model = WorldModel.from_pretrained(plain)
+    return train_actor(model, Source(store), out, SMALL, training(6, optimizer="adamw"), CPU, **more)
+
+
+@pytest.fixture(scope="module")
+def acting(store: Path, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("acting")
+    trained(store, plain, out)
+    return out / "model"
+
+
+def test_a_run_leaves_the_model_with_its_actor_and_goes_on_to_the_bit(
+    store: Path, plain: Path, acting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vjepa_mpc.pretrain.actor.LOOK_EVERY", 2)
+    result, figures = trained(store, plain, tmp_path / "a")
+    names = {"likelihood", "likelihood_of_mean", "error", "error_of_mean", "best_after_steps"}
+    assert result.finished and set(figures) == names
+    stopped, none = trained(store, plain, tmp_path / "b", stop_at=3)
+    assert not stopped.finished and not none and not (tmp_path / "b/model").exists()
+    trained(store, plain, tmp_path / "b")
+    folders = plain, tmp_path / "a/model", tmp_path / "b/model"
+    before, one, other = (WorldModel.from_pretrained(folder) for folder in folders)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, one.state_dict()[name]), name
+    assert one.actor is not None and one.config.search is not None and one.config.search.propose == 8
+    assert json.loads((tmp_path / "a/model/config.json").read_text())["training"]["actor"]["steps"] == 6
+    rows = [json.loads(line) for line in (tmp_path / "a/log.jsonl").read_text().splitlines()]
+    assert len({row["held_out"] for row in rows}) > 1
+    assert control_settings(one, horizon=None).propose == 8 and control_settings(before, horizon=None).propose == 0
+    assert control_settings(one, horizon=None, propose=0).propose == 0
+
+
+def test_the_weights_that_say_most_of_other_episodes_are_kept() -> None:
+    actor = fresh_actor(ActorConfig(1, DIM, 0, 8, 16, actions=1))
+    kept = Kept(actor)
+    for step, likelihood in enumerate([0.1, 0.7, 0.3], start=1):
+        with torch.no_grad():
+            actor.read.bias.fill_(float(step))
+        kept.look(actor, torch.tensor(likelihood), step)
+    assert int(kept.steps) == 2 and float(kept.actor.read.bias[0]) == 2.0
+    assert float(kept.best) == pytest.approx(0.7) and float(kept.latest) == pytest.approx(0.3)
+
+
+def test_logs_it_cannot_learn_from_are_refused(store: Path, plain: Path, tmp_path: Path) -> None:
+    from moving_dot import spec
+
+    from vjepa_mpc.datasets.store import ZarrStore
+
+    named = replace(spec(), state_names=("u", "v"))
+    with ZarrStore.create(tmp_path / "other.zarr", named) as writer:
+        writer.append(episode(0))
+    with pytest.raises(InputError, match="state_names"):
+        trained(tmp_path / "other.zarr", plain, tmp_path / "run")
+    with pytest.raises(InputError, match="at least 3 episodes"):
+        trained(make_store(tmp_path / "two.zarr", episodes=2), plain, tmp_path / "run")
+    with pytest.raises(InputError, match="0 or more proposals"):
+        trained(store, plain, tmp_path / "run", propose=-1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_on_keeps_an_actor_whose_steps_stay_the_same(store: Path, acting: Path) -> None:
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain.starting import continued_model
+
+    logs = ZarrStore.open(store)
+    kept = continued_model(WorldModel.from_pretrained(acting), logs, next(iter(logs.spec.cameras)))
+    assert kept.actor is not None and kept.config.actor is not None
+    slow = WorldModel.from_pretrained(acting)
+    slow.config = replace(slow.config, robot=replace(slow.config.robot, control_period_s=1.0))
+    lost = continued_model(slow, logs, next(iter(logs.spec.cameras)), other_period=True)
+    assert lost.actor is None and lost.config.actor is None and lost.config.search is not None
+    assert lost.config.search.propose is None
+
+
+def test_a_critic_and_an_actor_live_in_one_model(store: Path, acting: Path, tmp_path: Path) -> None:
+    from vjepa_mpc.pretrain.critic import CriticSettings, train_critic
+
+    model = WorldModel.from_pretrained(acting)
+    settings = CriticSettings(channels=8, width=32, lookahead=2)
+    train_critic(model, Source(store), tmp_path, settings, training(2, optimizer="adamw"), CPU)
+    both = WorldModel.from_pretrained(tmp_path / "model")
+    assert both.critic is not None and both.actor is not None and both.config.search is not None
+    assert both.config.search.critic == 0.3 and both.config.search.propose == 8
+    assert {"critic", "actor"} <= set(both.config.training)
+    card = (tmp_path / "model/README.md").read_text()
+    assert "docs/critic.md" in card and "docs/actor.md" in card
+
+
+def test_what_a_model_proposes_is_physical_and_inside_the_limits(acting: Path) -> None:
+    model = WorldModel.from_pretrained(acting)
+    assert model.actor is not None
+    with torch.no_grad():
+        model.actor.read.bias.mul_(20)  # far beyond
+    latent = model.config.latent
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, latent.positions, latent.dim, generator=rng)
+    states, goal = torch.rand(2, 2, generator=rng), torch.randn(1, latent.positions, latent.dim, generator=rng)
+    before = torch.get_rng_state()
+    found = model.propose(latents, states, goal, 7, [torch.Generator().manual_seed(seed) for seed in (4, 5)])
+    assert torch.equal(torch.get_rng_state(), before) and found.shape == (2, 7, 4, 2)
+    assert float(found.abs().max()) == pytest.approx(LIMIT)
+    alone = model.propose(latents[1:], states[1:], goal, 7, [torch.Generator().manual_seed(5)])
+    torch.testing.assert_close(alone[0], found[1])
+    with torch.no_grad():
+        said = model.actor(latents, model.states.state_features(states), goal).in_order()
+    torch.testing.assert_close(found[:, :2], (LIMIT * said).clamp(-LIMIT, LIMIT))
+    with pytest.raises(InputError, match="one generator for each of 2 frames"):
+        model.propose(latents, states, goal, 7)
+    with pytest.raises(InputError, match="1 proposal or more"):
+        model.propose(latents, states, goal, 0)
+
+
+class _Watched(CEM):
+    """Keeps what it is handed."""
+
+    given: Sequence[torch.Tensor] = ()
+
+    def plan(self, *arguments: Any, suggestions: torch.Tensor | None = None, **more: Any) -> ActionPlan:
+        self.given = [*self.given, *([] if suggestions is None else [suggestions])]
+        return super().plan(*arguments, suggestions=suggestions, **more)
+
+
+def test_a_controller_hands_proposals_to_its_planner(acting: Path) -> None:
+    model = WorldModel.from_pretrained(acting)  # two control steps a model step, two steps ahead
+    planner = _Watched(model.action_bounds, CEMSettings(samples=12, elites=4, iterations=2))
+    rng = np.random.default_rng(0)
+    goal, seen = rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    view = Observation({"top": seen}, np.array([0.3, -0.2], np.float32), 0.0)
+    controller = Controller(
+        model, planner, goal, ControlSettings(horizon=2, propose=5), torch.Generator().manual_seed(3)
+    )
+    _, state = controller.step(view, ControllerState())
+    states = torch.tensor([[0.3, -0.2]])
+    wanted = model.propose(
+        model.encode(seen[None]), states, controller.goal, 5, [torch.Generator().manual_seed(3)]
+    )
+    torch.testing.assert_close(planner.given[0], wanted.unflatten(2, (2, 2)).sum(3))
+    earlier = torch.full((3, 2, 2), 0.125)
+    controller.step(view, replace(controller.applied(np.zeros(2), state), others=earlier))
+    assert planner.given[1].shape == (1, 8, 2, 2) and torch.equal(planner.given[1][0, :3], earlier)
+    none = Controller(model, planner, goal, ControlSettings(horizon=2), torch.Generator().manual_seed(3))
+    none.step(view, ControllerState())
+    assert len(planner.given) == 2
+
+
+def test_the_actor_by_itself_does_what_it_holds_likeliest(acting: Path) -> None:
+    model = WorldModel.from_pretrained(acting)
+    rng = np.random.default_rng(0)
+    goal, seen = rng.integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    policy = ActorPolicy(model)
+    policy.begin(goal, np.zeros(2), 0)
+    action = policy.act(Observation({"top": seen}, np.array([0.3, -0.2], np.float32), 0.0))
+    wanted = model.propose(model.encode(seen[None]), torch.tensor([[0.3, -0.2]]), model.encode(goal[None]), 1)
+    np.testing.assert_array_equal(action, wanted[0, 0, 0].double().numpy())
+    assert policy.note(action)["evaluations"] == 0 and policy.note(action)["latent_cost"] > 0
+
+
+def test_a_model_without_an_actor_is_not_asked(plain: Path) -> None:
+    model = WorldModel.from_pretrained(plain)
+    with pytest.raises(InputError, match="no actor to ask; `vjepa-mpc train-actor"):
+        control_settings(model, horizon=None, propose=8)
+    with pytest.raises(InputError, match="train-actor"):
+        model.propose(torch.zeros(1, 1, 1), torch.zeros(1, 2), torch.zeros(1, 1, 1), 1)
+    with pytest.raises(InputError, match="actor that it has not"):
+        replace(model.config, search=SearchDefaults(propose=8))
+    with pytest.raises(InputError, match="0 plans or more"):
+        ControlSettings(propose=-1)
+    latent, states = model.config.latent, model.states.state_dim
+    with pytest.raises(InputError, match="The actor is of other latents"):
+        replace(model.config, actor=ActorConfig(999, 3, 0, actions=2))
+    with pytest.raises(InputError, match="999 features"):
+        model.get_actor(fresh_actor(ActorConfig(latent.positions, latent.dim, 999, actions=2)))
+    with pytest.raises(InputError, match="3 values of an action"):
+        model.get_actor(fresh_actor(ActorConfig(latent.positions, latent.dim, states, actions=3)))
+    assert model.actor is None and model.config.actor is None
+
+
+def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Callable[..., Any]) -> None:
+    short = "--steps", 2, "--batch", 8
+    code, out, told = leave("train-actor", plain, store, *short, "--propose", 3, "--span", 5, "--out", tmp_path)
+    assert code == 0 and "done after 2 steps" in out and "the mean action" in told
+    before, after = WorldModel.from_pretrained(plain), WorldModel.from_pretrained(tmp_path / "model")
+    assert after.config.search is not None and after.config.search.propose == 3
+    assert after.config.actor is not None and after.config.actor.ahead == 4  # two model steps of two control steps
+    assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in before.state_dict().items())
+    assert "train-actor" in (tmp_path / "model/README.md").read_text()
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"]["actor"]["span"] == 5
+    code, out, told = leave("train-actor", plain, store, *short, "--span", 5, "--json", "--out", tmp_path / "j")
+    assert code == 0 and json.loads(out)["error_of_mean"] > 0
+    for bad, words in (("--ahead", "1 control step ahead"), ("--span", "1 control step away")):
+        code, out, told = leave("train-actor", plain, store, *short, bad, 0, "--out", tmp_path / "b")
+        assert code == 2 and words in told and not (tmp_path / "b").exists()
+    code, out, told = leave("train-actor", plain, store, "--steps", 2, "--minutes", 1, "--out", tmp_path / "b")
+    assert code == 2 and "not both" in told and "Traceback" not in told
+    code, out, told = leave("evaluate", "--model", "reacher", "--propose", 8, "--pairs", 1)
+    assert code == 2 and "no actor to ask" in told
+    code, out, told = leave("evaluate", "--model", "reacher", "--planner", "actor", "--pairs", 1)
+    assert code == 2 and "no actor to play; `vjepa-mpc train-actor" in told
+    code, out, told = leave("evaluate", "--model", "reacher", "--planner", "actor", "--samples", 8, "--pairs", 1)
+    assert code == 2 and "plans nothing" in told
+    code, out, told = leave("plan", "--goal", tmp_path / "g.png", "--planner", "actor", "--out", tmp_path / "p")
+    assert code == 2 and "name a planner here" in told
+
+
+@pytest.fixture(scope="module")
+def reaching(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny reacher with an actor that has learned nothing."""
+    model = WorldModel.from_pretrained(tiny_model)
+    latent = model.config.latent
+    model.get_actor(
+        fresh_actor(ActorConfig(latent.positions, latent.dim, model.states.state_dim, 8, 32, actions=2))
+    )
+    folder = tmp_path_factory.mktemp("reaching") / "model"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [("--propose", 5, "--samples", 8, "--elites", 2, "--iterations", 1, "--horizon", 2),
+                                 ("--planner", "actor")])  # fmt: skip
+def test_it_plays_and_workers_change_nothing(how: tuple[Any, ...], reaching: Path, leave: Callable[..., Any]) -> None:
+    line = "evaluate", "--model", reaching, "--pairs", 2, "--no-floors", "--backend", "rays", "--json", *how
+    played = []
+    for workers in (1, 2):
+        code, out, told = leave(*line, "--workers", workers)
+        assert code in (0, None), told
+        (row,) = json.loads(out)["results"].values()
+        played.append({name: row[name] for name in ("hit", "held", "final_distance_median_m", "evaluations_per_step")})
+    assert played[0] == played[1]
+    if "actor" in how:
+        assert played[0]["evaluations_per_step"] == 0

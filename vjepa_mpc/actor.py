@@ -1,0 +1,100 @@
+"""The actor: what to do at a frame to come to a goal picture, at once and without planning.
+
+A policy learned from logs in hindsight. By itself it is Mode-1 of LeCun's architecture (2022, "A path towards
+autonomous machine intelligence", section 3.1.1), perception to action; what it proposes is where Mode-2, planning, may
+begin (sections 3.1.2 and 3.1.3). There are several ways to a goal, whose mean may be none: so a mixture of Gaussians
+(Bishop 1994, "Mixture density networks").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.goal_network import GoalNetwork, GoalNetworkConfig
+
+LEAST_SCALE = 0.05
+"""The least standard deviation, in units of the step limits: an action that the logs hold exactly, such as none, would
+otherwise be worth any likelihood."""
+
+
+@dataclass(frozen=True)
+class ActorConfig(GoalNetworkConfig):
+    """Sizes of an actor: of `actions` values it says the next `ahead` control steps, as `components` Gaussians."""
+
+    actions: int = field(kw_only=True)
+    ahead: int = 8
+    components: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.actions, self.ahead, self.components) < 1:
+            raise InputError(
+                f"An actor says at least 1 control step ahead with at least 1 component, not {self.ahead} and "
+                f"{self.components}."
+            )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of k Gaussians over the actions of the next t control steps, in units of the step limits: how likely
+    each component is (logarithms, summing to one), its means and standard deviations."""
+
+    log_weights: Float[Tensor, "*n k"]
+    means: Float[Tensor, "*n k t a"]
+    scales: Float[Tensor, "*n k t a"]
+
+    def log_likelihood(self, actions: Float[Tensor, "*n t a"]) -> Float[Tensor, "*n"]:
+        """Of whole sequences, in nats."""
+        away = (actions.unsqueeze(-3) - self.means) / self.scales
+        each = -0.5 * away.square() - self.scales.log() - 0.5 * math.log(2 * math.pi)
+        return torch.logsumexp(self.log_weights + each.sum(dim=(-2, -1)), dim=-1)
+
+    def in_order(self) -> Float[Tensor, "*n k t a"]:
+        """The components' means, the likeliest component first."""
+        order = self.log_weights.argsort(dim=-1, descending=True, stable=True)
+        return self.means.gather(-3, order[..., None, None].expand_as(self.means))
+
+    def proposals(self, count: int, generators: Sequence[torch.Generator]) -> Float[Tensor, "b m t a"]:
+        """`count` sequences of each of b problems: the components' means, the likeliest first, then draws; problem i
+        draws from `generators[i]` only, and only where means are not enough."""
+        means, more = self.in_order()[:, :count], count - self.means.shape[1]
+        if more <= 0:
+            return means
+        drawn = []
+        for row, generator in enumerate(generators):
+            which = torch.multinomial(self.log_weights[row].exp(), more, replacement=True, generator=generator)
+            noise = torch.randn(more, *self.means.shape[2:], generator=generator, device=self.means.device)
+            drawn.append(self.means[row, which] + self.scales[row, which] * noise)
+        return torch.cat([means, torch.stack(drawn)], dim=1)
+
+
+class Actor(GoalNetwork):
+    """Actions of the next control steps from a frame, with the robot's state, to a goal picture."""
+
+    config: ActorConfig
+
+    def __init__(self, config: ActorConfig) -> None:
+        super().__init__(config)
+        self.read = nn.Linear(config.width, config.components * (1 + 2 * config.ahead * config.actions))
+
+    def forward(
+        self,
+        latents: Float[Tensor, "*n p d"],
+        features: Float[Tensor, "*n s"],
+        goal: Float[Tensor, "*#n p d"],
+    ) -> Mixture:
+        """A mixture in float32. `features`: of the state, as `StateSpace.state_features` gives them."""
+        config, hidden = self.config, self.compared(latents, features, goal)
+        with torch.autocast(hidden.device.type, enabled=False):
+            said = self.read(hidden.float()).unflatten(-1, (config.components, -1))
+            logits, rest = said[..., 0], said[..., 1:]
+            means, scales = rest.unflatten(-1, (2, config.ahead, config.actions)).unbind(-3)
+            return Mixture(logits.log_softmax(dim=-1), means, LEAST_SCALE + F.softplus(scales))
