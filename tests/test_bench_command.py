@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from vjepa_mpc.actor import Actor, ActorConfig
 from vjepa_mpc.robots.tasks import load_manifest
+from vjepa_mpc.world_model import WorldModel
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("bench", "--tasks", "reacher", "--models", "reacher=none", "--backend", "rays")
@@ -54,6 +56,28 @@ def test_one_command_makes_the_whole_folder_and_the_same_again_plays_nothing(
     code, out, err = leave(*line, "--json")
     assert code == 0 and " 0 of them to be played" in err and json.loads(out)["rows"] == record["rows"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "out/episodes").iterdir()} == logs
+
+
+def test_an_actor_is_played_beside_the_planner_where_a_model_has_one(
+    tiny_model: Path, tmp_path: Path, leave: Leave
+) -> None:
+    model = WorldModel.from_pretrained(tiny_model)
+    latent = model.config.latent
+    model.get_actor(Actor(ActorConfig(latent.positions, latent.dim, model.states.state_dim, actions=2)))
+    model.save_pretrained(tmp_path / "acting")
+    line = (
+        "bench", "--tasks", "reacher", "--pairs", 1, "--factors", "none", "--backend", "rays", "--samples", 2,
+        "--elites", 1, "--iterations", 1, "--batch", 2, "--seeds", 2, "--json",
+    )  # fmt: skip
+    code, out, err = leave(*line, "--models", f"reacher={tmp_path / 'acting'}", "--out", tmp_path / "out")
+    assert code == 0, err
+    rows = {row["kind"]: row for row in json.loads(out)["rows"] if row["kind"] in ("planner", "actor")}
+    assert rows["actor"]["policy"].endswith("acting, actor") and rows["actor"]["evaluations"] == 0
+    assert rows["actor"]["episodes"] == 1 and rows["planner"]["episodes"] == 2  # a seed changes no actor
+    assert rows["actor"]["played"]["planner"] == "actor" and "flops" not in rows["actor"]
+    assert f'reacher: {rows["actor"]["policy"]}' in (tmp_path / "out/report.html").read_text()
+    wanted = ("--planners", "actor", "--models", f"reacher={tiny_model}", "--out", tmp_path / "without")
+    refused(leave(*line, *wanted), "train-actor")
 
 
 def test_the_price_alone_plays_nothing(tmp_path: Path, leave: Leave) -> None:

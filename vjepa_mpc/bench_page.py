@@ -179,7 +179,7 @@ def _plans(run: Run, row: Mapping[str, Any]) -> str:
 
 
 def _settings(run: Run) -> str:
-    """What every planner was played with, in full."""
-    told = {f"{row['task']}: {row['policy']}": row["played"] for row in run.rows if row["kind"] == "planner"}
+    """What every planner and actor was played with, in full."""
+    told = {f"{row['task']}: {row['policy']}": row["played"] for row in run.rows if row["kind"] in ("planner", "actor")}
     shown = escape(json.dumps({**told, "measured ms a step, before the run": run.record["step_ms"]}, indent=2))
     return f"<section><details><summary>Settings</summary><pre>{shown}</pre></details></section>"

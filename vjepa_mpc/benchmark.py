@@ -38,7 +38,7 @@ from vjepa_mpc.results import read_log, summarise
 from vjepa_mpc.robots.dynamics import FACTORS
 from vjepa_mpc.robots.tasks import Manifest
 
-Kind = Literal["planner", "floor", "ceiling"]
+Kind = Literal["planner", "actor", "floor", "ceiling"]
 ALL = "all"
 """Every factor of variation at once, each at the level."""
 EPISODES, FILMS = "episodes", "films"

@@ -124,12 +124,13 @@ def cells_of(
 def _planning(
     task: Any, worlds: dict[str, Any], asked: Asked, options: PlannerOptions, chunk: int, threads: int, device: Any
 ) -> dict[str, tuple[Contender, Any]]:
-    """Every planner on every world model of a task, with what its arithmetic comes to."""
+    """Every planner on every world model of a task, with what its arithmetic comes to; where none is named, the default
+    one, and a model's actor by itself where it has one."""
     from dataclasses import replace
 
     from vjepa_mpc.cli import guarding
-    from vjepa_mpc.cli.building import model_folder
-    from vjepa_mpc.cli.contenders import planning, stage_of
+    from vjepa_mpc.cli.building import ACTOR, model_folder
+    from vjepa_mpc.cli.contenders import acting, planning, stage_of
     from vjepa_mpc.flops import count_flops
 
     rails = guarding.GuardOptions(tuple(guarding.task_regions(task)) if asked.guarded else ())
@@ -138,7 +139,12 @@ def _planning(
         stage = stage_of(world, source, task, asked.backend)
         counted = count_flops(world, options.horizon or world.default_horizon)
         folder = model_folder(source)
-        for name in asked.planners:
+        for name in asked.planners or ("cem", *([ACTOR] if world.actor is not None else [])):
+            if name == ACTOR:
+                one = acting(world, stage, f"{source}, {ACTOR}")
+                one.played.update(threads=threads, device=device.type)
+                contenders[f"{source}, {ACTOR}"] = (one, None)
+                continue
             for guarded in (False, True)[: 1 + rails.any]:
                 label = f"{source}, {name}" + ", guarded" * guarded
                 guards = guarding.make_guards(rails, world, folder, task) if guarded else None
@@ -158,6 +164,7 @@ def _variants(
     from contextlib import closing
 
     from vjepa_mpc.benchmark import Cell, levels_of
+    from vjepa_mpc.cli.building import ACTOR
     from vjepa_mpc.evaluation import ArenaSetup
     from vjepa_mpc.robots.factory import make_robot
     from vjepa_mpc.robots.world import MujocoWorld
@@ -172,7 +179,8 @@ def _variants(
     cells = []
     for factor, level, pairs in variations:
         for label, (one, counted) in contenders.items():
-            kind = "planner" if counted else "ceiling" if "ceiling" in label else "floor"
+            plain = "ceiling" if "ceiling" in label else "floor"
+            kind = "planner" if counted else "actor" if one.played.get("planner") == ACTOR else plain
             changing = kind == "planner" or label in ("random", "greedy-pixel")  # with the seed
             for seed in range(asked.seeds if changing else 1):
                 setup = ArenaSetup(one.robot, one.policy, task, seed, levels_of(factor, level))

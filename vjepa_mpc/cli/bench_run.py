@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vjepa_mpc.cli.building import PLANNER_HELP, SET_HELP
+from vjepa_mpc.cli.building import ACTOR, ACTOR_HELP, PLANNER_HELP, SET_HELP
 from vjepa_mpc.cli.contenders import BATCH_HELP, PHYSICS_HELP
 from vjepa_mpc.core.errors import InputError, unknown_name
 
@@ -35,7 +35,10 @@ def bench(
     models: list[str] = typer.Option(
         [], help="TASK=MODEL: as --model elsewhere, or none; may be repeated. The shipped ones, if left out."
     ),
-    planners: list[str] = typer.Option([], help=f"{PLANNER_HELP} May be repeated; cem if none."),
+    planners: list[str] = typer.Option(
+        [], help=f"{PLANNER_HELP} {ACTOR_HELP} May be repeated; cem, and the actor "
+        "of models that have one, if none.",
+    ),
     seeds: int = typer.Option(1, min=1, max=1000, help="Seeds 0, 1, ... of planners and of the random floor."),
     pairs: int | None = typer.Option(None, min=1, help="Start/goal pairs of each task (default: the suite's)."),
     manifest: list[str] = typer.Option(
@@ -95,13 +98,14 @@ def bench(
     if suite not in SUITES:
         raise unknown_name("suite", suite, SUITES)
     for name in planners:
-        check_planner(name)
+        if name != ACTOR:
+            check_planner(name)
     check_batch(batch, physics_workers, workers=workers, ray=ray or ray_address is not None)
     executor = _executor(workers, threads, ray, ray_address)
     limit_threads(threads)  # the price is measured as the workers will play
     asked = Asked(
         chosen_tasks(tasks, models), by_task(models, "--models"), by_task(manifest, "--manifest", alone=True),
-        tuple(planners or ["cem"]), seeds, pairs or SUITES[suite].pairs, greedy, guarded,
+        tuple(planners), seeds, pairs or SUITES[suite].pairs, greedy, guarded,
         chosen_variations(factors, levels, SUITES[suite]), varied_pairs or SUITES[suite].varied_pairs, backend,
         SUITES[suite].split, batch,
     )  # fmt: skip

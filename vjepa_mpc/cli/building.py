@@ -42,6 +42,7 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 }
 ACTOR = "actor"
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
+ACTOR_HELP = f"{ACTOR}: the model's actor by itself, without a plan."
 DRAFT_HELP = "Sift candidates by the first so many blocks of the predictor: quicker and rougher (docs/performance.md)."
 KNOTS_HELP = "Decide by knots: blocks:3 (held over 3 planned steps), lines:4 or splines:4 (4 over the horizon)."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."

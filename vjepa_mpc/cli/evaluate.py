@@ -10,6 +10,7 @@ import typer
 from vjepa_mpc.cli import guarding
 from vjepa_mpc.cli.building import (
     ACTOR,
+    ACTOR_HELP,
     DRAFT_HELP,
     KNOTS_HELP,
     MODEL_HELP,
@@ -35,7 +36,7 @@ def evaluate(
         None, help="Name or module:Class (default: the model's); without --model its shipped model, if there is one."
     ),
     model: list[str] = typer.Option([], help=f"{MODEL_HELP} May be repeated."),
-    planner: str = typer.Option("cem", help=f"{PLANNER_HELP} {ACTOR}: the model's actor by itself, without a plan."),
+    planner: str = typer.Option("cem", help=f"{PLANNER_HELP} {ACTOR_HELP}"),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
     samples: int | None = typer.Option(None, help="Candidates an iteration (starts of gradient and lbfgs)."),
     iterations: int | None = typer.Option(None, help="Iterations of a plan."),
