@@ -177,8 +177,9 @@ def continued_model(
     """`model` for the robot and camera of a store, to be trained on: encoder, latent space and weights are its own.
 
     `other_period`: although the store's control period is another. `keep_limits`: joint limits that differ, and
-    that the store's lie within, stay the model's. Critic and actor stay, but for another camera or period. Raises
-    `InputError` where the numbers of the store's states or actions would mean something else to the model, with both.
+    that the store's lie within, stay the model's. Critic and actor stay, but for another camera or period, and the
+    actor for other limits of the actions. Raises `InputError` where the numbers of the store's states or actions would
+    mean something else to the model, with both.
     """
     robot, own = robot_of(store), model.config.robot
     check_numbers(own, robot, OTHERWISE)
@@ -189,6 +190,8 @@ def continued_model(
     if camera != model.config.camera or abs(robot.control_period_s / own.control_period_s - 1) > SAME_PERIOD:
         model.drop_critic()  # it counts control steps, and was shown another view
         model.drop_actor()  # which says them
+    if (robot.action_low, robot.action_high) != (own.action_low, own.action_high):
+        model.drop_actor()  # it says shares of the limits
     model.config = replace(
         model.config, robot=robot, camera=camera, renderer=store.spec.renderer, calibration=None, training={}
     )

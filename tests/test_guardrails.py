@@ -12,6 +12,7 @@ import torch
 from solvable_world import SpelledRobot, picture, settings, solvable_model
 from test_controller import GOAL, GivenPlans, view
 
+from vjepa_mpc.actor import Actor, ActorConfig
 from vjepa_mpc.cli.building import leg_bounds
 from vjepa_mpc.controller import Controller, ControllerState
 from vjepa_mpc.core.errors import InputError
@@ -318,6 +319,9 @@ def test_thresholds_are_quantiles_and_belong_to_the_weights(tmp_path: Any) -> No
     assert 0 <= found.surprise_slow <= found.surprise_stop == pytest.approx(0.3, abs=1e-5)
     save_thresholds(found, tmp_path / "guardrails.json")
     assert load_thresholds(tmp_path, model) == found
+    latent = model.config.latent
+    model.get_actor(Actor(ActorConfig(latent.positions, latent.dim, model.states.state_dim, actions=2)))
+    assert load_thresholds(tmp_path, model) == found, "an actor has no part in predictions"
     model.predictor.predictor_embed.weight.data += 1
     with pytest.raises(InputError, match="other weights"):
         load_thresholds(tmp_path, model)

@@ -197,6 +197,17 @@ def test_every_candidate_of_the_search_counts_from_there() -> None:
         assert bool((path.diff(dim=2).abs() <= limit).all())
 
 
+def test_a_held_action_does_not_keep_a_planned_step_from_ending() -> None:
+    """Of three control steps held at 0.1 two thirds are left when the other action has done its share."""
+    loop = limited(StepLimits(held=((1, 0.1),)), stride=3)
+    plan = torch.tensor([[0.2, 0.3], [-0.4, 0.3], [0.0, 0.3]])
+    state = loop.carried(np.array([0.2, 0.1]), ControllerState(plan=plan))
+    assert state.plan is not None
+    torch.testing.assert_close(state.plan[0], torch.tensor([-0.4, 0.3]))
+    left = loop.carried(np.array([0.1, 0.1]), ControllerState(plan=plan))
+    assert left.plan is not None and float(left.plan[0, 0]) == pytest.approx(0.1)
+
+
 def test_at_the_goal_it_slows_down_as_fast_as_it_may() -> None:
     loop = limited(RATE)
     decision, _ = loop.step(view(GOAL), ControllerState(sent=(np.array([0.2, 0.0]),), plan=torch.zeros(3, 2)))

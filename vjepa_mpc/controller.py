@@ -387,7 +387,8 @@ class Controller:
 
     def carried(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
         """The plan and its alternatives after a control step: of a model step of one control step the next one
-        begins; of a longer one what was applied is taken off, and once it is done the next begins."""
+        begins; of a longer one what was applied is taken off, and once it is done the next begins. An action that is
+        held has its share of every plan, and no part in what is done."""
         plan, others = state.plan, state.others
         if plan is None:
             return state
@@ -397,7 +398,9 @@ class Controller:
             return replace(state, plan=shift_plan(plan[None], hold)[0], others=others)
         row = torch.as_tensor(action, dtype=torch.float32, device=self.model.device)[None]
         left = plan[:1] - row  # of the model step under way
-        done = bool((left.abs() < 0.1 * self.model.action_bounds.high / self.model.config.stride).all())
+        near = left[0].abs() < 0.1 * self.model.action_bounds.high / self.model.config.stride
+        near[[action for action, _ in self.settings.limits.held]] = True
+        done = bool(near.all())
         others = None if others is None else torch.stack([_carried(other, row, done) for other in others])
         return replace(state, plan=_carried(plan, row, done), others=others)
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vjepa_mpc.core.files import read_json, write_json
+from vjepa_mpc.core.files import write_json
 from vjepa_mpc.core.settings import from_plain, provenance
-from vjepa_mpc.planner_courses import kept_file
+from vjepa_mpc.planner_courses import kept_file, kept_part
 from vjepa_mpc.planner_problems import Problems
 from vjepa_mpc.planners.base import ActionPlan, Bounds, Budget, CostFunction, Evaluation, Planner
 
@@ -89,4 +89,4 @@ def save_gain(folder: Path, what: Mapping[str, Any], gain: Gain) -> None:
 def load_gain(folder: Path, what: Mapping[str, Any]) -> Gain | None:
     """What an earlier run measured, None where there is nothing. `InputError` for a file that was altered."""
     file = kept_file(folder, "batches", what)
-    return from_plain(Gain, dict(read_json(file)["gain"]), file) if file.is_file() else None
+    return from_plain(Gain, kept_part(file, "gain"), file) if file.is_file() else None

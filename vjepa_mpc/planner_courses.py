@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import read_json, write_json
 from vjepa_mpc.core.settings import from_plain, provenance
 
@@ -68,6 +69,15 @@ def kept_file(folder: Path, kind: str, what: Mapping[str, Any]) -> Path:
     return folder / kind / f"{plain}-{key}.json"
 
 
+def kept_part(path: Path, name: str) -> dict[str, Any]:
+    """What a measurement's file holds under this name. `InputError` for a file that was altered."""
+    content = read_json(path)
+    part = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(part, dict):
+        raise InputError(f"{path} is not valid: it holds no {name}; delete it to measure that again.")
+    return dict(part)
+
+
 def course_file(folder: Path, what: Mapping[str, Any]) -> Path:
     """Where the course of a measurement lies."""
     return kept_file(folder, "courses", what)
@@ -85,7 +95,7 @@ def load_course(folder: Path, what: Mapping[str, Any]) -> Course | None:
     path = course_file(folder, what)
     if not path.is_file():
         return None
-    plain = dict(read_json(path)["course"])
+    plain = kept_part(path, "course")
     plain["best"] = [[math.inf if cost is None else cost for cost in row] for row in plain["best"]]
     return from_plain(Course, plain, path)
 

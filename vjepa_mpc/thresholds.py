@@ -19,7 +19,7 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.core.files import read_json, write_json
 from vjepa_mpc.core.settings import from_plain
 from vjepa_mpc.costs import latent_distance
-from vjepa_mpc.encoder import weights_hash
+from vjepa_mpc.encoder import tensors_hash, weights_hash
 from vjepa_mpc.rollout import Context
 from vjepa_mpc.world_model import WorldModel
 
@@ -58,9 +58,15 @@ def load_thresholds(place: Path, world: WorldModel) -> Thresholds:
     if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
         raise InputError(f"{path} is no {SCHEMA} file; make one with `vjepa-mpc calibrate`.")
     known: Thresholds = from_plain(Thresholds, content, path)
-    if known.weights != weights_hash(world):
+    if known.weights not in (_measured_weights(world), weights_hash(world)):
         raise InputError(f"{path} was measured with other weights; run `vjepa-mpc calibrate` for this model again.")
     return known
+
+
+def _measured_weights(world: WorldModel) -> str:
+    """The hash of what predictions and places are told by: a critic or an actor has no part in them."""
+    parts = world.state_dict()
+    return tensors_hash({name: part for name, part in parts.items() if not name.startswith(("critic.", "actor."))})
 
 
 def save_thresholds(found: Thresholds, path: Path) -> None:
@@ -112,5 +118,5 @@ def measure_thresholds(
         frames=len(errors),
         pairs=len(same),
         data=data,
-        weights=weights_hash(model),
+        weights=_measured_weights(model),
     )

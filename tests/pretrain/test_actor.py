@@ -234,6 +234,21 @@ def test_training_on_keeps_an_actor_whose_steps_stay_the_same(store: Path, actin
     assert lost.config.search.propose is None
 
 
+def test_an_actor_is_dropped_for_a_robot_of_other_limits(monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+    """It says shares of them; a pose's limits become the store's."""
+    from vjepa_mpc.cli.building import SHIPPED_MODELS
+    from vjepa_mpc.datasets.store import ZarrStore
+    from vjepa_mpc.pretrain import starting
+
+    own = WorldModel.from_pretrained(SHIPPED_MODELS / "panda-reach").config
+    for factor in (1.0, 2.0):
+        robot = replace(own.robot, action_high=tuple(factor * high for high in own.robot.action_high))
+        monkeypatch.setattr(starting, "robot_of", lambda store, robot=robot: robot)
+        model = WorldModel.from_pretrained(SHIPPED_MODELS / "panda-reach")
+        found = starting.continued_model(model, ZarrStore.open(store), own.camera)
+        assert (found.actor is not None) == (factor == 1.0)
+
+
 def test_a_critic_and_an_actor_live_in_one_model(store: Path, acting: Path, tmp_path: Path) -> None:
     from vjepa_mpc.pretrain.critic import CriticSettings, train_critic
 

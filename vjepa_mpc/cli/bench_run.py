@@ -109,6 +109,8 @@ def bench(
         chosen_variations(factors, levels, SUITES[suite]), varied_pairs or SUITES[suite].varied_pairs, backend,
         SUITES[suite].split, batch,
     )  # fmt: skip
+    if set(planners) == {ACTOR} and (horizon or samples or iterations or elites or settings):
+        raise InputError(f"--planners {ACTOR} plans nothing: leave out what is said of plans.")
     check_writable(out)
     share = 1 if ray_address else max(1, workers)
     options = PlannerOptions("cem", horizon, samples, iterations, elites, tuple(settings))

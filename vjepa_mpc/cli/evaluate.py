@@ -156,8 +156,12 @@ def evaluate(
         planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
         remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose,
     )  # fmt: skip
-    if planner == ACTOR and (asked_for != PlannerOptions(ACTOR) or rails.any or rate or legs > 1 or leg_steps):
-        raise InputError(f"--planner {ACTOR} plans nothing: leave out what is said of plans, time and guardrails.")
+    if planner == ACTOR and (
+        asked_for != PlannerOptions(ACTOR) or rails.any or rate or legs > 1 or leg_steps or batch > 1
+    ):
+        raise InputError(
+            f"--planner {ACTOR} plans nothing: leave out what is said of plans, batches, time and guardrails."
+        )
     contenders: dict[str, Any] = {}
     for source, world in worlds.items():
         stage = stage_of(world, source or "the shipped model", asked, backend)
