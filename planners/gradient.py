@@ -66,13 +66,14 @@ class GradientSettings:
 
 
 def descents(starts: int, steps: int, left: int) -> Schedule:
-    """Each start's slope at every step, then, judged without slopes, where each start ended and the best seen.
+    """Each start's slope at every step, then, judged without slopes, the best seen and where each start ended.
     With little budget fewer starts are used, and the last step may serve only some of them. All of it is spent: what
-    one step of fewer starts would leave over judges another start, and not the best seen."""
-    fewer = min(starts, max(1, left // 2 if steps == 1 else (left - 1) // 2))
-    final = min(fewer + 1, left - fewer if left > 1 else left)
-    spent = min(left - final, fewer * steps)
-    populations = tuple(min(fewer, spent - done) for done in range(0, spent, fewer))
+    one step of fewer starts would leave over is the slope of another start, whose end is not judged."""
+    fewer = min(starts, max(1, (left - 1) // 2))
+    final = min(fewer + 1, max(1, left - 1), left)
+    spent = min(left - final, starts * steps)
+    size = spent if steps == 1 else fewer
+    populations = tuple(min(size, spent - done) for done in range(0, spent, size or 1))
     return Schedule(populations, final, cut=left < starts * steps + starts + 1)
 
 

@@ -300,8 +300,8 @@ class _Search(Generic[State]):
             return best
         candidates = self.proposal.final(live.state)
         if descended:
-            candidates = torch.cat((live.best.actions[:, None], candidates), dim=1)
-        candidates = live.bounds.clip(candidates[:, -schedule.final :])
+            candidates = _with_best_seen(live, candidates, schedule.final)
+        candidates = live.bounds.clip(candidates[:, : schedule.final])
         evaluation = self.ledger.evaluate(candidates, live.problems, self.chunk)
         if self.proposal.final_is_the_answer:
             answer = Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
@@ -326,6 +326,15 @@ class _Search(Generic[State]):
             tuple(answer.ending for answer in answers),
             self.ledger.told(torch.cat([part[:, :count] for part in others])) if count else None,
         )
+
+
+def _with_best_seen(live: _Live[State], ends: Float[Tensor, "r m h a"], room: int) -> Float[Tensor, "r n h a"]:
+    """Where a descent ended behind the best seen on its way; with room for one alone that which beat the start, if
+    anything did."""
+    if room > 1:
+        return torch.cat((live.best.actions[:, None], ends), dim=1)
+    better = live.best.clearly_better(live.start, 0.0)
+    return torch.where(better[:, None, None, None], live.best.actions[:, None], ends[:, :1])
 
 
 def statistics(

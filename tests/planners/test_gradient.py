@@ -215,7 +215,7 @@ def test_little_budget_uses_fewer_starts() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_all_of_a_small_budget_is_spent(steps: int) -> None:
-    """Whatever is left, on slopes and on ends that there are."""
+    """Whatever is left, on slopes and on ends that there are; the answer is the best of what was asked."""
     for starts in range(1, 7):
         full = starts * steps + starts + 1
         for left in range(full + 3):
@@ -228,9 +228,18 @@ def test_all_of_a_small_budget_is_spent(steps: int) -> None:
             GradientPlanner(box(1), GradientSettings(starts=4, steps=steps)),
             LBFGS(box(1), LBFGSSettings(starts=4, steps=steps)),
         ):
-            watch.asked.clear()
-            plan = solve(planner, watch, torch.zeros(1, 1, 1), budget=Budget(max_evaluations=limit))
-            assert watch.candidates.shape[1] == plan.evaluations == min(limit, 4 * steps + 6)
+            for suggested in (None, torch.full((1, 2, 1, 1), 0.51)):
+                watch.asked.clear()
+                plan = planner.plan(
+                    watch,
+                    torch.zeros(1, 1, 1),
+                    budget=Budget(max_evaluations=limit),
+                    generators=generators(1),
+                    suggestions=suggested,
+                )
+                assert watch.candidates.shape[1] == plan.evaluations == min(limit, 4 * steps + 6)
+                least = Bowl(torch.full((1, 1, 1), 0.5))(watch.candidates, torch.arange(1)).cost.min()
+                assert float(plan.cost) <= float(least) + 1e-9, (limit, suggested)
 
 
 def test_noise_falls_and_ends_where_it_is_said_to() -> None:
