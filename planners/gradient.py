@@ -90,12 +90,12 @@ def around(
 def clipped(slope: Float[Tensor, "b n h a"], largest: float | Float[Tensor, "b"]) -> Float[Tensor, "b n h a"]:
     """Shorten each start's gradient to the norm `largest` (one for all, or one a problem). The norm is taken problem by
     problem: sums over different shapes may differ in the last bit. Where squares overflow it is taken in units of the
-    largest number, which are powers of two and so leave the other problems' bits as they are."""
+    largest number, powers of two."""
     longest = torch.as_tensor(largest).to(slope).expand(len(slope))[:, None]
     norms = _norms(slope)
     if math.isfinite(float(norms.sum())):
         return slope * (longest / norms.maximum(longest))[:, :, None, None]
-    unit = power_of_two(slope.abs().flatten(2).amax(dim=2))
+    unit = torch.where(norms.isfinite(), 1.0, power_of_two(slope.abs().flatten(2).amax(dim=2)))
     slope, longest = slope / unit[:, :, None, None], longest / unit
     return slope * (unit * longest / _norms(slope).maximum(longest))[:, :, None, None]
 

@@ -92,6 +92,12 @@ def test_gradients_are_clipped_where_their_squares_are_no_numbers(size: float) -
     assert torch.equal(together[:1], clipped(beside, 1.0)) and torch.equal(together[1:], clipped(slopes, 1.0))
 
 
+@pytest.mark.parametrize("small", [1e-41, 1e-45, 0.0])
+def test_slopes_that_hardly_differ_from_zero_are_kept_beside_huge_ones(small: float) -> None:
+    slopes = torch.tensor([1e30, small]).reshape(1, 2, 1, 1)
+    torch.testing.assert_close(clipped(slopes, 1.0).flatten(), torch.tensor([1.0, small]), atol=0, rtol=1e-6)
+
+
 class Scaled:
     """A bowl whose problems are told in units of their own."""
 
