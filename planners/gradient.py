@@ -91,7 +91,8 @@ def clipped(slope: Float[Tensor, "b n h a"], largest: float | Float[Tensor, "b"]
     """Shorten each start's gradient to the norm `largest` (one for all, or one a problem). The norm is taken problem by
     problem: sums over different shapes may differ in the last bit. Where squares overflow it is taken in units of the
     largest number, powers of two."""
-    longest = torch.as_tensor(largest).to(slope).expand(len(slope))[:, None]
+    longest = torch.as_tensor(largest, dtype=slope.dtype, device=slope.device).clamp(max=torch.finfo(slope.dtype).max)
+    longest = longest.expand(len(slope))[:, None]
     norms = _norms(slope)
     if math.isfinite(float(norms.sum())):
         return slope * (longest / norms.maximum(longest))[:, :, None, None]

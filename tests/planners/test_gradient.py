@@ -98,6 +98,20 @@ def test_slopes_that_hardly_differ_from_zero_are_kept_beside_huge_ones(small: fl
     torch.testing.assert_close(clipped(slopes, 1.0).flatten(), torch.tensor([1.0, small]), atol=0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("largest", [0.3, 1e40])
+def test_the_norm_clipped_to_is_of_the_plans_type(kind: torch.dtype, largest: float) -> None:
+    """One for all and one a problem are the same to the bit; what the type does not hold clips nothing."""
+    slopes = torch.tensor([1.0, 2.0], dtype=kind).reshape(1, 1, 2, 1)
+    found = clipped(slopes, largest)
+    assert torch.equal(found, clipped(slopes, torch.tensor([largest], dtype=kind)))
+    norm = min(largest, math.sqrt(5))
+    assert float(found.norm()) == pytest.approx(norm, rel=8 * torch.finfo(kind).eps)
+    settings = GradientSettings(starts=2, steps=3, gradient_clip=largest)
+    plan = solve(GradientPlanner(box(1), settings), Bowl(torch.full((1, 1, 1), 0.5)), torch.zeros(1, 1, 1, dtype=kind))
+    assert float(plan.cost) < 0.25
+
+
 class Scaled:
     """A bowl whose problems are told in units of their own."""
 
