@@ -217,6 +217,7 @@ class Ledger:
         self._names: tuple[str, ...] | None = None
         self.evaluations = 0  # of each problem still being solved
         self.unit: Float[Tensor, "a"] | None = None  # that actions are handed in; None: the cost function's
+        self.box: tuple[Float[Tensor, "a"], Float[Tensor, "a"]] | None = None  # in the cost function's, with a unit
 
     @property
     def seconds(self) -> float:
@@ -241,8 +242,11 @@ class Ledger:
         return self._in_chunks(self._call, self.told(actions), problems, chunk)
 
     def told(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
-        """Actions as the cost function is told them."""
-        return actions if self.unit is None else actions * self.unit
+        """Actions as the cost function is told them. What is small beside its unit was rounded, beyond the end of the
+        box even."""
+        if self.unit is None or self.box is None:
+            return actions
+        return (actions * self.unit).clamp(*self.box)
 
     def evaluate_with_slope(
         self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"], penalty: float, chunk: int | None = None

@@ -157,7 +157,8 @@ class SearchPlanner(Generic[State]):
             suggestions = bounds.clip(suggestions.to(init))
         unit = units_of(bounds)
         if unit is not None:
-            ledger.unit, bounds, proposal = unit, bounds.in_units(unit), proposal.in_units(unit)
+            ledger.unit, ledger.box = unit, (bounds.low, bounds.high)
+            bounds, proposal = bounds.in_units(unit), proposal.in_units(unit)
             start, suggestions = start / unit, None if suggestions is None else suggestions / unit
         # no_grad, never inference_mode: gradient planners share the same world model and its buffers.
         with torch.no_grad():
@@ -354,7 +355,7 @@ def statistics(
         mean_costs = torch.where(finite.any(dim=1), total / finite.sum(dim=1).clamp(min=1), torch.inf).tolist()
     # Several times quicker than torch.std along this dimension.
     spread = (samples - samples.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt()
-    std = (spread if ledger.unit is None else ledger.told(spread.double())).mean(dim=(1, 2))
+    std = (spread if ledger.unit is None else spread.double() * ledger.unit).mean(dim=(1, 2))
     values = (best.cost.tolist(), mean_costs, std.tolist())
     old = (before.best, before.mean_cost, before.std)
     rows = problems.tolist()

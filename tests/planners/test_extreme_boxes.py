@@ -108,6 +108,21 @@ def test_boxes_of_any_size_are_searched(name: str, exponent: float, other: float
     assert plan.others is None or bool(torch.isfinite(plan.others).all())
 
 
+@pytest.mark.parametrize("name", PLANNERS)
+def test_the_narrow_end_of_a_wide_box_is_kept(name: str) -> None:
+    """Beside 3e38 it is so small that its unit does not hold it exactly."""
+    bounds = Bounds(torch.tensor([-3e38]), torch.tensor([1.1e-3]))
+
+    def upwards(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        cost = (-actions / 1e30).flatten(2).sum(dim=-1)
+        return Evaluation(cost, actions.new_zeros(*actions.shape[:2], 0))
+
+    watch = Watch(upwards)
+    plan = solve(PLANNERS[name][0](bounds), watch, torch.full((1, 2, 1), 1.1e-3))
+    for seen in (watch.candidates, plan.actions, *(() if plan.others is None else (plan.others,))):
+        assert float(seen.max()) <= float(bounds.high)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_deviations_in_units_of_actions_and_dead_zones_mean_the_same_in_any_box(size: float) -> None:
     one = torch.ones(2)
