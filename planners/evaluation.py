@@ -262,7 +262,8 @@ class Ledger:
         found = self._in_chunks(call, self.told(actions), problems, chunk)
         if self.unit is None or found.slope is None:
             return found
-        return replace(found, slope=found.slope * self.unit)
+        most = torch.finfo(found.slope.dtype).max  # steep in a wide unit is beyond what is a number
+        return replace(found, slope=(found.slope * self.unit).clamp(-most, most))
 
     def _in_chunks(
         self,

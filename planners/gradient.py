@@ -169,7 +169,7 @@ class AdamProposal(Proposal[AdamState]):
         """
         assert evaluation.slope is not None
         settings, here = self.settings, state.box.of_actions(samples)
-        slope, unit = self._followed(evaluation.slope * state.box.half, state.unit)
+        slope, unit = self._followed(state.box.slope(evaluation.slope), state.unit)
         if state.position is not None and state.position.shape[1] > here.shape[1]:
             rest = state.position[:, here.shape[1] :]
             here, slope = torch.cat((here, rest), dim=1), torch.cat((slope, torch.zeros_like(rest)), dim=1)

@@ -123,6 +123,22 @@ def test_the_narrow_end_of_a_wide_box_is_kept(name: str) -> None:
         assert float(seen.max()) <= float(bounds.high)
 
 
+@pytest.mark.parametrize("name", ["gradient", "lbfgs"])
+@pytest.mark.parametrize("half", [1e9, 1e20])
+@pytest.mark.parametrize("size", [1, 4])
+def test_slopes_that_are_no_numbers_in_the_unit_of_the_box_are_followed(name: str, half: float, size: int) -> None:
+    """A cliff at 0 so steep that its slope by position, or the slope's change, is infinite."""
+    bounds, steep = Bounds(torch.full((size,), -half), torch.full((size,), half)), 1e38 / half * 30
+
+    def cliff(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        part = (actions * (steep * 1e-9)).tanh() * 1e9 + (actions / half - 0.5).square()
+        return Evaluation(part.flatten(2).sum(dim=-1), actions.new_zeros(*actions.shape[:2], 0))
+
+    start = torch.zeros(1, 2, size)
+    plan = solve(PLANNERS[name][0](bounds), cliff, start)
+    assert bool(torch.isfinite(plan.actions).all()) and float(plan.cost) < float(cliff(start[:, None], start).cost)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_deviations_in_units_of_actions_and_dead_zones_mean_the_same_in_any_box(size: float) -> None:
     one = torch.ones(2)
