@@ -36,6 +36,7 @@ from vjepa_mpc.planners import (
     Suggested,
     fixed,
 )
+from vjepa_mpc.planners.base import Evaluation
 from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
 from vjepa_mpc.planners.testing.clock import Timed
 
@@ -350,3 +351,21 @@ def test_an_augmented_lagrangian_leaves_a_start_that_meets_the_target() -> None:
     planner = make_planner("lagrangian", box(2))
     plan = solve(planner, Bowl(start, limit=0.3), start.clone(), budget=Budget(target=1e-6))
     assert torch.equal(plan.actions, start) and (plan.stopped, plan.evaluations) == ("target", 1)
+
+
+def test_a_cost_that_keeps_the_best_of_a_call_judges_the_start_of_knots_alone() -> None:
+    """As `--draft` does: of many candidates all but a few are rejected, by a rough look that may take the start for a
+    bad one. However many are suggested, the answer is no worse than it."""
+    start = torch.tensor([[[0.6], [-0.6]]]).repeat(1, 3, 1)
+    bowl = Bowl(start)
+
+    def drafted(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        found, rough = bowl(actions, problems), (actions + 0.5).square().flatten(2).sum(dim=-1)
+        rejected = rough.argsort(dim=1).argsort(dim=1) >= 32
+        return replace(found, cost=torch.where(rejected, torch.inf, found.cost))
+
+    suggested = torch.linspace(-0.6, -0.4, 40)[None, :, None, None].expand(1, 40, 6, 1)
+    plan = ByKnots(CEM(box(1), FEW), Lines(3)).plan(
+        drafted, start, budget=Budget(), generators=generators(1), suggestions=suggested
+    )
+    assert torch.equal(plan.actions, start) and float(plan.cost) == 0
