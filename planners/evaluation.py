@@ -75,6 +75,15 @@ def check_task(
             raise InputError(f"Suggestions of shape {shape} do not fit a start {tuple(init.shape)}; give [b, m, h, a].")
         if not bool(torch.isfinite(suggestions).all()):
             raise InputError("A suggested plan holds NaN or infinity; leave it out.")
+    if previous is not None:
+        batch, _, size = init.shape
+        if tuple(previous.shape) not in ((1, size), (batch, size)):
+            raise InputError(
+                f"Previous actions of shape {tuple(previous.shape)} do not fit a start {tuple(init.shape)}; "
+                "give [b, a], a row a problem or one for all."
+            )
+        if not bool(torch.isfinite(previous).all()):
+            raise InputError("The actions just executed hold NaN or infinity; give what the robot was really sent.")
     bounds = bounds.after(previous)
     bounds.check_problems(init.shape[0])
     return bounds_like(bounds, init)

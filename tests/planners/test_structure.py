@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import hypothesis
 import hypothesis.strategies as st
+import jaxtyping
 import pytest
 import torch
 
@@ -369,3 +370,27 @@ def test_a_cost_that_keeps_the_best_of_a_call_judges_the_start_of_knots_alone() 
         drafted, start, budget=Budget(), generators=generators(1), suggestions=suggested
     )
     assert torch.equal(plan.actions, start) and float(plan.cost) == 0
+
+
+@pytest.mark.parametrize("name", ["cem", "lagrangian", "knots", "refined", "suggested"])
+@pytest.mark.parametrize("limited", [False, True])
+def test_previous_actions_that_do_not_fit_are_refused(
+    name: str, limited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = torch.ones(2)
+    bounds = Limits(-one, one, rate=0.1 * one) if limited else Bounds(-one, one)
+    made: dict[str, Callable[[], Planner]] = {
+        "cem": lambda: CEM(bounds, FEW),
+        "lagrangian": lambda: make_planner("lagrangian", bounds),
+        "knots": lambda: ByKnots(CEM(bounds, FEW), Lines(2)),
+        "refined": lambda: Refined(CEM(bounds, FEW), LBFGS(bounds)),
+        "suggested": lambda: Suggested(CEM(bounds, FEW), lambda start, _: start[:, None]),
+    }
+    watch, planner = Watch(Bowl(torch.zeros(2, 3, 2))), made[name]()
+    nan, infinite = torch.full((2, 2), torch.nan), torch.full((1, 2), torch.inf)
+    shapes = (2,), (1, 1), (2, 1), (2, 3), (0, 2), (3, 2), (2, 1, 2)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    for previous in (nan, infinite, *(torch.zeros(shape) for shape in shapes)):
+        with pytest.raises(InputError, match=r"Previous actions|just executed"):
+            planner.plan(watch, torch.zeros(2, 3, 2), budget=Budget(), generators=generators(2), previous=previous)
+    assert not watch.asked
