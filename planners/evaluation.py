@@ -75,6 +75,15 @@ def check_task(
             raise InputError(f"Suggestions of shape {shape} do not fit a start {tuple(init.shape)}; give [b, m, h, a].")
         if not bool(torch.isfinite(suggestions).all()):
             raise InputError("A suggested plan holds NaN or infinity; leave it out.")
+    if previous is not None:
+        batch, _, size = init.shape
+        if tuple(previous.shape) not in ((1, size), (batch, size)):
+            raise InputError(
+                f"Previous actions of shape {tuple(previous.shape)} do not fit a start {tuple(init.shape)}; "
+                "give [b, a], a row a problem or one for all."
+            )
+        if not bool(torch.isfinite(previous).all()):
+            raise InputError("The actions just executed hold NaN or infinity; give what the robot was really sent.")
     bounds = bounds.after(previous)
     bounds.check_problems(init.shape[0])
     return bounds_like(bounds, init)
@@ -217,6 +226,7 @@ class Ledger:
         self._names: tuple[str, ...] | None = None
         self.evaluations = 0  # of each problem still being solved
         self.unit: Float[Tensor, "a"] | None = None  # that actions are handed in; None: the cost function's
+        self.box: tuple[Float[Tensor, "a"], Float[Tensor, "a"]] | None = None  # in the cost function's, with a unit
 
     @property
     def seconds(self) -> float:
@@ -241,8 +251,11 @@ class Ledger:
         return self._in_chunks(self._call, self.told(actions), problems, chunk)
 
     def told(self, actions: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
-        """Actions as the cost function is told them."""
-        return actions if self.unit is None else actions * self.unit
+        """Actions as the cost function is told them. What is small beside its unit was rounded, beyond the end of the
+        box even."""
+        if self.unit is None or self.box is None:
+            return actions
+        return (actions * self.unit).clamp(*self.box)
 
     def evaluate_with_slope(
         self, actions: Float[Tensor, "b n h a"], problems: Int[Tensor, "b"], penalty: float, chunk: int | None = None
@@ -258,7 +271,8 @@ class Ledger:
         found = self._in_chunks(call, self.told(actions), problems, chunk)
         if self.unit is None or found.slope is None:
             return found
-        return replace(found, slope=found.slope * self.unit)
+        most = torch.finfo(found.slope.dtype).max  # steep in a wide unit is beyond what is a number
+        return replace(found, slope=(found.slope * self.unit).clamp(-most, most))
 
     def _in_chunks(
         self,

@@ -66,13 +66,14 @@ class GradientSettings:
 
 
 def descents(starts: int, steps: int, left: int) -> Schedule:
-    """Each start's slope at every step, then, judged without slopes, where each start ended and the best seen.
+    """Each start's slope at every step, then, judged without slopes, the best seen and where each start ended.
     With little budget fewer starts are used, and the last step may serve only some of them. All of it is spent: what
-    one step of fewer starts would leave over judges another start, and not the best seen."""
-    fewer = min(starts, max(1, left // 2 if steps == 1 else (left - 1) // 2))
-    final = min(fewer + 1, left - fewer if left > 1 else left)
-    spent = min(left - final, fewer * steps)
-    populations = tuple(min(fewer, spent - done) for done in range(0, spent, fewer))
+    one step of fewer starts would leave over is the slope of another start, whose end is not judged."""
+    fewer = min(starts, max(1, (left - 1) // 2))
+    final = min(fewer + 1, max(1, left - 1), left)
+    spent = min(left - final, starts * steps)
+    size = spent if steps == 1 else fewer
+    populations = tuple(min(size, spent - done) for done in range(0, spent, size or 1))
     return Schedule(populations, final, cut=left < starts * steps + starts + 1)
 
 
@@ -89,12 +90,13 @@ def around(
 def clipped(slope: Float[Tensor, "b n h a"], largest: float | Float[Tensor, "b"]) -> Float[Tensor, "b n h a"]:
     """Shorten each start's gradient to the norm `largest` (one for all, or one a problem). The norm is taken problem by
     problem: sums over different shapes may differ in the last bit. Where squares overflow it is taken in units of the
-    largest number, which are powers of two and so leave the other problems' bits as they are."""
-    longest = torch.as_tensor(largest).to(slope).expand(len(slope))[:, None]
+    largest number, powers of two."""
+    longest = torch.as_tensor(largest, dtype=slope.dtype, device=slope.device).clamp(max=torch.finfo(slope.dtype).max)
+    longest = longest.expand(len(slope))[:, None]
     norms = _norms(slope)
     if math.isfinite(float(norms.sum())):
         return slope * (longest / norms.maximum(longest))[:, :, None, None]
-    unit = power_of_two(slope.abs().flatten(2).amax(dim=2))
+    unit = torch.where(norms.isfinite(), 1.0, power_of_two(slope.abs().flatten(2).amax(dim=2)))
     slope, longest = slope / unit[:, :, None, None], longest / unit
     return slope * (unit * longest / _norms(slope).maximum(longest))[:, :, None, None]
 
@@ -167,7 +169,7 @@ class AdamProposal(Proposal[AdamState]):
         """
         assert evaluation.slope is not None
         settings, here = self.settings, state.box.of_actions(samples)
-        slope, unit = self._followed(evaluation.slope * state.box.half, state.unit)
+        slope, unit = self._followed(state.box.slope(evaluation.slope), state.unit)
         if state.position is not None and state.position.shape[1] > here.shape[1]:
             rest = state.position[:, here.shape[1] :]
             here, slope = torch.cat((here, rest), dim=1), torch.cat((slope, torch.zeros_like(rest)), dim=1)

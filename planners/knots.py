@@ -121,11 +121,15 @@ class ByKnots:
         bounds = check_task(init, self.bounds, budget, generators, suggestions, previous)
         start = bounds.clip(init)
         matrix = self.curve(init.shape[1])
-        judged = torch.cat((start[:, None], self._off_curve(start, bounds, budget, suggestions, matrix)), dim=1)
-        with torch.no_grad():
-            first = ledger.evaluate(judged, torch.arange(len(start), device=start.device))
+        problems = torch.arange(len(start), device=start.device)
+        with torch.no_grad():  # the start by itself: a cost that keeps the best of a call could reject it beside others
+            first = ledger.evaluate(start[:, None], problems)
+            kept = Best(start, first.cost[:, 0], first.violation[:, 0])
+            off_curve = self._off_curve(start, bounds, budget, suggestions, matrix)
+            in_time = budget.deadline_s is None or 2 * ledger.seconds < budget.deadline_s  # another call like this
+            if off_curve.shape[1] and in_time:
+                kept = kept.improved_by(off_curve, ledger.evaluate(off_curve, problems))
         before_s, count = ledger.seconds, ledger.evaluations
-        kept = Best(start, first.cost[:, 0], first.violation[:, 0]).improved_by(judged, first)
         late = budget.deadline_s is not None and before_s >= budget.deadline_s
         met = kept.meets(budget.target)
         if bool(met.all()) or late or budget.max_evaluations == count:

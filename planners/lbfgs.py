@@ -104,7 +104,7 @@ class LBFGSProposal(Proposal[LBFGSState]):
         """Take the trials that bring enough, halve the others; new directions where points moved."""
         assert evaluation.slope is not None
         trial = state.box.of_actions(samples).flatten(2)
-        slope = (evaluation.slope * state.box.half).flatten(2)
+        slope = state.box.slope(evaluation.slope).flatten(2)
         value = penalised(evaluation, self.settings.penalty)
         if state.point is None:
             direction = self._directions(trial, slope, state.pairs)

@@ -44,6 +44,11 @@ class Positions:
         """The positions of these actions."""
         return ((actions - self.centre) / self.wide).clamp(-1, 1)
 
+    def slope(self, slope: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Slopes by actions as slopes by positions, no steeper than what is a number."""
+        most = torch.finfo(slope.dtype).max
+        return (slope * self.half).clamp(-most, most)
+
     def project(self, position: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """The positions of the actions that are allowed."""
         if type(self.bounds) is Bounds:

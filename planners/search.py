@@ -157,7 +157,8 @@ class SearchPlanner(Generic[State]):
             suggestions = bounds.clip(suggestions.to(init))
         unit = units_of(bounds)
         if unit is not None:
-            ledger.unit, bounds, proposal = unit, bounds.in_units(unit), proposal.in_units(unit)
+            ledger.unit, ledger.box = unit, (bounds.low, bounds.high)
+            bounds, proposal = bounds.in_units(unit), proposal.in_units(unit)
             start, suggestions = start / unit, None if suggestions is None else suggestions / unit
         # no_grad, never inference_mode: gradient planners share the same world model and its buffers.
         with torch.no_grad():
@@ -300,8 +301,8 @@ class _Search(Generic[State]):
             return best
         candidates = self.proposal.final(live.state)
         if descended:
-            candidates = torch.cat((live.best.actions[:, None], candidates), dim=1)
-        candidates = live.bounds.clip(candidates[:, -schedule.final :])
+            candidates = _with_best_seen(live, candidates, schedule.final)
+        candidates = live.bounds.clip(candidates[:, : schedule.final])
         evaluation = self.ledger.evaluate(candidates, live.problems, self.chunk)
         if self.proposal.final_is_the_answer:
             answer = Best(candidates[:, 0], evaluation.cost[:, 0], evaluation.violation[:, 0])
@@ -328,6 +329,15 @@ class _Search(Generic[State]):
         )
 
 
+def _with_best_seen(live: _Live[State], ends: Float[Tensor, "r m h a"], room: int) -> Float[Tensor, "r n h a"]:
+    """Where a descent ended behind the best seen on its way; with room for one alone that which beat the start, if
+    anything did."""
+    if room > 1:
+        return torch.cat((live.best.actions[:, None], ends), dim=1)
+    better = live.best.clearly_better(live.start, 0.0)
+    return torch.where(better[:, None, None, None], live.best.actions[:, None], ends[:, :1])
+
+
 def statistics(
     problems: Int[Tensor, "r"],
     best: Best,
@@ -345,7 +355,7 @@ def statistics(
         mean_costs = torch.where(finite.any(dim=1), total / finite.sum(dim=1).clamp(min=1), torch.inf).tolist()
     # Several times quicker than torch.std along this dimension.
     spread = (samples - samples.mean(dim=1, keepdim=True)).square().mean(dim=1).sqrt()
-    std = (spread if ledger.unit is None else ledger.told(spread.double())).mean(dim=(1, 2))
+    std = (spread if ledger.unit is None else spread.double() * ledger.unit).mean(dim=(1, 2))
     values = (best.cost.tolist(), mean_costs, std.tolist())
     old = (before.best, before.mean_cost, before.std)
     rows = problems.tolist()

@@ -108,6 +108,37 @@ def test_boxes_of_any_size_are_searched(name: str, exponent: float, other: float
     assert plan.others is None or bool(torch.isfinite(plan.others).all())
 
 
+@pytest.mark.parametrize("name", PLANNERS)
+def test_the_narrow_end_of_a_wide_box_is_kept(name: str) -> None:
+    """Beside 3e38 it is so small that its unit does not hold it exactly."""
+    bounds = Bounds(torch.tensor([-3e38]), torch.tensor([1.1e-3]))
+
+    def upwards(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        cost = (-actions / 1e30).flatten(2).sum(dim=-1)
+        return Evaluation(cost, actions.new_zeros(*actions.shape[:2], 0))
+
+    watch = Watch(upwards)
+    plan = solve(PLANNERS[name][0](bounds), watch, torch.full((1, 2, 1), 1.1e-3))
+    for seen in (watch.candidates, plan.actions, *(() if plan.others is None else (plan.others,))):
+        assert float(seen.max()) <= float(bounds.high)
+
+
+@pytest.mark.parametrize("name", ["gradient", "lbfgs"])
+@pytest.mark.parametrize("half", [1e9, 1e20])
+@pytest.mark.parametrize("size", [1, 4])
+def test_slopes_that_are_no_numbers_in_the_unit_of_the_box_are_followed(name: str, half: float, size: int) -> None:
+    """A cliff at 0 so steep that its slope by position, or the slope's change, is infinite."""
+    bounds, steep = Bounds(torch.full((size,), -half), torch.full((size,), half)), 1e38 / half * 30
+
+    def cliff(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        part = (actions * (steep * 1e-9)).tanh() * 1e9 + (actions / half - 0.5).square()
+        return Evaluation(part.flatten(2).sum(dim=-1), actions.new_zeros(*actions.shape[:2], 0))
+
+    start = torch.zeros(1, 2, size)
+    plan = solve(PLANNERS[name][0](bounds), cliff, start)
+    assert bool(torch.isfinite(plan.actions).all()) and float(plan.cost) < float(cliff(start[:, None], start).cost)
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_deviations_in_units_of_actions_and_dead_zones_mean_the_same_in_any_box(size: float) -> None:
     one = torch.ones(2)

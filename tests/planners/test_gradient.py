@@ -92,6 +92,26 @@ def test_gradients_are_clipped_where_their_squares_are_no_numbers(size: float) -
     assert torch.equal(together[:1], clipped(beside, 1.0)) and torch.equal(together[1:], clipped(slopes, 1.0))
 
 
+@pytest.mark.parametrize("small", [1e-41, 1e-45, 0.0])
+def test_slopes_that_hardly_differ_from_zero_are_kept_beside_huge_ones(small: float) -> None:
+    slopes = torch.tensor([1e30, small]).reshape(1, 2, 1, 1)
+    torch.testing.assert_close(clipped(slopes, 1.0).flatten(), torch.tensor([1.0, small]), atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("largest", [0.3, 1e40])
+def test_the_norm_clipped_to_is_of_the_plans_type(kind: torch.dtype, largest: float) -> None:
+    """One for all and one a problem are the same to the bit; what the type does not hold clips nothing."""
+    slopes = torch.tensor([1.0, 2.0], dtype=kind).reshape(1, 1, 2, 1)
+    found = clipped(slopes, largest)
+    assert torch.equal(found, clipped(slopes, torch.tensor([largest], dtype=kind)))
+    norm = min(largest, math.sqrt(5))
+    assert float(found.norm()) == pytest.approx(norm, rel=8 * torch.finfo(kind).eps)
+    settings = GradientSettings(starts=2, steps=3, gradient_clip=largest)
+    plan = solve(GradientPlanner(box(1), settings), Bowl(torch.full((1, 1, 1), 0.5)), torch.zeros(1, 1, 1, dtype=kind))
+    assert float(plan.cost) < 0.25
+
+
 class Scaled:
     """A bowl whose problems are told in units of their own."""
 
@@ -215,7 +235,7 @@ def test_little_budget_uses_fewer_starts() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_all_of_a_small_budget_is_spent(steps: int) -> None:
-    """Whatever is left, on slopes and on ends that there are."""
+    """Whatever is left, on slopes and on ends that there are; the answer is the best of what was asked."""
     for starts in range(1, 7):
         full = starts * steps + starts + 1
         for left in range(full + 3):
@@ -228,9 +248,18 @@ def test_all_of_a_small_budget_is_spent(steps: int) -> None:
             GradientPlanner(box(1), GradientSettings(starts=4, steps=steps)),
             LBFGS(box(1), LBFGSSettings(starts=4, steps=steps)),
         ):
-            watch.asked.clear()
-            plan = solve(planner, watch, torch.zeros(1, 1, 1), budget=Budget(max_evaluations=limit))
-            assert watch.candidates.shape[1] == plan.evaluations == min(limit, 4 * steps + 6)
+            for suggested in (None, torch.full((1, 2, 1, 1), 0.51)):
+                watch.asked.clear()
+                plan = planner.plan(
+                    watch,
+                    torch.zeros(1, 1, 1),
+                    budget=Budget(max_evaluations=limit),
+                    generators=generators(1),
+                    suggestions=suggested,
+                )
+                assert watch.candidates.shape[1] == plan.evaluations == min(limit, 4 * steps + 6)
+                least = Bowl(torch.full((1, 1, 1), 0.5))(watch.candidates, torch.arange(1)).cost.min()
+                assert float(plan.cost) <= float(least) + 1e-9, (limit, suggested)
 
 
 def test_noise_falls_and_ends_where_it_is_said_to() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import hypothesis
 import hypothesis.strategies as st
+import jaxtyping
 import pytest
 import torch
 
@@ -36,6 +37,7 @@ from vjepa_mpc.planners import (
     Suggested,
     fixed,
 )
+from vjepa_mpc.planners.base import Evaluation
 from vjepa_mpc.planners.testing import Bowl, Watch, box, generators, solve
 from vjepa_mpc.planners.testing.clock import Timed
 
@@ -350,3 +352,45 @@ def test_an_augmented_lagrangian_leaves_a_start_that_meets_the_target() -> None:
     planner = make_planner("lagrangian", box(2))
     plan = solve(planner, Bowl(start, limit=0.3), start.clone(), budget=Budget(target=1e-6))
     assert torch.equal(plan.actions, start) and (plan.stopped, plan.evaluations) == ("target", 1)
+
+
+def test_a_cost_that_keeps_the_best_of_a_call_judges_the_start_of_knots_alone() -> None:
+    """As `--draft` does: of many candidates all but a few are rejected, by a rough look that may take the start for a
+    bad one. However many are suggested, the answer is no worse than it."""
+    start = torch.tensor([[[0.6], [-0.6]]]).repeat(1, 3, 1)
+    bowl = Bowl(start)
+
+    def drafted(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+        found, rough = bowl(actions, problems), (actions + 0.5).square().flatten(2).sum(dim=-1)
+        rejected = rough.argsort(dim=1).argsort(dim=1) >= 32
+        return replace(found, cost=torch.where(rejected, torch.inf, found.cost))
+
+    suggested = torch.linspace(-0.6, -0.4, 40)[None, :, None, None].expand(1, 40, 6, 1)
+    plan = ByKnots(CEM(box(1), FEW), Lines(3)).plan(
+        drafted, start, budget=Budget(), generators=generators(1), suggestions=suggested
+    )
+    assert torch.equal(plan.actions, start) and float(plan.cost) == 0
+
+
+@pytest.mark.parametrize("name", ["cem", "lagrangian", "knots", "refined", "suggested"])
+@pytest.mark.parametrize("limited", [False, True])
+def test_previous_actions_that_do_not_fit_are_refused(
+    name: str, limited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = torch.ones(2)
+    bounds = Limits(-one, one, rate=0.1 * one) if limited else Bounds(-one, one)
+    made: dict[str, Callable[[], Planner]] = {
+        "cem": lambda: CEM(bounds, FEW),
+        "lagrangian": lambda: make_planner("lagrangian", bounds),
+        "knots": lambda: ByKnots(CEM(bounds, FEW), Lines(2)),
+        "refined": lambda: Refined(CEM(bounds, FEW), LBFGS(bounds)),
+        "suggested": lambda: Suggested(CEM(bounds, FEW), lambda start, _: start[:, None]),
+    }
+    watch, planner = Watch(Bowl(torch.zeros(2, 3, 2))), made[name]()
+    nan, infinite = torch.full((2, 2), torch.nan), torch.full((1, 2), torch.inf)
+    shapes = (2,), (1, 1), (2, 1), (2, 3), (0, 2), (3, 2), (2, 1, 2)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    for previous in (nan, infinite, *(torch.zeros(shape) for shape in shapes)):
+        with pytest.raises(InputError, match=r"Previous actions|just executed"):
+            planner.plan(watch, torch.zeros(2, 3, 2), budget=Budget(), generators=generators(2), previous=previous)
+    assert not watch.asked
