@@ -207,11 +207,14 @@ class StepLimits:
 
 def control_steps(displacements: Float[Tensor, "*batch a"], step: Bounds) -> Float[Tensor, "*batch"]:
     """How many control steps `displacements` take at full speed, as a real number, where `step` bounds what one may do.
-    Actions without range take none."""
+    Actions without range take none, nor does a direction that has no step."""
     low, high = step.low.to(displacements), step.high.to(displacements)
     moves = high > low
-    ahead, back = (torch.where(moves, limit, 1.0) for limit in (high, low))
-    steps = torch.where(moves, torch.maximum(displacements / ahead, displacements / back), 0.0).amax(dim=-1)
+    ahead, back = (
+        torch.where(here, displacements / torch.where(here, limit, 1.0), 0.0)
+        for here, limit in ((moves & (high > 0), high), (moves & (low < 0), low))
+    )
+    steps = torch.maximum(ahead, back).amax(dim=-1)
     for ball in step.balls if isinstance(step, Limits) else ():
         moving = [member for member in ball.members if bool(moves[member])]
         room = ball.radius**2 - sum(float(low[member]) ** 2 for member in ball.members if member not in moving)

@@ -22,7 +22,7 @@ from vjepa_mpc.guardrails import AvoidPictures, KeepOut, PoseBox, Situation, Wor
 from vjepa_mpc.loop import run_episode
 from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.planners.cem import CEM, CEMSettings
-from vjepa_mpc.planners.limits import Ball, Limits
+from vjepa_mpc.planners.limits import Ball, Limits, control_steps
 from vjepa_mpc.rollout import Rollout
 from vjepa_mpc.thresholds import load_thresholds, measure_thresholds, prediction_errors, save_thresholds
 
@@ -177,6 +177,21 @@ def test_a_straight_step_keeps_the_direction_and_leaves_short_legs_out() -> None
     torch.testing.assert_close(rest, torch.tensor([[0.2, 0.4], [0.0, 0.0]]))
     step, _ = straight_step(torch.tensor([[0.01, 0.0], [0.01, -0.02]]), limits)
     torch.testing.assert_close(step, torch.tensor([0.02, -0.02]))
+
+
+def test_a_direction_without_a_step_takes_no_time() -> None:
+    """A gripper that only closes, or only opens, beside a joint."""
+    ways = torch.tensor([[0.0, 0.6], [0.2, 0.6], [-0.2, 0.0]])
+    only_up, only_down = Bounds(pose(0.0, -0.3), pose(0.1, 0.3)), Bounds(pose(-0.1, -0.3), pose(0.0, 0.3))
+    torch.testing.assert_close(control_steps(ways, only_up), torch.tensor([2.0, 2.0, 0.0]))
+    torch.testing.assert_close(control_steps(-ways, only_up), torch.tensor([2.0, 2.0, 2.0]))
+    torch.testing.assert_close(control_steps(-ways, only_down), torch.tensor([2.0, 2.0, 0.0]))
+    way = ways[None, None].clone().requires_grad_()
+    cost = WayLength(only_up, longest=10, weight=1.0)(Rollout(way[..., None, :], way), way, ALL)
+    (slope,) = torch.autograd.grad(cost.sum(), way)
+    assert bool(torch.isfinite(slope).all())
+    step, _ = straight_step(torch.tensor([[0.0, 0.6]]), only_up)
+    torch.testing.assert_close(step, pose(0.0, 0.3))
 
 
 def test_actions_without_range_take_no_time_and_balls_do() -> None:

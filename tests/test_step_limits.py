@@ -316,6 +316,12 @@ def test_words_become_limits() -> None:
         step_limits(robot, [f"{first}=0.2"], [f"{first},{second}=0.1"])
     with pytest.raises(InputError, match="held by --fix"):
         step_limits(robot, [f"{first}=0.2"], rate_limit=[f"{first}=0.1"])
+    spaced = step_limits(robot, [f" {first} = 0.1"], [f" {first} , {second} = 0.2"], [f"{second} = 0.07 "])
+    assert spaced == step_limits(robot, [f"{first}=0.1"], [f"{first},{second}=0.2"], [f"{second}=0.07"])
+    with pytest.raises(InputError, match=rf"--fix {first} = 0.1: {first} has a value already; name each action once"):
+        step_limits(robot, [f"{first}=0", f"{first} = 0.1"])
+    with pytest.raises(InputError, match=r"--rate-limit .*has a value already"):
+        step_limits(robot, rate_limit=[f"{first}=0.1", f"{first}=0.1"])
     mixed = replace(robot, action_units=("m", "rad"))
     with pytest.raises(InputError, match=r"in m, .* in rad have no norm in common"):
         step_limits(mixed, ball=[f"{first},{second}=0.1"])

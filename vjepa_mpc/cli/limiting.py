@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vjepa_mpc.core.errors import InputError, unknown_name
@@ -24,15 +24,30 @@ def step_limits(
     and for what they forbid each other."""
     from vjepa_mpc.planners.limits import StepLimits
 
-    held = dict(_fixed(robot, text) for text in fix)
+    held = _once(robot, "--fix", fix, _fixed)
     if len(held) == len(robot.action_names):
         raise InputError("--fix holds every action: nothing is left to plan.")
-    rates = dict(_rated(robot, text) for text in rate_limit)
+    rates = _once(robot, "--rate-limit", rate_limit, _rated)
     for index in held.keys() & rates.keys():
         raise InputError(
             f"{robot.action_names[index]} is held by --fix and does not change; leave its --rate-limit out."
         )
     return StepLimits(_balls(robot, ball, held), tuple(sorted(rates.items())), tuple(sorted(held.items())))
+
+
+def _once(
+    robot: RobotSpec, option: str, texts: Sequence[str], read: Callable[[RobotSpec, str], tuple[int, float]]
+) -> dict[int, float]:
+    """Values of actions by their index, no action twice."""
+    found: dict[int, float] = {}
+    for text in texts:
+        index, value = read(robot, text)
+        if index in found:
+            raise InputError(
+                f"{option} {text}: {robot.action_names[index]} has a value already; name each action once."
+            )
+        found[index] = value
+    return found
 
 
 def _number(option: str, text: str, example: str) -> tuple[list[str], float]:
@@ -51,7 +66,7 @@ def _action(robot: RobotSpec, name: str) -> int:
 
 
 def _fixed(robot: RobotSpec, text: str) -> tuple[int, float]:
-    index = _action(robot, text.partition("=")[0])
+    index = _action(robot, text.partition("=")[0].strip())
     (name,), value = _number("--fix", text, "0")
     low, high, unit = robot.action_low[index], robot.action_high[index], robot.action_units[index]
     if not low <= value <= high:
@@ -60,7 +75,7 @@ def _fixed(robot: RobotSpec, text: str) -> tuple[int, float]:
 
 
 def _rated(robot: RobotSpec, text: str) -> tuple[int, float]:
-    index = _action(robot, text.partition("=")[0])
+    index = _action(robot, text.partition("=")[0].strip())
     _, value = _number("--rate-limit", text, "0.01")
     if not 0 < value < math.inf:
         raise InputError(f"--rate-limit {text}: a change must be positive and finite; to hold an action use --fix.")
