@@ -255,6 +255,8 @@ def _print(record: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vjepa_mpc.planner_courses import PUBLISHED
+
     budget = record["settings"]["budget"]
     screen = Console()
     screen = screen if screen.is_terminal else Console(width=160)  # a file or a pipe has no width
@@ -264,8 +266,9 @@ def _print(record: dict[str, Any], out: Path) -> None:
         columns = (str(budget // 4), str(budget // 2), str(budget), "to published", "s/problem", "own ms/iteration")
         for column in ("planner", *columns):
             table.add_column(column, no_wrap=True)
+        measured = any(row["planner"] == PUBLISHED for row in rows)
         for row in rows:
-            reached = row["evaluations_to_published"]
+            reached = row["evaluations_to_published"] if measured else "-"
             table.add_row(
                 row["planner"], *(_cost(row[key]) for key in ("median_quarter", "median_half", "median")),
                 "never" if reached is None else str(reached), f"{row['wall_s_a_problem']:.3g}",

@@ -109,7 +109,7 @@ def by_knots(planner: Planner, knots: str | None, steps: int) -> Planner:
     if curve(steps).shape[1] >= steps:
         raise InputError(
             f"--knots {knots} leaves as many decisions as there are steps to plan, {steps}; give fewer knots or longer "
-            "blocks, raise --horizon, or leave --knots out."
+            "blocks, plan more steps (--horizon, as far as the model sees, or --legs), or leave --knots out."
         )
     return ByKnots(planner, curve)
 
