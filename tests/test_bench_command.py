@@ -77,7 +77,8 @@ def test_an_actor_is_played_beside_the_planner_where_a_model_has_one(
     assert rows["actor"]["played"]["planner"] == "actor" and "flops" not in rows["actor"]
     assert f'reacher: {rows["actor"]["policy"]}' in (tmp_path / "out/report.html").read_text()
     wanted = ("--planners", "actor", "--models", f"reacher={tiny_model}", "--out", tmp_path / "without")
-    refused(leave(*line, *wanted), "train-actor")
+    refused(leave(*line, *wanted), "plans nothing: leave out what is said of plans")
+    refused(leave("bench", "--tasks", "reacher", *wanted), "train-actor")
 
 
 def test_the_price_alone_plays_nothing(tmp_path: Path, leave: Leave) -> None:

@@ -102,5 +102,5 @@ def test_more_elites_than_it_leaves_are_refused(model: WorldModel) -> None:
         planner_and_control(model, None, "cem", elites=None, **{**options, "samples": DRAFT_KEEPS})
     with pytest.raises(InputError, match="it would sift nothing"):
         planner_and_control(model, None, "gradient", elites=None, **{**options, "samples": 4})
-    with pytest.raises(InputError, match="and --draft out"):
+    with pytest.raises(InputError, match="--draft and --propose out"):
         planner_and_control(model, "vjepa2-ac", "cem", elites=None, **options)
