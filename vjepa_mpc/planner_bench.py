@@ -68,9 +68,9 @@ def _course(name: str, problems: str, plan: ActionPlan, total: float, timed: Tim
 class Judge:
     """A set of problems as optimisers from elsewhere see it: positions in [-1, 1] for the box, projected into it before
     they are judged, and one number, the cost with `PENALTY` times what is broken added. Keeps a course of the best
-    allowed candidates: what counts is the best that was judged, whatever the optimiser answers itself. At the end it is
-    judged again without slopes, as our own answers are: through weights of half precision the two differ, and the lowest
-    of many is lower than it is."""
+    allowed candidates: what counts is the best that was judged, whatever the optimiser answers itself. At the end that
+    one is judged again without slopes, as our own answers are: through weights of half precision the two differ, and
+    the lowest of many is lower than it is."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems, self.timed = problems, Timed(problems.cost_fn)
@@ -106,15 +106,14 @@ class Judge:
         return self.timed(self.centre + self.half * inside, torch.arange(len(inside)))
 
     def course(self, name: str) -> Course:
-        """What was reached so far."""
+        """What was reached so far; the last word is without slopes, at no charge."""
+        total = time.process_time() - self.began_cpu
+        own = total - self.timed.seconds
         with torch.no_grad():
             again = self._judged(self.found[:, None]).cost[:, 0].to(self.best)
-        *before, (at, _, wall_s) = self.points
-        last = torch.where(self.best < torch.inf, again, torch.inf)
-        self.points = [*before, (at, tuple(last.tolist()), wall_s)]
-        total = time.process_time() - self.began_cpu
         spent, best, wall = zip(*self.points, strict=True)
-        own = total - self.timed.seconds
+        last = torch.where(self.best < torch.inf, again, torch.inf)
+        best = (*best[:-1], tuple(last.tolist()))
         return Course(name, self.problems.name, spent, best, wall, total, own, len(self.points))
 
 

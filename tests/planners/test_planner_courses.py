@@ -101,6 +101,20 @@ def test_a_judge_projects_prices_and_counts_the_allowed_alone() -> None:
     assert list(reached.wall) == sorted(reached.wall)
 
 
+def test_what_a_judge_found_with_slopes_is_judged_again_without() -> None:
+    def rough(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:  # lower by 0.1 where slopes are asked for
+        cost = actions.abs().sum(dim=(2, 3)) - 0.1 * actions.requires_grad
+        return Evaluation(cost, actions.new_zeros(*cost.shape, 0))
+
+    judge = Judge(Problems("rough", rough, torch.full((2, 1, 1), 0.9), Bounds(-torch.ones(1), torch.ones(1))))
+    for places in ([[[[0.5]], [[0.75]]], [[[0.5]], [[-0.25]]]], [[[[1.0]], [[0.25]]], [[[0.625]], [[0.5]]]]):
+        judge(torch.tensor(places, requires_grad=True))
+    assert judge.best.tolist() == pytest.approx([0.15, 0.15])
+    reached = judge.course("theirs")
+    assert reached.best[0] == pytest.approx((0.4, 0.15)) and reached.best[1] == pytest.approx((0.25, 0.25))
+    assert reached.evaluations == (2, 4), "at no charge"
+
+
 @pytest.fixture(scope="module")
 def short_sighted(tmp_path_factory: pytest.TempPathFactory) -> WorldModel:
     """As the shipped model: it sees one frame and one model step of 15 control steps ahead."""
