@@ -56,7 +56,7 @@ class Bounds:
         """Those of these problems: a box is everyone's."""
         return self
 
-    def after(self, previous: Float[Tensor, "b a"] | None) -> Bounds:
+    def after(self, previous: Float[Tensor, "#b a"] | None) -> Bounds:
         """Those that hold after these actions: a box holds whatever came before."""
         return self
 
@@ -179,5 +179,5 @@ class Planner(Protocol):
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
-        previous: Float[Tensor, "b a"] | None = None,
+        previous: Float[Tensor, "#b a"] | None = None,
     ) -> ActionPlan: ...

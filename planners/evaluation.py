@@ -42,7 +42,7 @@ def check_task(
     budget: Budget,
     generators: Sequence[torch.Generator],
     suggestions: Float[Tensor, "b m h a"] | None = None,
-    previous: Float[Tensor, "b a"] | None = None,
+    previous: Float[Tensor, "#b a"] | None = None,
 ) -> Bounds:
     """Refuse with `InputError` what no planner can start from; return the bounds, as they hold after `previous`, in the
     type of `init`."""

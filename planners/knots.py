@@ -114,7 +114,7 @@ class ByKnots:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
-        previous: Float[Tensor, "b a"] | None = None,
+        previous: Float[Tensor, "#b a"] | None = None,
     ) -> ActionPlan:
         """The best curve found, or the start. Raises what the planner raises."""
         ledger = Ledger(cost_fn, replace(budget, deadline_s=None))

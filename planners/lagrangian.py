@@ -76,7 +76,7 @@ class AugmentedLagrangian:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
-        previous: Float[Tensor, "b a"] | None = None,
+        previous: Float[Tensor, "#b a"] | None = None,
     ) -> ActionPlan:
         """The best plan found. Raises what the planner within raises."""
         ledger = Ledger(cost_fn, budget)
@@ -124,7 +124,7 @@ class AugmentedLagrangian:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None,
-        previous: Float[Tensor, "b a"] | None,
+        previous: Float[Tensor, "#b a"] | None,
     ) -> ActionPlan:
         """The planner's own answer where there are no constraints, with the evaluation that showed it counted."""
         if ledger.affordable(1) < 1 or ledger.late():
@@ -170,7 +170,7 @@ class _Rounds:
         generators: tuple[torch.Generator, ...],
         start: Best,
         names: tuple[str, ...],
-        previous: Float[Tensor, "b a"] | None,
+        previous: Float[Tensor, "#b a"] | None,
     ) -> None:
         self.previous = previous
         self.settings, self.cost_fn, self.ledger, self.budget = settings, cost_fn, ledger, budget

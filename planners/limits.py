@@ -56,7 +56,7 @@ class Limits(Bounds):
 
     balls: tuple[Ball, ...] = ()
     rate: Float[Tensor, "a"] | None = None
-    previous: Float[Tensor, "b a"] | None = None
+    previous: Float[Tensor, "#b a"] | None = None
     first: Float[Tensor, "a"] | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Limits(Bounds):
         if self.previous is not None and not bool(torch.isfinite(self.previous).all()):
             raise InputError("The actions just executed hold NaN or infinity; give what the robot was really sent.")
 
-    def after(self, previous: Float[Tensor, "b a"] | None) -> Limits:
+    def after(self, previous: Float[Tensor, "#b a"] | None) -> Limits:
         """Those that hold after these actions; None: as they are."""
         return self if previous is None else replace(self, previous=previous)
 

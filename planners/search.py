@@ -141,7 +141,7 @@ class SearchPlanner(Generic[State]):
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
-        previous: Float[Tensor, "b a"] | None = None,
+        previous: Float[Tensor, "#b a"] | None = None,
     ) -> ActionPlan:
         """The best plan seen, never worse than `init` projected into the bounds (but see `final_is_the_answer`).
 

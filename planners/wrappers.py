@@ -54,7 +54,7 @@ class Refined:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
-        previous: Float[Tensor, "b a"] | None = None,
+        previous: Float[Tensor, "#b a"] | None = None,
     ) -> ActionPlan:
         """The second planner's answer from the first one's. Raises what the two raise."""
         began = time.perf_counter()
@@ -141,7 +141,7 @@ class Suggested:
         budget: Budget,
         generators: Sequence[torch.Generator],
         suggestions: Float[Tensor, "b m h a"] | None = None,
-        previous: Float[Tensor, "b a"] | None = None,
+        previous: Float[Tensor, "#b a"] | None = None,
     ) -> ActionPlan:
         """The planner's answer. Raises what it raises, and `InputError` for suggestions of the wrong shape. What
         `suggest` takes counts as the plan's time."""

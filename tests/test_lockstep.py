@@ -8,6 +8,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -401,3 +402,20 @@ def test_a_batch_is_part_of_what_a_run_is(
     assert code == 2 and "batch" in err.splitlines()[-1]
     code, _, err = run("--batch", "2", "--rate", "5")
     assert code == 2 and "wait for each other" in err
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_says_what_is_kept_and_a_pipe_gets_lines(
+    kept: bool, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, on_result: Any, **__: Any) -> None:
+        on_result(SimpleNamespace(held=True))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vjepa_mpc.evaluation.evaluate", interrupted)
+    line = ["evaluate", "--model", str(tiny_model), "--pairs", "4", "--no-floors", "--backend", "rays"]
+    with pytest.raises(SystemExit) as left:
+        cli.main([*line, *(["--out", str(tmp_path)] if kept else [])])
+    *_, told, last = capfd.readouterr().err.splitlines()
+    assert left.value.code == 130 and told == f"{tiny_model}: 1/4 episodes, held 1"
+    assert last.startswith("Interrupted: ") and (f"kept in {tmp_path}; the same" in last) == kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -228,9 +228,7 @@ class _Run:
         import hashlib
         import json
 
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+        from vjepa_mpc.cli.episode_bar import EpisodeBar
         from vjepa_mpc.evaluation import evaluate as play
         from vjepa_mpc.results import summarise
 
@@ -238,21 +236,32 @@ class _Run:
         total = len(manifest.pairs) if pairs is None else min(pairs, len(manifest.pairs))
         key = hashlib.sha256(json.dumps(played, sort_keys=True).encode()).hexdigest()[:8] if played else ""
         log = None if self.out is None else self.out / f"episodes-{_plain(f'{name} {key}')}.jsonl"
-        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("held {task.fields[held]}, left:"))
-        held = 0
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task(name, total=total, held=0)
+        done = held = 0
+        with EpisodeBar(name, stay=True, lines=True) as show:
+            show(0, total)
 
             def on_result(result: EpisodeResult) -> None:
-                nonlocal held
-                held += result.held
-                bar.update(task, advance=1, held=held)
+                nonlocal done, held
+                done, held = done + 1, held + result.held
+                show(done, total, f"held {held}")
 
-            results = play(
-                manifest, setup, executor, pairs=pairs, log=log, on_result=on_result, batch=one.batch, physics=physics
-            )
-            bar.update(task, completed=total, held=sum(result.held for result in results))  # with an earlier run's
+            try:
+                results = play(
+                    manifest, setup, executor, pairs=pairs, log=log, on_result=on_result, batch=one.batch,
+                    physics=physics,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                self._leave()
+            if done < total:  # an earlier run's among them
+                show(total, total, f"held {sum(result.held for result in results)}")
         self.rows[name] = summarise(results, setup.task) | played
+
+    def _leave(self) -> NoReturn:
+        if self.out is None:
+            typer.echo("Interrupted: nothing is kept; with --out what is finished would be.", err=True)
+        else:
+            typer.echo(f"Interrupted: finished episodes are kept in {self.out}; the same command goes on.", err=True)
+        raise typer.Exit(130)
 
     def close(self) -> None:
         import json

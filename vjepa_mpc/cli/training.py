@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vjepa_mpc.cli.episode_bar import SILENT_S
 from vjepa_mpc.cli.workers import is_worker
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ UNTOLD = ("step", "lr", "grad_norm", "spread_least", "spread_most", "places")  #
 StepProgress = Callable[[int, int | None, Mapping[str, float]], None]
 FIRST, LAST = "preparing", "finishing"
 RowProgress = Callable[[str, int, int], None]
-
-
-SILENT_S = 30.0
-"""Without a terminal: after so many seconds a line is due, whatever was reached."""
 
 
 @contextmanager
