@@ -129,10 +129,9 @@ class LBFGSProposal(Proposal[LBFGSState]):
         move, change = trial - state.point, slope - state.slope
         promised = _dot(state.slope, move)
         taken = (value <= state.value + ARMIJO * promised.clamp(max=0)) & (value != torch.inf)
-        # Only pairs along which the slope grows keep the approximation positive. Told by their angle, in whatever unit
-        # the cost is; squares of large or small slopes are not numbers in float32.
-        curvature, lengths = _dot(move, change), _dot(move, move).double() * _dot(change.double(), change.double())
-        curved = taken & (curvature > FLAT * lengths.sqrt())
+        curvature = _dot(move, change)
+        # Only pairs along which the slope grows keep the approximation positive.
+        curved = taken & (curvature > FLAT * _lengths(move, change))
         scale = _scale(curvature)[:, :, None]
         # A trial as short as this shows that the direction is no good: begin again with the slope.
         lost = ~taken & (state.length < SHORTEST)
@@ -194,6 +193,15 @@ class LBFGSProposal(Proposal[LBFGSState]):
 def _dot(a: Float[Tensor, "b s d"], b: Float[Tensor, "b s d"]) -> Float[Tensor, "b s"]:
     """Problem by problem: sums over different shapes may differ in the last bit."""
     return torch.stack([(x * y).sum(dim=-1) for x, y in zip(a, b, strict=True)])
+
+
+def _lengths(move: Float[Tensor, "b s d"], change: Float[Tensor, "b s d"]) -> Float[Tensor, "b s"]:
+    """The product of both lengths, in whatever unit the cost is: where squares of large slopes are not numbers, by
+    wider ones."""
+    squares = _dot(move, move) * _dot(change, change)
+    if not math.isfinite(float(squares.sum())):
+        squares = _dot(move, move).double() * _dot(change.double(), change.double())
+    return squares.sqrt()
 
 
 def _scale(curvature: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
