@@ -31,7 +31,10 @@ from vjepa_mpc.robots.task import Script, Task
 from vjepa_mpc.robots.world import MujocoWorld, vary_world
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
-SEGMENT_STEPS = {"smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "demonstration": (30, 60), "full_speed": (2, 8), "hold": (1, 4)}
+SEGMENT_STEPS = {
+    "smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "demonstration": (30, 60), "full_speed": (2, 8),
+    "hold": (1, 4),
+}  # fmt: skip
 APPEARANCE_SEEDS = 1_000_000  # collected looks have seeds below this; benchmark manifests use those above
 APPEARANCES = ("varied", "plain")
 

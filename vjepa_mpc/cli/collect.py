@@ -29,8 +29,8 @@ def collect(
     vary: list[str] = typer.Option([], help=f"Instead of the appearance: {VARY_HELP}"),
     behaviour: list[str] = typer.Option(
         [],
-        help="Instead of the task's own mixture: a behaviour and its share of the segments, as demonstration=0.8; may be "
-        "given several times, the shares summing to 1.",
+        help="Instead of the task's own mixture: a behaviour and its share of the segments, as demonstration=0.8; may "
+        "be given several times, the shares summing to 1.",
     ),
     json_output: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
@@ -86,7 +86,7 @@ def _shares(texts: list[str]) -> list[tuple[str, float]]:
         try:
             number = float(share)
         except ValueError as error:
-            raise InputError(f"--behaviour {text} is not a behaviour and its share; write demonstration=0.8.") from error
+            raise InputError(f"--behaviour {text} is no behaviour and its share; write demonstration=0.8.") from error
         if name in shares:
             raise InputError(f"--behaviour {name} is given twice; give each behaviour one share.")
         shares[name] = number
