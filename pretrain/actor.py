@@ -3,7 +3,9 @@
 A later frame of the same episode is what the actions between were a way to (Andrychowicz et al. 2017, arXiv:1707.01495;
 as supervised learning: Ghosh et al. 2021, arXiv:1912.06088); once there, the way is to hold still. Logs are few beside
 what a network can remember of them. So some episodes are not learned from: those weights are kept under which what was
-done in them is likeliest, and others yet say at the end how well that went.
+done in them is likeliest, and others yet say at the end how well that went. Judged and kept are not the latest weights
+but their moving average (Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging"), which does
+not jump about as they do.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import weights_hash
 from vjepa_mpc.pretrain.caching import cache_latents
 from vjepa_mpc.pretrain.hindsight import PAIRS, HindsightFrames, open_logs, run_on, with_steps, write_model
-from vjepa_mpc.pretrain.optimising import TrainSettings
+from vjepa_mpc.pretrain.optimising import TrainSettings, follow
 from vjepa_mpc.pretrain.run_folder import begin
 from vjepa_mpc.pretrain.source import CacheProgress, Source
 from vjepa_mpc.pretrain.trainer import Progress, TrainResult
@@ -40,11 +42,12 @@ LEAST_AHEAD, MOST_AHEAD = 4, 8
 
 @dataclass(frozen=True)
 class ActorSettings:
-    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `components`,
-    `channels`, `width`: see `ActorConfig`."""
+    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ema`: of the
+    averaged weights, each step. `components`, `channels`, `width`: see `ActorConfig`."""
 
     ahead: int = 8
     span: int = 16
+    ema: float = 0.999
     components: int = 4
     channels: int = 32
     width: int = 384
@@ -52,6 +55,8 @@ class ActorSettings:
     def __post_init__(self) -> None:
         if self.span < 1:
             raise InputError(f"A goal must be allowed to be 1 control step away or more, not {self.span} (span).")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"The averaged weights' momentum (ema) must be at least 0 and below 1, not {self.ema:g}.")
 
 
 def own_ahead(model: WorldModel) -> int:
@@ -149,15 +154,18 @@ class Kept(nn.Module):
 
 
 class ActorLearner:
-    """An actor, and its best weights so far, as a `Learner`; encoder and predictor are not touched. `chosen_by`: ways
-    of episodes that are not learned from."""
+    """An actor, its averaged weights and the best of these so far, as a `Learner`; encoder and predictor are not
+    touched. `chosen_by`: ways of episodes that are not learned from."""
 
     def __init__(
         self, model: WorldModel, actor: Actor, data: WayBatches, chosen_by: Way, device: torch.device
     ) -> None:
         self.model, self.actor, self.data, self.device = model, actor, data, device
+        self.averaged = copy.deepcopy(actor).requires_grad_(False)
         self.chosen_by, self.kept = _on(chosen_by, device), Kept(actor).to(device)
-        self.modules: nn.Module = nn.ModuleDict({"actor": self.actor, "kept": self.kept})
+        self.modules: nn.Module = nn.ModuleDict(
+            {"actor": self.actor, "averaged": self.averaged, "kept": self.kept}
+        )
         self.look(0)
 
     def batch(self, step: int) -> Way:
@@ -169,14 +177,16 @@ class ActorLearner:
         return -likelihood, {"likelihood": likelihood.detach(), "held_out": self.kept.latest}
 
     def after_step(self, step: int) -> None:
+        momentum = min(self.data.settings.ema, (1 + step) / (10 + step))  # begins with an average of few
+        follow(self.averaged.parameters(), self.actor.parameters(), momentum)
         if (step + 1) % LOOK_EVERY == 0:
             self.look(step + 1)
 
     def look(self, step: int) -> None:
-        """Judge the weights after `step` steps by episodes that are not learned from."""
+        """Judge the averaged weights after `step` steps by episodes that are not learned from."""
         with torch.no_grad():
-            said = asked(self.model, self.actor, self.chosen_by)
-        self.kept.look(self.actor, likelihood_of(self.chosen_by, said), step)
+            said = asked(self.model, self.averaged, self.chosen_by)
+        self.kept.look(self.averaged, likelihood_of(self.chosen_by, said), step)
 
     def check(self, figures: Mapping[str, float]) -> None:
         """An actor that has learned nothing shows in the figures at the end; only NaN stops the run."""

@@ -32,7 +32,7 @@ from vjepa_mpc.encoder import weights_hash
 from vjepa_mpc.intervals import spearman
 from vjepa_mpc.pretrain.caching import cache_latents
 from vjepa_mpc.pretrain.hindsight import PAIRS, HindsightFrames, open_logs, run_on, with_steps, write_model
-from vjepa_mpc.pretrain.optimising import TrainSettings
+from vjepa_mpc.pretrain.optimising import TrainSettings, follow
 from vjepa_mpc.pretrain.run_folder import begin
 from vjepa_mpc.pretrain.source import CacheProgress, Source
 from vjepa_mpc.pretrain.trainer import Progress, TrainResult
@@ -182,9 +182,7 @@ class CriticLearner:
         return error, {"steps": foreseen.detach().mean(), "wanted": wanted.mean()}
 
     def after_step(self, step: int) -> None:
-        with torch.no_grad():
-            for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(fast, 1.0 - self.settings.ema)
+        follow(self.target.parameters(), self.critic.parameters(), self.settings.ema)
 
     def check(self, figures: Mapping[str, float]) -> None:
         """A critic that has learned nothing shows in the figures at the end; only NaN stops the run."""

@@ -25,9 +25,10 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.encoder import encode_clips, encode_frames
 from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.inverse import ActionPairs
-from vjepa_mpc.pretrain.mask_predictor import MaskedModules, at, follow, normed
+from vjepa_mpc.pretrain.mask_predictor import MaskedModules, at, normed
 from vjepa_mpc.pretrain.masks import block_size, blocks, positions_of
 from vjepa_mpc.pretrain.objective import EncoderLearner, ObjectiveSettings
+from vjepa_mpc.pretrain.optimising import follow
 
 if TYPE_CHECKING:
     from transformers import VJEPA2Model

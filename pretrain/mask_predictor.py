@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,12 +71,6 @@ class MaskedModules(EncoderModules):
             parameter.requires_grad_(False)
         self.predictor = MaskPredictor(config, *predictor)
         self.inverse = self.inverse_for(config, action_scale)
-
-
-@torch.no_grad()
-def follow(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float) -> None:
-    """target = momentum * target + (1 - momentum) * online, in place."""
-    torch._foreach_lerp_(list(target), list(online), 1 - momentum)
 
 
 def normed(tokens: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vjepa_mpc.core.errors import InputError, unknown_name
 
@@ -100,3 +101,9 @@ def make_optimisers(modules: nn.Module, settings: TrainSettings) -> list[torch.o
         )
         optimisers.append(muon)
     return optimisers
+
+
+@torch.no_grad()
+def follow(target: Iterable[Tensor], online: Iterable[Tensor], momentum: float) -> None:
+    """target = momentum * target + (1 - momentum) * online, in place."""
+    torch._foreach_lerp_(list(target), list(online), 1 - momentum)

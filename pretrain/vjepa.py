@@ -22,9 +22,10 @@ from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.encoder import encode_clips
 from vjepa_mpc.pretrain import ranks
 from vjepa_mpc.pretrain.inverse import ActionPairs
-from vjepa_mpc.pretrain.mask_predictor import MaskedModules, at, follow, normed
+from vjepa_mpc.pretrain.mask_predictor import MaskedModules, at, normed
 from vjepa_mpc.pretrain.masks import LONG_RANGE, SHORT_RANGE, BlockMask, MaskedPositions, sample_masks
 from vjepa_mpc.pretrain.objective import EncoderLearner, ObjectiveSettings
+from vjepa_mpc.pretrain.optimising import follow
 from vjepa_mpc.pretrain.sigreg import REGULARISED
 
 if TYPE_CHECKING:

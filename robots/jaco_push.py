@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,6 +28,7 @@ TURNING_RADIUS_M = 0.035
 _MIDDLE: Float[np.ndarray, "2"] = np.array([0.0, -0.45])
 _REACH_M = 0.15
 _HEIGHT_M = 0.05
+_THERE_M = 0.002
 _BRICK_KG, _DAMPING = 0.1, 8.0  # N s / m: the brick floats as on oil and stops within 50 ms
 _SPREAD_M = 0.06  # of the brick's place about the middle
 
@@ -142,18 +142,29 @@ class JacoPushTask(PushTask):
         return sample(generator)
 
     def script(self, goal: Float[np.ndarray, "6"]) -> Script:
+        return self._push(goal, rest=None)
+
+    def demonstration(self, goal: Float[np.ndarray, "6"]) -> Script:
+        """Afterwards the peg goes to its own place in the goal picture."""
+        return self._push(goal, rest=np.asarray(goal, dtype=np.float64)[:3])
+
+    def _push(self, goal: Float[np.ndarray, "6"], rest: Float[np.ndarray, "3"] | None) -> Script:
         shape = PushShape(BRICK, TURNING_RADIUS_M, self.lever_m, PEG_M, STEP_M, _REACH_M)
         place = np.asarray(goal, dtype=np.float64)[3:]
-        return _on_the_floor(PushScript(np.array([*(place[:2] - _MIDDLE), place[2]]), shape), float(place[2]))
+        wanted = np.array([*(place[:2] - _MIDDLE), place[2]])
+        push = PushScript(wanted, shape, None if rest is None else rest[:2] - _MIDDLE)
+        return _on_the_floor(push, float(place[2]), None if rest is None else float(rest[2]))
 
 
-def _on_the_floor(push: Callable[[np.ndarray], np.ndarray], goal_angle: float) -> Script:
-    """A planar push, seen from the middle of the floor, as displacements of a peg that is kept low."""
+def _on_the_floor(push: PushScript, goal_angle: float, rest_m: float | None) -> Script:
+    """A planar push, seen from the middle of the floor, as displacements of a peg that is kept low until it is where it
+    stays, at the height `rest_m`."""
 
     def act(state: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3"]:
         angle = goal_angle - wrapped(goal_angle - float(state[5]), math.pi)
         planar = push(np.array([*(state[:2] - _MIDDLE), *(state[3:5] - _MIDDLE), angle]))
-        down = 0.6 * LOW_M[2] + 0.4 * _HEIGHT_M - state[2]
-        return np.clip(np.array([*planar, down]), -STEP_M, STEP_M)
+        there = rest_m is not None and push.resting and float(np.abs(planar).max()) < _THERE_M
+        height = rest_m if there else 0.6 * LOW_M[2] + 0.4 * _HEIGHT_M
+        return np.clip(np.array([*planar, height - state[2]]), -STEP_M, STEP_M)
 
     return act

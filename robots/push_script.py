@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vjepa_mpc.robots.visibility import VisibilityGraph, free
 
@@ -43,11 +43,14 @@ class PushScript:
     """From a world state [pusher x, y, block x, y, angle] to the pusher's displacement [m], towards a block's pose.
 
     It keeps to one contact until another promises much more; the contact promises by how much the best push
-    there would shorten the way left, less what going there costs.
+    there would shorten the way left, less what going there costs. Once the block is there, `resting`, the pusher goes
+    round it to `rest` (x, y), or stays where it is.
     """
 
-    def __init__(self, goal: Float[np.ndarray, "3"], shape: PushShape) -> None:
-        self._goal, self._shape = goal, shape
+    def __init__(
+        self, goal: Float[np.ndarray, "3"], shape: PushShape, rest: Float[np.ndarray, "2"] | None = None
+    ) -> None:
+        self._goal, self._shape, self._rest = goal, shape, rest
         self._points, self._normals = _contacts(shape)
         crossing = self._normals[:, 0] * self._points[:, 1] - self._normals[:, 1] * self._points[:, 0]
         turn = crossing / shape.turning_radius_m  # k of the module's text, for the force against the normal
@@ -57,14 +60,14 @@ class PushScript:
         self._effects = np.column_stack([moved, turned])  # of a push of 1 m, angles times the lever
         self._contact: int | None = None
         self._ways: VisibilityGraph | None = None
-        self._resting = False
+        self.resting = False
 
     def __call__(self, state: Float[np.ndarray, "5"]) -> Float[np.ndarray, "2"]:
         place, error = self._seen(state)
         left = max(float(np.linalg.norm(error[:2])), abs(float(error[2])))
-        self._resting = left < (_AGAIN_M if self._resting else _DONE_M)
-        if self._resting:
-            return np.zeros(2)
+        self.resting = left < (_AGAIN_M if self.resting else _DONE_M)
+        if self.resting:
+            return np.zeros(2) if self._rest is None else self._away(place, self._rest, state)
         pushes = self._effects @ error / (self._effects**2).sum(axis=1)
         gains = np.where(pushes > _LEAST_PUSH_M, pushes * (self._effects @ error), 0.0)
         chosen = self._slipped(place)
@@ -95,21 +98,38 @@ class PushScript:
         self, state: Float[np.ndarray, "5"], place: Float[np.ndarray, "2"], gains: Float[np.ndarray, "m"]
     ) -> int:
         """The contact with the best gain for its way, among those that can be reached on the board."""
-        turn, reach = _rotation(float(state[4])), self._shape.reach_m
-        radius = self._shape.pusher_radius_m
-
-        def on_board(places: Float[np.ndarray, "n 2"]) -> np.ndarray:
-            return np.asarray((np.abs(places @ turn.T + state[2:4]) <= reach).all(axis=1))
-
-        nodes = _corners(self._shape)
-        self._ways = VisibilityGraph(nodes[on_board(nodes)], self._shape.boxes, radius + _MARGIN_M)
-        begins = self._points + (radius + _GAP_M) * self._normals
-        scores = np.where(on_board(begins), gains, -np.inf)
+        self._ways = ways = self._around(state)
+        begins = self._points + (self._shape.pusher_radius_m + _GAP_M) * self._normals
+        scores = np.where(self._on_board(begins, state), gains, -np.inf)
         order = np.argsort(-scores)[:12]
         place = self._clear_of_block(place)
-        lengths = np.array([self._ways.length(place, begins[index]) for index in order])
+        lengths = np.array([ways.length(place, begins[index]) for index in order])
         self._contact = int(order[np.argmax(scores[order] - 1.5 * np.minimum(lengths, 10.0))])
         return self._contact
+
+    def _around(self, state: Float[np.ndarray, "5"]) -> VisibilityGraph:
+        """The ways round the block, as seen from it, by those of its corners that are on the board."""
+        nodes = _corners(self._shape)
+        margin = self._shape.pusher_radius_m + _MARGIN_M
+        return VisibilityGraph(nodes[self._on_board(nodes, state)], self._shape.boxes, margin)
+
+    def _on_board(self, places: Float[np.ndarray, "n 2"], state: Float[np.ndarray, "5"]) -> Bool[np.ndarray, "n"]:
+        """Whether places, as seen from the block, are within the pusher's reach."""
+        turned = places @ _rotation(float(state[4])).T
+        return np.asarray((np.abs(turned + state[2:4]) <= self._shape.reach_m).all(axis=1))
+
+    def _away(
+        self, place: Float[np.ndarray, "2"], rest: Float[np.ndarray, "2"], state: Float[np.ndarray, "5"]
+    ) -> Float[np.ndarray, "2"]:
+        """To the pusher's own place, round the block; nowhere if the block covers it."""
+        rest = _rotation(-float(state[4])) @ (rest - state[2:4])
+        clear = self._clear_of_block(place)
+        if clear is not place:
+            return self._limited(clear, state)
+        if not free(rest, self._shape.boxes, self._shape.pusher_radius_m + _MARGIN_M):
+            return np.zeros(2)
+        following = self._around(state).next_place(place, rest)
+        return np.zeros(2) if following is None else self._limited(following, state)
 
     def _advance(self, place: Float[np.ndarray, "2"], contact: int, push: float) -> Float[np.ndarray, "2"]:
         """Where the pusher goes next, as seen from the block: on with the push, or to where it begins."""

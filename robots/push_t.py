@@ -146,5 +146,12 @@ class PushTTask(PushTask):
         return _sample(generator)
 
     def script(self, goal: Float[np.ndarray, "5"]) -> Script:
+        return self._push(goal, rest=None)
+
+    def demonstration(self, goal: Float[np.ndarray, "5"]) -> Script:
+        """Afterwards the ball goes to its own place in the goal picture."""
+        return self._push(goal, rest=np.asarray(goal, dtype=np.float64)[:2])
+
+    def _push(self, goal: Float[np.ndarray, "5"], rest: Float[np.ndarray, "2"] | None) -> PushScript:
         shape = PushShape(BLOCK, TURNING_RADIUS_M, self.lever_m, RADIUS_M, STEP_M, REACH_M)
-        return PushScript(np.asarray(goal, dtype=np.float64)[2:], shape)
+        return PushScript(np.asarray(goal, dtype=np.float64)[2:], shape, rest)

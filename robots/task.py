@@ -107,6 +107,11 @@ class Task(ABC):
     def script(self, goal: Float[np.ndarray, "w"]) -> Script:
         """The privileged ceiling: told the world's true state at every step, goes to `goal`."""
 
+    def demonstration(self, goal: Float[np.ndarray, "w"]) -> Script:
+        """The script as `collect` shows it: it makes the goal picture true in all that it shows, also where the task
+        does not ask for it. The script itself, as a rule."""
+        return self.script(goal)
+
     def sub_goals(self, start: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> tuple[SubGoal, ...]:
         """What is shown as the goal, and until when: the goal alone, unless the task leads to it by way of others.
 

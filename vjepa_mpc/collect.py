@@ -50,10 +50,10 @@ class CollectSettings:
 
     def recipe(self) -> dict[str, Any]:
         """What the store's content depends on, besides the program version, as plain JSON values."""
-        mixture = mixture_of(self.episode.find_task())
+        mixture = mixture_of(self.episode)
         segments = {name: list(SEGMENT_STEPS[name]) for name in mixture}
         settings = asdict(self.episode).items()
-        episode = {name: value for name, value in settings if name not in ("task", "factors") or value}
+        episode = {name: value for name, value in settings if name not in ("task", "factors", "behaviours") or value}
         return {**episode, "mixture": dict(mixture), "segment_steps": segments}
 
 

@@ -8,6 +8,7 @@ without a task):
 - `reach`: towards a random goal pose at a random speed, with noise; a new goal when it is reached (`smooth` for a
   robot whose state is not the sum of its actions);
 - `script`: the task's own script to a random goal of the task, at a random speed, with noise;
+- `demonstration`: the same at full speed, with less noise, until all of the goal picture is true; then to a new goal;
 - `full_speed`: every component at its limit, up or down, or still;
 - `hold`: no action at all.
 """
@@ -26,11 +27,14 @@ from vjepa_mpc.datasets.episode import Episode
 from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
 from vjepa_mpc.robots.dynamics import check_factors
 from vjepa_mpc.robots.factory import find_task, task_names
-from vjepa_mpc.robots.task import Task
+from vjepa_mpc.robots.task import Script, Task
 from vjepa_mpc.robots.world import MujocoWorld, vary_world
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
-SEGMENT_STEPS = {"smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "full_speed": (2, 8), "hold": (1, 4)}
+SEGMENT_STEPS = {
+    "smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "demonstration": (30, 60), "full_speed": (2, 8),
+    "hold": (1, 4),
+}  # fmt: skip
 APPEARANCE_SEEDS = 1_000_000  # collected looks have seeds below this; benchmark manifests use those above
 APPEARANCES = ("varied", "plain")
 
@@ -45,7 +49,8 @@ class EpisodeSettings:
     are mixed. `frames` observations each. `appearance` "varied": with probability `appearance_fraction` an episode
     draws an appearance seed below `APPEARANCE_SEEDS`, shown at `appearance_level` in [0, 1]; the others, and
     all of "plain", look plain. `factors` (name, level): these vary instead, friction and mass among them, each at
-    its own level. `camera_size`: square pictures of so many pixels (None = the robot's own).
+    its own level. `camera_size`: square pictures of so many pixels (None = the robot's own). `behaviours` (name,
+    share): these are mixed instead of the task's.
     """
 
     robot: str = "reacher"
@@ -57,9 +62,11 @@ class EpisodeSettings:
     appearance_fraction: float = 0.8
     camera_size: int | None = None
     factors: tuple[tuple[str, float], ...] = ()
+    behaviours: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         check_factors(dict(self.factors))
+        check_behaviours(dict(self.behaviours))
         if self.factors and self.appearance != "varied":
             raise InputError("Factors of variation need the appearance 'varied'; leave --appearance or --vary out.")
         if self.appearance not in APPEARANCES:
@@ -84,12 +91,22 @@ class EpisodeSettings:
         return find_task(self.robot) if self.robot in task_names() else None
 
 
-def mixture_of(task: Task | None) -> Mapping[str, float]:
-    """The share of each behaviour, by its name."""
-    mixture = MIXTURE if task is None else task.mixture
-    for kind in mixture:
+def check_behaviours(shares: Mapping[str, float]) -> None:
+    """`InputError` for behaviours that are not known, and shares that do not sum to one."""
+    for kind, share in shares.items():
         if kind not in SEGMENT_STEPS:
             raise unknown_name("behaviour", kind, SEGMENT_STEPS)
+        if not 0 < share <= 1:
+            raise InputError(f"The share of {kind} is {share:g}; it must be above 0 and at most 1.")
+    if shares and abs(sum(shares.values()) - 1) > 1e-6:
+        raise InputError(f"The shares of behaviours must sum to 1, these to {sum(shares.values()):g}.")
+
+
+def mixture_of(settings: EpisodeSettings) -> Mapping[str, float]:
+    """The share of each behaviour, by its name."""
+    task = settings.find_task()
+    mixture = dict(settings.behaviours) or (MIXTURE if task is None else task.mixture)
+    check_behaviours(mixture)
     return mixture
 
 
@@ -114,7 +131,8 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     contacts: list[bool] = []
     unfelt = task is not None and task.world.names != spec.state_names  # the world is more than the robot itself feels
     segments: list[tuple[int, str]] = []
-    act, until = _draw_segment(robot, task, generator, 0, segments)
+    mixture = mixture_of(settings)
+    act, until = _draw_segment(robot, task, mixture, generator, 0, segments)
     for step in range(steps):
         for name, frames in images.items():
             frames[step] = observation.images[name]
@@ -127,7 +145,7 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
         if step == steps - 1:
             break
         if step == until:
-            act, until = _draw_segment(robot, task, generator, step, segments)
+            act, until = _draw_segment(robot, task, mixture, generator, step, segments)
         actions[step] = robot.apply(act(states[step].astype(np.float64)))
         observation = robot.observe()
     metadata: dict[str, Any] = {
@@ -149,22 +167,22 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
 def _draw_segment(
     robot: SimulatedRobot,
     task: Task | None,
+    mixture: Mapping[str, float],
     generator: np.random.Generator,
     step: int,
     segments: list[tuple[int, str]],
 ) -> tuple[Act, int]:
     """A behaviour and the step it lasts until; noted in `segments` as (first step, behaviour)."""
-    mixture = mixture_of(task)
     kind = str(generator.choice(list(mixture), p=list(mixture.values())))
     if kind == "reach" and robot.spec.state_model != "joints":
         kind = "smooth"  # no telling which action leads to a drawn state
     low, high = SEGMENT_STEPS[kind]
     segments.append((step, kind))
     until = step + int(generator.integers(low, high + 1))
-    if kind == "script":
+    if kind in ("script", "demonstration"):
         if task is None:
             raise InputError(f"{robot.spec.name} has no task, and so no script to collect by.")
-        return _Scripted(robot, task, generator), until
+        return (_Scripted if kind == "script" else _Demonstrated)(robot, task, generator), until
     makers: dict[str, Callable[[RobotSpec, np.random.Generator], Act]]
     makers = {"smooth": _Smooth, "reach": _Reach, "full_speed": _full_speed, "hold": _hold}
     return makers[kind](robot.spec, generator), until
@@ -181,6 +199,26 @@ class _Scripted:
 
     def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
         wanted = self._speed * self._script(self._robot.true_state())
+        noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
+        return _clip(self._robot.spec, wanted + noise)
+
+
+class _Demonstrated:
+    """The task's demonstration to its goals, a new one whenever there is nothing left to do; hardly disturbed."""
+
+    def __init__(self, robot: SimulatedRobot, task: Task, generator: np.random.Generator) -> None:
+        self._robot, self._task, self._generator = robot, task, generator
+        self._half = _box(robot.spec)[1]
+        self._noise = generator.uniform(0.0, 0.15)
+        self._show = self._goal()
+
+    def _goal(self) -> Script:
+        return self._task.demonstration(self._task.sample_pair(self._generator)[1])
+
+    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+        wanted = self._show(self._robot.true_state())
+        if (np.abs(wanted) < 0.05 * self._half).all():
+            self._show = self._goal()
         noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
         return _clip(self._robot.spec, wanted + noise)
 

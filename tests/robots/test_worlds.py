@@ -350,6 +350,37 @@ def test_goals_that_no_script_reaches_are_not_frozen() -> None:
         make_manifest("dev", 2, 0, task=PushTTask(), accept=lambda start, goal: False)
 
 
+@pytest.mark.parametrize("name", ["push-t", "jaco-push"])
+def test_a_demonstration_brings_the_pusher_to_its_place_too(name: str) -> None:
+    task, generator, there = find_task(name), np.random.default_rng(5), 0
+    with make_robot(name, camera_size=8) as world:  # type: ignore[attr-defined]
+        for _ in range(4):
+            start, goal = task.sample_pair(generator)
+            world.place(start)
+            show, felt = task.demonstration(goal), len(world.spec.state_names)
+            for _ in range(90):
+                world.apply(show(world.true_state()))
+            assert task.distance(world.true_state(), goal) <= task.success_radius_m
+            there += bool(np.abs(world.true_state()[:felt] - goal[:felt]).max() < 0.01)
+    assert there >= 3, "a place that the block covers, by the little it is off, is not gone to"
+
+
+def test_behaviours_are_mixed_as_asked() -> None:
+    asked = (("demonstration", 0.75), ("smooth", 0.25))
+    settings = EpisodeSettings(robot="push-t", frames=60, behaviours=asked)
+    with make_robot("push-t", camera_size=8) as world:  # type: ignore[attr-defined]
+        episodes = [simulate_episode(world, settings, index) for index in range(12)]
+    kinds = [kind for episode in episodes for _, kind in episode.metadata["behaviours"]]
+    assert mixture_of(settings) == dict(asked) and set(kinds) == {"demonstration", "smooth"}
+    assert kinds.count("demonstration") > kinds.count("smooth")
+    for wrong, why in (
+        ((("demonstrate", 1.0),), "demonstration"), ((("smooth", 0.5),), "sum to 1"), ((("hold", -1.0),), "above 0"),
+        ((("hold", float("nan")),), "above 0"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            EpisodeSettings(robot="push-t", behaviours=wrong)
+
+
 @pytest.mark.parametrize("name", NEW)
 def test_collected_episodes_mix_the_tasks_behaviours(name: str) -> None:
     task = find_task(name)
@@ -359,7 +390,7 @@ def test_collected_episodes_mix_the_tasks_behaviours(name: str) -> None:
         again = simulate_episode(world, settings, 0)
     assert again.digest() == episodes[0].digest()
     kinds = {kind for episode in episodes for _, kind in episode.metadata["behaviours"]}
-    assert {"smooth", "script"} <= kinds <= set(mixture_of(task))
+    assert {"smooth", "script"} <= kinds <= set(mixture_of(settings))
     assert ("contacts" in episodes[0].metadata) == (name not in NOTHING_TO_TOUCH)
     if name not in NOTHING_TO_TOUCH:
         contacts = np.array([episode.metadata["contacts"] for episode in episodes])

@@ -27,6 +27,11 @@ def collect(
     level: float = typer.Option(1.0, help="How far a varied appearance departs from the plain one, 0 to 1."),
     fraction: float = typer.Option(0.8, help="The share of episodes whose appearance is varied, 0 to 1."),
     vary: list[str] = typer.Option([], help=f"Instead of the appearance: {VARY_HELP}"),
+    behaviour: list[str] = typer.Option(
+        [],
+        help="Instead of the task's own mixture: a behaviour and its share of the segments, as demonstration=0.8; may "
+        "be given several times, the shares summing to 1.",
+    ),
     json_output: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Collect simulated trajectories into a store, with several processes.
@@ -53,6 +58,7 @@ def collect(
         appearance_fraction=fraction,
         camera_size=size,
         factors=tuple(sorted(parse_levels(vary).items())),
+        behaviours=tuple(_shares(behaviour)),
     )
     settings = CollectSettings(out, episodes, usable_cores() if workers is None else workers, episode)
     with _progress(frames) as show:
@@ -68,6 +74,23 @@ def collect(
     if report.interrupted:
         typer.echo("Interrupted: finished episodes are kept; run the same command to continue.", err=True)
         raise typer.Exit(130)
+
+
+def _shares(texts: list[str]) -> list[tuple[str, float]]:
+    """`demonstration=0.8`: behaviours and their shares, in the order given."""
+    from vjepa_mpc.core.errors import InputError
+
+    shares: dict[str, float] = {}
+    for text in texts:
+        name, _, share = (part.strip() for part in text.partition("="))
+        try:
+            number = float(share)
+        except ValueError as error:
+            raise InputError(f"--behaviour {text} is no behaviour and its share; write demonstration=0.8.") from error
+        if name in shares:
+            raise InputError(f"--behaviour {name} is given twice; give each behaviour one share.")
+        shares[name] = number
+    return list(shares.items())
 
 
 class _progress:

@@ -251,7 +251,7 @@ def collect_all(
         report = collect(CollectSettings(folder, count, workers or os.cpu_count() or 1, episode))
         shares = draw_store_coverage(ZarrStore.open(folder), folder.with_suffix(".png"))
         rows[name] = {
-            "frames": report.frames, "frames_per_s": report.frames_per_s, "mixture": dict(mixture_of(task)),
+            "frames": report.frames, "frames_per_s": report.frames_per_s, "mixture": dict(mixture_of(episode)),
             "coverage": shares,
         }  # fmt: skip
         if not json_output:
