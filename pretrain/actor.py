@@ -66,7 +66,7 @@ def own_ahead(model: WorldModel) -> int:
     return max(LEAST_AHEAD, min(MOST_AHEAD, steps))
 
 
-class Way(NamedTuple):
+class Relabelled(NamedTuple):
     """Frames, goals, the robot's states at the frames, and the actions from there on in units of the step limits: those
     on the way to the goal, then none."""
 
@@ -76,7 +76,7 @@ class Way(NamedTuple):
     actions: Float[Tensor, "b t a"]
 
 
-class WayBatches(HindsightFrames):
+class RelabelledBatches(HindsightFrames):
     """Batch number i of a run is a function of (seed, i) alone. Goals: the frame itself or a later one of its episode,
     up to `span` control steps away, each distance as often as any that the episode still has."""
 
@@ -93,24 +93,24 @@ class WayBatches(HindsightFrames):
     def of(
         store: ZarrStore, latents: LatentCache, limits: Float32[np.ndarray, "a"], episodes: Sequence[int],
         settings: ActorSettings, batch: int, seed: int,
-    ) -> WayBatches:  # fmt: skip
+    ) -> RelabelledBatches:  # fmt: skip
         """Those of a store's `episodes`, for a robot with these step limits."""
         states, actions = store.states_and_actions()
         unit = np.where(limits > 0, limits, 1).astype(np.float32)
         lengths = np.asarray(store.lengths())
-        return WayBatches(latents.take, states, actions / unit, lengths, episodes, settings, batch, seed)
+        return RelabelledBatches(latents.take, states, actions / unit, lengths, episodes, settings, batch, seed)
 
-    def batch(self, step: int) -> Way:
+    def batch(self, step: int) -> Relabelled:
         """Batch `step`."""
         return self._taken(*self._drawn(np.random.default_rng((self.seed, step)), self.size))
 
-    def held(self, count: int) -> Way:
-        """`count` ways, always the same."""
+    def held(self, count: int) -> Relabelled:
+        """`count` of them, always the same."""
         return self._taken(*self._drawn(np.random.default_rng((self.seed, 1)), count))
 
     def actions(self, count: int) -> Float[Tensor, "n t a"]:
         """The actions of `held` alone."""
-        return self._way(*self._drawn(np.random.default_rng((self.seed, 1)), count))
+        return self._done(*self._drawn(np.random.default_rng((self.seed, 1)), count))
 
     def _drawn(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of frames, and the control steps to their goals."""
@@ -118,17 +118,17 @@ class WayBatches(HindsightFrames):
         most = np.minimum(self.settings.span, lengths - 1 - now)
         return self._starts[episodes] + now, (rng.random(count) * (most + 1)).astype(np.int64)
 
-    def _way(self, rows: np.ndarray, left: np.ndarray) -> Float[Tensor, "n t a"]:
+    def _done(self, rows: np.ndarray, left: np.ndarray) -> Float[Tensor, "n t a"]:
         steps = np.minimum(np.arange(self.settings.ahead), np.maximum(left - 1, 0)[:, None])  # no further than that
         taken = self._actions[rows[:, None] + steps]
         taken = np.where((np.arange(self.settings.ahead) < left[:, None])[..., None], taken, 0)
         return torch.from_numpy(taken.astype(np.float32))
 
-    def _taken(self, rows: np.ndarray, left: np.ndarray) -> Way:
-        return Way(self.latents(rows), self.latents(rows + left), self.states(rows), self._way(rows, left))
+    def _taken(self, rows: np.ndarray, left: np.ndarray) -> Relabelled:
+        return Relabelled(self.latents(rows), self.latents(rows + left), self.states(rows), self._done(rows, left))
 
 
-class Kept(nn.Module):
+class BestWeights(nn.Module):
     """The weights under which the episodes not learned from were likeliest so far, that likelihood, the latest one (of
     an action's value, in nats), and after how many steps the best was found."""
 
@@ -155,25 +155,25 @@ class Kept(nn.Module):
 
 class ActorLearner:
     """An actor, its averaged weights and the best of these so far, as a `Learner`; encoder and predictor are not
-    touched. `chosen_by`: ways of episodes that are not learned from."""
+    touched. `chosen_by`: frames of episodes that are not learned from."""
 
     def __init__(
-        self, model: WorldModel, actor: Actor, data: WayBatches, chosen_by: Way, device: torch.device
+        self, model: WorldModel, actor: Actor, data: RelabelledBatches, chosen_by: Relabelled, device: torch.device
     ) -> None:
         self.model, self.actor, self.data, self.device = model, actor, data, device
         self.averaged = copy.deepcopy(actor).requires_grad_(False)
-        self.chosen_by, self.kept = _on(chosen_by, device), Kept(actor).to(device)
+        self.chosen_by, self.kept = _on(chosen_by, device), BestWeights(actor).to(device)
         self.modules: nn.Module = nn.ModuleDict(
             {"actor": self.actor, "averaged": self.averaged, "kept": self.kept}
         )
         self.look(0)
 
-    def batch(self, step: int) -> Way:
+    def batch(self, step: int) -> Relabelled:
         return self.data.batch(step)
 
-    def loss(self, batch: Way, step: int) -> tuple[Tensor, dict[str, Any]]:
+    def loss(self, batch: Relabelled, step: int) -> tuple[Tensor, dict[str, Any]]:
         batch = _on(batch, self.device)
-        likelihood = likelihood_of(batch, asked(self.model, self.actor, batch))
+        likelihood = likelihood_of(batch, predict(self.model, self.actor, batch))
         return -likelihood, {"likelihood": likelihood.detach(), "held_out": self.kept.latest}
 
     def after_step(self, step: int) -> None:
@@ -185,28 +185,28 @@ class ActorLearner:
     def look(self, step: int) -> None:
         """Judge the averaged weights after `step` steps by episodes that are not learned from."""
         with torch.no_grad():
-            said = asked(self.model, self.averaged, self.chosen_by)
+            said = predict(self.model, self.averaged, self.chosen_by)
         self.kept.look(self.averaged, likelihood_of(self.chosen_by, said), step)
 
     def check(self, figures: Mapping[str, float]) -> None:
         """An actor that has learned nothing shows in the figures at the end; only NaN stops the run."""
 
 
-def _on(way: Way, device: torch.device) -> Way:
-    return Way(*(part.to(device, non_blocking=True) for part in way))
+def _on(batch: Relabelled, device: torch.device) -> Relabelled:
+    return Relabelled(*(part.to(device, non_blocking=True) for part in batch))
 
 
-def asked(model: WorldModel, actor: Actor, way: Way) -> Mixture:
-    """What `actor` says of a way's frames and goals."""
+def predict(model: WorldModel, actor: Actor, batch: Relabelled) -> Mixture:
+    """What `actor` says of a batch's frames and goals."""
     mixture: Mixture = actor(
-        model.standardise(way.now), model.states.state_features(way.states), model.standardise(way.goal)
+        model.standardise(batch.now), model.states.state_features(batch.states), model.standardise(batch.goal)
     )
     return mixture
 
 
-def likelihood_of(way: Way, mixture: Mixture) -> Float[Tensor, ""]:
+def likelihood_of(batch: Relabelled, mixture: Mixture) -> Float[Tensor, ""]:
     """The mean log-likelihood of an action's value, in nats."""
-    return mixture.log_likelihood(way.actions).mean() / way.actions[0].numel()
+    return mixture.log_likelihood(batch.actions).mean() / batch.actions[0].numel()
 
 
 def train_actor(
@@ -225,8 +225,8 @@ def train_actor(
     """Train an actor on the latents that `model` makes of a store's frames; OUT/model is the model with it, planned
     with `propose` of its plans among the first candidates (None: as the model was, or `PROPOSE`).
 
-    Also what it comes to on held-out episodes, see `told_of`. `InputError` for logs of another robot or period, and
-    fewer than three episodes.
+    Also what it comes to on held-out episodes, see `held_out_figures`. `InputError` for logs of another robot or
+    period, and fewer than three episodes.
     """
     store, camera = open_logs(model, source)
     model = model.to(device)
@@ -240,7 +240,7 @@ def train_actor(
     latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
     limits = model.step_limits.cpu().numpy()
     data, chosen_by, fresh = (
-        WayBatches.of(store, latents, limits, part, settings, training.batch, training.seed)
+        RelabelledBatches.of(store, latents, limits, part, settings, training.batch, training.seed)
         for part in (trained, choosing, held_out)
     )
     learner = ActorLearner(model, actor, data, chosen_by.held(PAIRS), device)
@@ -249,7 +249,7 @@ def train_actor(
         return result, {}
     learner.look(result.step)
     model.get_actor(learner.kept.actor)
-    figures = told_of(model, _on(fresh.held(PAIRS), device), data.actions(PAIRS).to(device))
+    figures = held_out_figures(model, _on(fresh.held(PAIRS), device), data.actions(PAIRS).to(device))
     figures["best_after_steps"] = int(learner.kept.steps)
     model.searched(search)
     about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step}
@@ -282,18 +282,18 @@ def _split(store: ZarrStore) -> tuple[list[int], list[int], list[int]]:
 
 
 @torch.no_grad()
-def told_of(model: WorldModel, way: Way, before: Float[Tensor, "n t a"]) -> dict[str, float]:
-    """How well the actor foretells what was done on a held-out `way`, and how well the mean action of `before`, of each
-    control step by itself, with its standard deviation: `likelihood` of an action's value (mean logarithm, nats), and
-    `error`, the mean absolute one of the likeliest component's mean, in units of the step limits."""
+def held_out_figures(model: WorldModel, batch: Relabelled, before: Float[Tensor, "n t a"]) -> dict[str, float]:
+    """How well the actor foretells what was done in a held-out `batch`, and how well the mean action of `before`, of
+    each control step by itself, with its standard deviation: `likelihood` of an action's value (mean logarithm, nats),
+    and `error`, the mean absolute one of the likeliest component's mean, in units of the step limits."""
     assert model.actor is not None, "get_actor comes first"
-    mixture = asked(model, model.actor, way)
+    mixture = predict(model, model.actor, batch)
     mean, scale = before.mean(0), before.std(0).clamp(min=LEAST_SCALE)
     constant = Mixture(mean.new_zeros(1), mean[None], scale[None])
     figures = {
-        "likelihood": likelihood_of(way, mixture),
-        "likelihood_of_mean": likelihood_of(way, constant),
-        "error": (mixture.in_order()[:, 0] - way.actions).abs().mean(),
-        "error_of_mean": (mean - way.actions).abs().mean(),
+        "likelihood": likelihood_of(batch, mixture),
+        "likelihood_of_mean": likelihood_of(batch, constant),
+        "error": (mixture.in_order()[:, 0] - batch.actions).abs().mean(),
+        "error_of_mean": (mean - batch.actions).abs().mean(),
     }
     return {name: round(float(value), 4) for name, value in figures.items()}

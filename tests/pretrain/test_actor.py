@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,15 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planners.base import ActionPlan
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.policies import ActorPolicy
-from vjepa_mpc.pretrain.actor import ActorSettings, Kept, WayBatches, train_actor
+from vjepa_mpc.pretrain.actor import (
+    ActorLearner,
+    ActorSettings,
+    BestWeights,
+    RelabelledBatches,
+    likelihood_of,
+    predict,
+    train_actor,
+)
 from vjepa_mpc.pretrain.run import train_world_model
 from vjepa_mpc.pretrain.source import Source
 from vjepa_mpc.robots.base import Observation
@@ -46,9 +55,9 @@ class _Ring:
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.looks[self.places[rows]]
 
-    def batches(self, settings: ActorSettings, seed: int = 0) -> WayBatches:
+    def batches(self, settings: ActorSettings, seed: int = 0) -> RelabelledBatches:
         states = np.zeros((len(self.places), 1), np.float32)
-        return WayBatches(self.take, states, self.actions, self.lengths, range(40), settings, 256, seed)
+        return RelabelledBatches(self.take, states, self.actions, self.lengths, range(40), settings, 256, seed)
 
 
 def test_it_learns_the_short_way_round_and_both_where_both_are_as_long() -> None:
@@ -90,7 +99,7 @@ def test_hindsight_says_what_the_log_holds() -> None:
     episode_of = np.repeat(np.arange(40), 25)
     rows, left = data._drawn(np.random.default_rng(0), 2000)
     assert (episode_of[rows + left] == episode_of[rows]).all() and left.min() == 0 and left.max() == settings.span
-    for row, steps, way in zip(rows, left, data._way(rows, left)[..., 0], strict=True):
+    for row, steps, way in zip(rows, left, data._done(rows, left)[..., 0], strict=True):
         taken = min(steps, 5)
         assert way[:taken].tolist() == [row + 1 + step for step in range(taken)] and not way[taken:].any()
     again = ring.batches(settings)
@@ -192,9 +201,32 @@ def test_a_run_leaves_the_model_with_its_actor_and_goes_on_to_the_bit(
     assert control_settings(one, horizon=None, propose=0).propose == 0
 
 
+def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged() -> None:
+    ring = _Ring()
+    data = ring.batches(replace(SMALL, ema=0.5))
+    same = SimpleNamespace(state_features=lambda states: states[:, :0])
+    model: Any = SimpleNamespace(standardise=lambda latents: latents, states=same)
+    actor = fresh_actor(ActorConfig(1, DIM, 0, 8, 16, 4, 2, actions=1))
+    learner = ActorLearner(model, actor, data, data.held(20), CPU)
+    wanted, given = actor.read.bias.detach().clone(), torch.linspace(-1, 1, len(actor.read.bias))
+    for step, momentum in enumerate([0.1, 2 / 11, 0.25]):  # (1 + step) / (10 + step), until that is `ema`
+        with torch.no_grad():
+            actor.read.bias.copy_(given * (step + 1))
+        learner.after_step(step)
+        wanted = momentum * wanted + (1 - momentum) * given * (step + 1)
+        torch.testing.assert_close(learner.averaged.read.bias, wanted)
+    learner.look(3)
+    said = likelihood_of(data.held(20), predict(model, learner.averaged, data.held(20)))
+    assert torch.equal(learner.kept.latest, said)
+    learner.after_step(100)
+    torch.testing.assert_close(learner.averaged.read.bias, 0.5 * wanted + 0.5 * actor.read.bias)
+    with pytest.raises(InputError, match="below 1"):
+        replace(SMALL, ema=1.0)
+
+
 def test_the_weights_that_say_most_of_other_episodes_are_kept() -> None:
     actor = fresh_actor(ActorConfig(1, DIM, 0, 8, 16, actions=1))
-    kept = Kept(actor)
+    kept = BestWeights(actor)
     for step, likelihood in enumerate([0.1, 0.7, 0.3], start=1):
         with torch.no_grad():
             actor.read.bias.fill_(float(step))

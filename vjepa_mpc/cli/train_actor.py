@@ -77,5 +77,10 @@ def train_actor(
             f"action: {figures['error_of_mean']:.3f}), log-likelihood {figures['likelihood']:.2f} "
             f"({figures['likelihood_of_mean']:.2f}); weights of step {figures['best_after_steps']:.0f}.", err=True,
         )  # fmt: skip
+        if figures["likelihood"] <= figures["likelihood_of_mean"]:
+            typer.echo(
+                "It foretells them no better than the mean action does: give it more logs, of ways to goals, or steps.",
+                err=True,
+            )
     following = f"play it with `vjepa-mpc evaluate --model {out} --planner actor`"
     report(result, out, out / MODEL_FOLDER, following, json_output, figures)
