@@ -208,17 +208,22 @@ class _Demonstrated:
 
     def __init__(self, robot: SimulatedRobot, task: Task, generator: np.random.Generator) -> None:
         self._robot, self._task, self._generator = robot, task, generator
-        self._half = _box(robot.spec)[1]
+        self._half, world = _box(robot.spec)[1], task.world
+        self._range = np.array(world.high) - np.array(world.low)
         self._noise = generator.uniform(0.0, 0.15)
-        self._show = self._goal()
+        self._begin()
 
-    def _goal(self) -> Script:
-        return self._task.demonstration(self._task.sample_pair(self._generator)[1])
+    def _begin(self) -> None:
+        self._goal = self._task.sample_pair(self._generator)[1]
+        self._show = self._task.demonstration(self._goal)
 
     def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
-        wanted = self._show(self._robot.true_state())
-        if (np.abs(wanted) < 0.05 * self._half).all():
-            self._show = self._goal()
+        true = self._robot.true_state()
+        wanted = self._show(true)
+        away = np.abs(self._goal - true)
+        away = np.minimum(away, self._range - away)  # of angles; of the rest, one end of the world from the other
+        if (away < 0.02 * self._range).all() or (np.abs(wanted) < 0.05 * self._half).all():
+            self._begin()
         noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
         return _clip(self._robot.spec, wanted + noise)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-DIRECTIONS = 256
+DIRECTIONS = 128
 COARSE = 4  # positions a side that finer latents are pooled to
 FRAMES = 8_000  # training frames that are enough for the subspace, the more different the better
 
