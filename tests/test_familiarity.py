@@ -41,7 +41,7 @@ def test_far_along_the_subspace_is_still_familiar() -> None:
     assert float(one(10 * (spanned(50, generator) - 5) + 5).max()) < 1e-2
 
 
-@pytest.mark.parametrize(("frames", "dim", "kept"), [(8, 8, 1), (80, 8, 8), (9000, 64, DIRECTIONS // 4)])
+@pytest.mark.parametrize(("frames", "dim", "kept"), [(8, 8, 1), (80, 8, 8), (9000, 64, 64), (9000, 256, DIRECTIONS)])
 def test_how_many_directions_are_kept(frames: int, dim: int, kept: int) -> None:
     pooled = torch.randn(frames, 4, dim, generator=torch.Generator().manual_seed(0))
     assert Familiarity.fitted(pooled).directions == kept

@@ -27,7 +27,7 @@ from vjepa_mpc.datasets.episode import Episode
 from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
 from vjepa_mpc.robots.dynamics import check_factors
 from vjepa_mpc.robots.factory import find_task, task_names
-from vjepa_mpc.robots.task import Script, Task
+from vjepa_mpc.robots.task import Task
 from vjepa_mpc.robots.world import MujocoWorld, vary_world
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
