@@ -77,17 +77,19 @@ class Relabelled(NamedTuple):
 
 
 class RelabelledBatches(HindsightFrames):
-    """Batch number i of a run is a function of (seed, i) alone. Goals: the frame itself or a later one of its episode,
-    up to `span` control steps away, each distance as often as any that the episode still has."""
+    """Batch number i of a run is a function of (seed, i) alone. Goals: the frame itself or a later one, up to `span`
+    control steps away, of what was done in one go: each distance as often as any that is left of it."""
 
     def __init__(
         self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
         actions: Float32[np.ndarray, "rows a"], lengths: Int64[np.ndarray, "n"], episodes: Sequence[int],
-        settings: ActorSettings, batch: int, seed: int,
+        settings: ActorSettings, batch: int, seed: int, left: Int64[np.ndarray, "rows"] | None = None,
     ) -> None:  # fmt: skip
-        """`actions` of all rows, in units of the step limits; the rest see `HindsightFrames`."""
+        """`actions` of all rows, in units of the step limits; `left`: control steps from each row to the end of what
+        was done in one go (None: of the episode); the rest see `HindsightFrames`."""
         super().__init__(take, states, lengths, episodes)
         self._actions, self.settings, self.size, self.seed = actions, settings, batch, seed
+        self._left = steps_left(lengths, [()] * len(lengths)) if left is None else left
 
     @staticmethod
     def of(
@@ -98,7 +100,9 @@ class RelabelledBatches(HindsightFrames):
         states, actions = store.states_and_actions()
         unit = np.where(limits > 0, limits, 1).astype(np.float32)
         lengths = np.asarray(store.lengths())
-        return RelabelledBatches(latents.take, states, actions / unit, lengths, episodes, settings, batch, seed)
+        begins = [[first for first, _ in store.metadata(one).get("behaviours", ())] for one in range(len(store))]
+        left = steps_left(lengths, begins)
+        return RelabelledBatches(latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left)
 
     def batch(self, step: int) -> Relabelled:
         """Batch `step`."""
@@ -114,9 +118,10 @@ class RelabelledBatches(HindsightFrames):
 
     def _drawn(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows of frames, and the control steps to their goals."""
-        episodes, lengths, now = self.moments(rng, count)
-        most = np.minimum(self.settings.span, lengths - 1 - now)
-        return self._starts[episodes] + now, (rng.random(count) * (most + 1)).astype(np.int64)
+        episodes, _, now = self.moments(rng, count)
+        rows = self._starts[episodes] + now
+        most = np.minimum(self.settings.span, self._left[rows])
+        return rows, (rng.random(count) * (most + 1)).astype(np.int64)
 
     def _done(self, rows: np.ndarray, left: np.ndarray) -> Float[Tensor, "n t a"]:
         steps = np.minimum(np.arange(self.settings.ahead), np.maximum(left - 1, 0)[:, None])  # no further than that
@@ -126,6 +131,18 @@ class RelabelledBatches(HindsightFrames):
 
     def _taken(self, rows: np.ndarray, left: np.ndarray) -> Relabelled:
         return Relabelled(self.latents(rows), self.latents(rows + left), self.states(rows), self._done(rows, left))
+
+
+def steps_left(lengths: Int64[np.ndarray, "n"], begins: Sequence[Sequence[int]]) -> Int64[np.ndarray, "rows"]:
+    """Control steps from each frame of episodes of these `lengths` until something else is done, which `begins` at
+    these frames of each; until the end where nothing is said of it."""
+    left = []
+    for length, firsts in zip(lengths.tolist(), begins, strict=True):
+        ends = np.array(sorted({*(first for first in firsts if 0 < first < length), length - 1}))
+        frames = np.arange(length)
+        following = np.minimum(np.searchsorted(ends, frames, side="right"), len(ends) - 1)
+        left.append(np.maximum(ends[following] - frames, 0))
+    return np.concatenate(left)
 
 
 class BestWeights(nn.Module):

@@ -182,7 +182,9 @@ def _draw_segment(
     if kind in ("script", "demonstration"):
         if task is None:
             raise InputError(f"{robot.spec.name} has no task, and so no script to collect by.")
-        return (_Scripted if kind == "script" else _Demonstrated)(robot, task, generator), until
+        if kind == "demonstration":
+            return _Demonstrated(robot, task, generator, segments), until
+        return _Scripted(robot, task, generator), until
     makers: dict[str, Callable[[RobotSpec, np.random.Generator], Act]]
     makers = {"smooth": _Smooth, "reach": _Reach, "full_speed": _full_speed, "hold": _hold}
     return makers[kind](robot.spec, generator), until
@@ -204,10 +206,14 @@ class _Scripted:
 
 
 class _Demonstrated:
-    """The task's demonstration to its goals, a new one whenever there is nothing left to do; hardly disturbed."""
+    """The task's demonstration to its goals, hardly disturbed. Whenever there is nothing left to do another goal is
+    drawn, and noted in `segments`."""
 
-    def __init__(self, robot: SimulatedRobot, task: Task, generator: np.random.Generator) -> None:
+    def __init__(
+        self, robot: SimulatedRobot, task: Task, generator: np.random.Generator, segments: list[tuple[int, str]]
+    ) -> None:
         self._robot, self._task, self._generator = robot, task, generator
+        self._segments, self._step = segments, segments[-1][0]
         self._half, world = _box(robot.spec)[1], task.world
         self._range = np.array(world.high) - np.array(world.low)
         self._noise = generator.uniform(0.0, 0.15)
@@ -224,6 +230,10 @@ class _Demonstrated:
         away = np.minimum(away, self._range - away)  # of angles; of the rest, one end of the world from the other
         if (away < 0.02 * self._range).all() or (np.abs(wanted) < 0.05 * self._half).all():
             self._begin()
+            wanted = self._show(true)
+            if self._step > self._segments[-1][0]:
+                self._segments.append((self._step, "demonstration"))
+        self._step += 1
         noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
         return _clip(self._robot.spec, wanted + noise)
 
