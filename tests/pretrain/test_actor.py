@@ -26,6 +26,7 @@ from vjepa_mpc.pretrain.actor import (
     BestWeights,
     RelabelledBatches,
     likelihood_of,
+    steps_left,
     train_actor,
 )
 from vjepa_mpc.pretrain.run import train_world_model
@@ -197,6 +198,17 @@ def test_a_run_leaves_the_model_with_its_actor_and_goes_on_to_the_bit(
     assert len({row["held_out"] for row in rows}) > 1
     assert control_settings(one, horizon=None).propose == 8 and control_settings(before, horizon=None).propose == 0
     assert control_settings(one, horizon=None, propose=0).propose == 0
+
+
+def test_goals_are_of_what_was_done_in_one_go() -> None:
+    assert steps_left(np.array([6, 4]), [[0, 2, 3], []]).tolist() == [2, 1, 1, 2, 1, 0, 3, 2, 1, 0]
+    assert steps_left(np.array([3]), [[0, 2, 3]]).tolist() == [2, 1, 0], "what begins at the last frame was never done"
+    ring = _Ring()
+    left = np.arange(len(ring.places))[::-1] % 5
+    none = np.zeros((len(ring.places), 1), np.float32)
+    given = ring.take, none, ring.actions, ring.lengths, range(40), SMALL, 500, 0
+    rows, ahead = RelabelledBatches(*given, left)._drawn(np.random.default_rng(0), 500)
+    assert (ahead <= left[rows]).all() and {0, 1, 2, 3, 4} == set(ahead.tolist())
 
 
 def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged(

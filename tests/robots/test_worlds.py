@@ -373,6 +373,12 @@ def test_behaviours_are_mixed_as_asked() -> None:
     kinds = [kind for episode in episodes for _, kind in episode.metadata["behaviours"]]
     assert mixture_of(settings) == dict(asked) and set(kinds) == {"demonstration", "smooth"}
     assert kinds.count("demonstration") > kinds.count("smooth")
+    for episode in episodes:  # a new goal is noted where the block has come to the last one, or near enough
+        begins = [first for first, _ in episode.metadata["behaviours"]]
+        assert begins == sorted(set(begins)) and max(begins) < 59
+    assert any(kinds[0] == kinds[1] == "demonstration" for kinds in (
+        [kind for _, kind in episode.metadata["behaviours"]][:2] for episode in episodes
+    ))  # fmt: skip
     for wrong, why in (
         ((("demonstrate", 1.0),), "demonstration"), ((("smooth", 0.5),), "sum to 1"), ((("hold", -1.0),), "above 0"),
         ((("hold", float("nan")),), "above 0"),
