@@ -42,11 +42,13 @@ LEAST_AHEAD, MOST_AHEAD = 4, 8
 
 @dataclass(frozen=True)
 class ActorSettings:
-    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ema`: of the
-    averaged weights, each step. `components`, `channels`, `width`: see `ActorConfig`."""
+    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ends`: the share of
+    goals that are where what was done in one go ended (or `span` away). `ema`: of the averaged weights, each step.
+    `components`, `channels`, `width`: see `ActorConfig`."""
 
     ahead: int = 8
     span: int = 16
+    ends: float = 0.0
     ema: float = 0.999
     components: int = 4
     channels: int = 32
@@ -55,6 +57,8 @@ class ActorSettings:
     def __post_init__(self) -> None:
         if self.span < 1:
             raise InputError(f"A goal must be allowed to be 1 control step away or more, not {self.span} (span).")
+        if not 0 <= self.ends <= 1:
+            raise InputError(f"The share of goals that are ends must lie in [0, 1], not {self.ends:g} (ends).")
         if not 0 <= self.ema < 1:
             raise InputError(f"The averaged weights' momentum (ema) must be at least 0 and below 1, not {self.ema:g}.")
 
@@ -78,7 +82,8 @@ class Relabelled(NamedTuple):
 
 class RelabelledBatches(HindsightFrames):
     """Batch number i of a run is a function of (seed, i) alone. Goals: the frame itself or a later one, up to `span`
-    control steps away, of what was done in one go: each distance as often as any that is left of it."""
+    control steps away, of what was done in one go: each distance as often as any that is left of it, but for the share
+    `ends` of them, which are its end."""
 
     def __init__(
         self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
@@ -121,7 +126,8 @@ class RelabelledBatches(HindsightFrames):
         episodes, _, now = self.moments(rng, count)
         rows = self._starts[episodes] + now
         most = np.minimum(self.settings.span, self._left[rows])
-        return rows, (rng.random(count) * (most + 1)).astype(np.int64)
+        away = (rng.random(count) * (most + 1)).astype(np.int64)
+        return rows, np.where(rng.random(count) < self.settings.ends, most, away)
 
     def _done(self, rows: np.ndarray, left: np.ndarray) -> Float[Tensor, "n t a"]:
         steps = np.minimum(np.arange(self.settings.ahead), np.maximum(left - 1, 0)[:, None])  # no further than that

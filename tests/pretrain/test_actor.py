@@ -209,6 +209,12 @@ def test_goals_are_of_what_was_done_in_one_go() -> None:
     given = ring.take, none, ring.actions, ring.lengths, range(40), SMALL, 500, 0
     rows, ahead = RelabelledBatches(*given, left)._drawn(np.random.default_rng(0), 500)
     assert (ahead <= left[rows]).all() and {0, 1, 2, 3, 4} == set(ahead.tolist())
+    given = *given[:5], replace(SMALL, ends=0.75, span=3), *given[6:]
+    rows, ahead = RelabelledBatches(*given, left)._drawn(np.random.default_rng(0), 500)
+    farthest = left[rows].clip(max=3)
+    assert (ahead <= farthest).all() and 0.75 < (ahead == farthest)[farthest > 0].mean() < 0.95
+    with pytest.raises(InputError, match="ends"):
+        replace(SMALL, ends=1.5)
 
 
 def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged(

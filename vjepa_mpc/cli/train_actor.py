@@ -22,6 +22,9 @@ def train_actor(
         None, help="Control steps that the actor says (default: as many as a plan of the model takes, 4 to 8)."
     ),
     span: int = typer.Option(16, help="Control steps that a goal is away at most, in its frame's episode."),
+    ends: float = typer.Option(
+        0.0, min=0, max=1, help="Share of goals that are where what was done in one go ended: what was meant."
+    ),
     ema: float = typer.Option(0.999, help="Momentum of the averaged weights, which are the ones kept; 0: no average."),
     components: int = typer.Option(4, help="Gaussians of the mixture: ways to a goal that differ."),
     channels: int = typer.Option(32, help="What is read at each position of the latents."),
@@ -63,7 +66,7 @@ def train_actor(
     own = choose_device(device)
     world = WorldModel.from_pretrained(model_folder(model), own)  # with its weights as they are stored
     settings = ActorSettings(
-        ahead=own_ahead(world) if ahead is None else ahead, span=span, ema=ema, components=components,
+        ahead=own_ahead(world) if ahead is None else ahead, span=span, ends=ends, ema=ema, components=components,
         channels=channels, width=width,
     )  # fmt: skip
     with training_progress("training", [settings, training]) as (progress, caching):
