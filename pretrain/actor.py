@@ -42,8 +42,8 @@ LEAST_AHEAD, MOST_AHEAD = 4, 8
 
 @dataclass(frozen=True)
 class ActorSettings:
-    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ends`: the share of
-    goals that are where what was done in one go ended (or `span` away). `ema`: of the averaged weights, each step.
+    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ends`: the share
+    of goals that are where what was done in one go ended (or `span` away). `ema`: of the averaged weights, each step.
     `components`, `channels`, `width`: see `ActorConfig`."""
 
     ahead: int = 8
