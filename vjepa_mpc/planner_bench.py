@@ -68,9 +68,9 @@ def _course(name: str, problems: str, plan: ActionPlan, total: float, timed: Tim
 class Judge:
     """A set of problems as optimisers from elsewhere see it: positions in [-1, 1] for the box, projected into it before
     they are judged, and one number, the cost with `PENALTY` times what is broken added. Keeps a course of the best
-    allowed candidates: what counts is the best that was judged, whatever the optimiser answers itself. At the end that
-    one is judged again without slopes, as our own answers are: through weights of half precision the two differ, and
-    the lowest of many is lower than it is."""
+    allowed candidates: what counts is the best that was judged, whatever the optimiser answers itself. What was best
+    with slopes asked for is judged again without them at the end, as our own answers are: through weights of half
+    precision the two differ, and the lowest of many is lower than it is."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems, self.timed = problems, Timed(problems.cost_fn)
@@ -78,7 +78,7 @@ class Judge:
         self.half = (problems.bounds.high / 2 - problems.bounds.low / 2).to(problems.init)
         self.points: list[tuple[int, tuple[float, ...], float]] = []
         self.best, self.spent = torch.full((len(problems.init),), torch.inf), 0
-        self.found = self.start
+        self.plain, self.sloped, self.place = self.best, self.best, self.start
         self.began, self.began_cpu = time.perf_counter(), time.process_time()
 
     @property
@@ -94,8 +94,12 @@ class Judge:
         broken = found.violation.sum(dim=-1)
         allowed = torch.where(broken == 0, found.cost, torch.inf).detach().to(self.best)
         lowest, which = allowed.min(dim=1)
-        place = inside.detach()[torch.arange(len(inside)), which]
-        self.found = torch.where((lowest < self.best)[:, None, None], place, self.found)
+        if positions.requires_grad:
+            place = inside.detach()[torch.arange(len(inside)), which]
+            self.place = torch.where((lowest < self.sloped)[:, None, None], place, self.place)
+            self.sloped = torch.minimum(self.sloped, lowest)
+        else:
+            self.plain = torch.minimum(self.plain, lowest)
         self.best = torch.minimum(self.best, lowest)
         self.spent += positions.shape[1]
         seconds = (time.perf_counter() - self.began) / len(positions)
@@ -110,9 +114,9 @@ class Judge:
         total = time.process_time() - self.began_cpu
         own = total - self.timed.seconds
         with torch.no_grad():
-            again = self._judged(self.found[:, None]).cost[:, 0].to(self.best)
+            again = self._judged(self.place[:, None]).cost[:, 0].to(self.best)
         spent, best, wall = zip(*self.points, strict=True)
-        last = torch.where(self.best < torch.inf, again, torch.inf)
+        last = torch.minimum(self.plain, torch.where(self.sloped < torch.inf, again, torch.inf))
         best = (*best[:-1], tuple(last.tolist()))
         return Course(name, self.problems.name, spent, best, wall, total, own, len(self.points))
 

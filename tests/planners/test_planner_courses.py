@@ -113,6 +113,9 @@ def test_what_a_judge_found_with_slopes_is_judged_again_without() -> None:
     reached = judge.course("theirs")
     assert reached.best[0] == pytest.approx((0.4, 0.15)) and reached.best[1] == pytest.approx((0.25, 0.25))
     assert reached.evaluations == (2, 4), "at no charge"
+    judge(torch.tensor([[[[0.125]]], [[[0.5]]]]))
+    assert judge.best.tolist() == pytest.approx([0.125, 0.15])
+    assert judge.course("theirs").best[2] == pytest.approx((0.125, 0.25)), "its own answer, told as it is, counts"
 
 
 @pytest.fixture(scope="module")
