@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,26 @@ def _parts(episode: Episode, findings: list[Finding], shift: int) -> Iterator[Ep
             episode.states[rows],
             actions[rows[:-1]],
             episode.times[rows],
-            episode.metadata,
+            _of_rows(episode.metadata, rows, length),
         )
+
+
+def _of_rows(metadata: Mapping[str, Any], rows: Int64[np.ndarray, "n"], length: int) -> dict[str, Any]:
+    """What an episode's metadata says of a stretch: lists of one entry a frame are cut, the frames that `behaviours`
+    begin at counted anew."""
+    told = {
+        name: [value[row] for row in rows] if isinstance(value, list) and len(value) == length else value
+        for name, value in metadata.items()
+    }
+    pieces = metadata.get("behaviours")
+    if isinstance(pieces, list):
+        try:
+            begun = [(int(first) - int(rows[0]), name) for first, name in pieces if first <= rows[-1]]
+        except (TypeError, ValueError):  # of another form, whose frames nobody knows
+            return {name: value for name, value in told.items() if name != "behaviours"}
+        before = [piece for piece in begun if piece[0] <= 0]
+        told["behaviours"] = [[max(first, 0), name] for first, name in begun[max(len(before) - 1, 0) :]]
+    return told
 
 
 def _stretches(good: Bool[np.ndarray, "t"], joined: Bool[np.ndarray, "t_minus_1"]) -> Iterator[Int64[np.ndarray, "_"]]:

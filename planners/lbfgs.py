@@ -196,10 +196,11 @@ def _dot(a: Float[Tensor, "b s d"], b: Float[Tensor, "b s d"]) -> Float[Tensor, 
 
 
 def _lengths(move: Float[Tensor, "b s d"], change: Float[Tensor, "b s d"]) -> Float[Tensor, "b s"]:
-    """The product of both lengths, in whatever unit the cost is: where squares of large slopes are not numbers, by
-    wider ones."""
+    """The product of both lengths, in whatever unit the cost is: where squares of slopes are too large or too small for
+    their type, by a wider one."""
     squares = _dot(move, move) * _dot(change, change)
-    if not math.isfinite(float(squares.sum())):
+    least, most = torch.aminmax(squares)
+    if not (float(least) > torch.finfo(squares.dtype).tiny and math.isfinite(float(most))):
         squares = _dot(move, move).double() * _dot(change.double(), change.double())
     return squares.sqrt()
 

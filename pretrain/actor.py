@@ -11,6 +11,8 @@ not jump about as they do.
 from __future__ import annotations
 
 import copy
+import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from vjepa_mpc.datasets.cache import LatentCache
 from vjepa_mpc.datasets.clips import split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import weights_hash
+from vjepa_mpc.exploration import WITH_A_GOAL
 from vjepa_mpc.pretrain.caching import cache_latents
 from vjepa_mpc.pretrain.hindsight import PAIRS, HindsightFrames, open_logs, run_on, with_steps, write_model
 from vjepa_mpc.pretrain.optimising import TrainSettings, follow
@@ -105,8 +108,7 @@ class RelabelledBatches(HindsightFrames):
         states, actions = store.states_and_actions()
         unit = np.where(limits > 0, limits, 1).astype(np.float32)
         lengths = np.asarray(store.lengths())
-        begins = [[first for first, _ in store.metadata(one).get("behaviours", ())] for one in range(len(store))]
-        left = steps_left(lengths, begins)
+        left = store_steps_left(store)
         return RelabelledBatches(latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left)
 
     def batch(self, step: int) -> Relabelled:
@@ -149,6 +151,22 @@ def steps_left(lengths: Int64[np.ndarray, "n"], begins: Sequence[Sequence[int]])
         following = np.minimum(np.searchsorted(ends, frames, side="right"), len(ends) - 1)
         left.append(np.maximum(ends[following] - frames, 0))
     return np.concatenate(left)
+
+
+def store_steps_left(store: ZarrStore) -> Int64[np.ndarray, "rows"]:
+    """`steps_left` of a store's episodes: what goes somewhere, as their metadata's `behaviours` say, is one thing to
+    do, what lies between another. Metadata of any other form says nothing."""
+    return steps_left(store.lengths(), [_begins(store.metadata(one).get("behaviours")) for one in range(len(store))])
+
+
+def _begins(behaviours: Any) -> list[int]:
+    if not isinstance(behaviours, list) or not all(
+        isinstance(piece, list) and len(piece) == 2 and type(piece[0]) is int and isinstance(piece[1], str)
+        for piece in behaviours
+    ):
+        return []
+    pairs = itertools.pairwise(behaviours)
+    return [here[0] for before, here in pairs if {before[1], here[1]} & set(WITH_A_GOAL)]
 
 
 class BestWeights(nn.Module):
@@ -259,7 +277,8 @@ def train_actor(
     actor = _fresh(model, settings, training.seed).to(device)
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
     recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}
-    begin(out, "actor", {**recorded, "model": weights_hash(model), "data": store.content_hash()})
+    goals = hashlib.sha256(store_steps_left(store).tobytes()).hexdigest()[:16]  # metadata is in no store's hash
+    begin(out, "actor", {**recorded, "goals": goals, "model": weights_hash(model), "data": store.content_hash()})
     latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
     limits = model.step_limits.cpu().numpy()
     data, chosen_by, fresh = (

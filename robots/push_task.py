@@ -70,6 +70,12 @@ class PushTask(Task):
             if self.distance(start, goal) >= self.min_start_distance_m:
                 return start, goal
 
+    def shown(self, state: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> bool:
+        """The block's angle on the short way round, and the same where the block looks the same."""
+        turned = np.array(state, dtype=np.float64)
+        turned[-1] = goal[-1] + wrapped(float(turned[-1]) - float(goal[-1]), self.same_after_rad)
+        return super().shown(turned, goal)
+
     def distance(self, state: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> float:
         moved = float(np.linalg.norm(np.asarray(state)[-3:-1] - np.asarray(goal)[-3:-1]))
         turned = wrapped(float(goal[-1]) - float(state[-1]), self.same_after_rad)

@@ -16,6 +16,8 @@ from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot, StateSpec
 
 Script = Callable[[np.ndarray], np.ndarray]
 """World state [w] to action [a]. Called once a control step; it may remember what it is about."""
+SHOWN = 0.02
+"""Of a value's range: what hardly any picture tells from the goal."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,14 @@ class Task(ABC):
         """The script as `collect` shows it: it makes the goal picture true in all that it shows, also where the task
         does not ask for it. The script itself, as a rule."""
         return self.script(goal)
+
+    def shown(self, state: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> bool:
+        """Whether `state` looks as `goal` does: each value within `SHOWN` of its range, on the short way round."""
+        spec = self.spec
+        wraps = np.array(spec.state_periodic) if self.world.names == spec.state_names else np.zeros(len(goal), bool)
+        size = np.array(self.world.high) - np.array(self.world.low)
+        away = np.abs(np.asarray(state) - np.asarray(goal))
+        return bool((np.where(wraps, np.minimum(away, size - away), away) <= SHOWN * size).all())
 
     def sub_goals(self, start: Float[np.ndarray, "w"], goal: Float[np.ndarray, "w"]) -> tuple[SubGoal, ...]:
         """What is shown as the goal, and until when: the goal alone, unless the task leads to it by way of others.

@@ -8,7 +8,7 @@ without a task):
 - `reach`: towards a random goal pose at a random speed, with noise; a new goal when it is reached (`smooth` for a
   robot whose state is not the sum of its actions);
 - `script`: the task's own script to a random goal of the task, at a random speed, with noise;
-- `demonstration`: the same at full speed, with less noise, until all of the goal picture is true; then to a new goal;
+- `demonstration`: the same at full speed, with less noise, until the goal picture is true (`Task.shown`);
 - `full_speed`: every component at its limit, up or down, or still;
 - `hold`: no action at all.
 """
@@ -32,9 +32,11 @@ from vjepa_mpc.robots.world import MujocoWorld, vary_world
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
 SEGMENT_STEPS = {
-    "smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "demonstration": (30, 60), "full_speed": (2, 8),
+    "smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "demonstration": (90, 90), "full_speed": (2, 8),
     "hold": (1, 4),
 }  # fmt: skip
+WITH_A_GOAL = ("reach", "script", "demonstration")
+"""Behaviours that go somewhere: what comes after one is no way to its goal."""
 APPEARANCE_SEEDS = 1_000_000  # collected looks have seeds below this; benchmark manifests use those above
 APPEARANCES = ("varied", "plain")
 
@@ -92,21 +94,26 @@ class EpisodeSettings:
 
 
 def check_behaviours(shares: Mapping[str, float]) -> None:
-    """`InputError` for behaviours that are not known, and shares that do not sum to one."""
+    """`InputError` for behaviours that are not known, and shares that do not sum to one but for rounding."""
     for kind, share in shares.items():
         if kind not in SEGMENT_STEPS:
             raise unknown_name("behaviour", kind, SEGMENT_STEPS)
         if not 0 < share <= 1:
             raise InputError(f"The share of {kind} is {share:g}; it must be above 0 and at most 1.")
-    if shares and abs(sum(shares.values()) - 1) > 1e-6:
+    if shares and abs(sum(shares.values()) - 1) > 0.011:
         raise InputError(f"The shares of behaviours must sum to 1, these to {sum(shares.values()):g}.")
 
 
 def mixture_of(settings: EpisodeSettings) -> Mapping[str, float]:
-    """The share of each behaviour, by its name."""
+    """The share of each behaviour, by its name. `InputError` for a script without a task."""
     task = settings.find_task()
-    mixture = dict(settings.behaviours) or (MIXTURE if task is None else task.mixture)
+    mixture = MIXTURE if task is None else task.mixture
+    if settings.behaviours:
+        total = sum(share for _, share in settings.behaviours)
+        mixture = {kind: share / total for kind, share in settings.behaviours}
     check_behaviours(mixture)
+    if task is None and ({"script", "demonstration"} & mixture.keys()):
+        raise InputError(f"What goes by a script needs the task whose script it is: name it beside {settings.robot}.")
     return mixture
 
 
@@ -144,7 +151,7 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
             contacts.append(touching)
         if step == steps - 1:
             break
-        if step == until:
+        if step == until or (isinstance(act, _Demonstrated) and act.done()):
             act, until = _draw_segment(robot, task, mixture, generator, step, segments)
         actions[step] = robot.apply(act(states[step].astype(np.float64)))
         observation = robot.observe()
@@ -180,11 +187,8 @@ def _draw_segment(
     segments.append((step, kind))
     until = step + int(generator.integers(low, high + 1))
     if kind in ("script", "demonstration"):
-        if task is None:
-            raise InputError(f"{robot.spec.name} has no task, and so no script to collect by.")
-        if kind == "demonstration":
-            return _Demonstrated(robot, task, generator, segments), until
-        return _Scripted(robot, task, generator), until
+        assert task is not None, "mixture_of refuses it"
+        return (_Scripted if kind == "script" else _Demonstrated)(robot, task, generator), until
     makers: dict[str, Callable[[RobotSpec, np.random.Generator], Act]]
     makers = {"smooth": _Smooth, "reach": _Reach, "full_speed": _full_speed, "hold": _hold}
     return makers[kind](robot.spec, generator), until
@@ -206,36 +210,25 @@ class _Scripted:
 
 
 class _Demonstrated:
-    """The task's demonstration to its goals, hardly disturbed. Whenever there is nothing left to do another goal is
-    drawn, and noted in `segments`."""
+    """The task's demonstration to one of its goals, hardly disturbed."""
 
-    def __init__(
-        self, robot: SimulatedRobot, task: Task, generator: np.random.Generator, segments: list[tuple[int, str]]
-    ) -> None:
+    def __init__(self, robot: SimulatedRobot, task: Task, generator: np.random.Generator) -> None:
         self._robot, self._task, self._generator = robot, task, generator
-        self._segments, self._step = segments, segments[-1][0]
-        self._half, world = _box(robot.spec)[1], task.world
-        self._range = np.array(world.high) - np.array(world.low)
+        self._half = _box(robot.spec)[1]
         self._noise = generator.uniform(0.0, 0.15)
-        self._begin()
+        self._goal = task.sample_pair(generator)[1]
+        self._show = task.demonstration(self._goal)
+        self._wanted = np.ones(0)
 
-    def _begin(self) -> None:
-        self._goal = self._task.sample_pair(self._generator)[1]
-        self._show = self._task.demonstration(self._goal)
+    def done(self) -> bool:
+        """Whether the goal picture is true, or nothing was left to do for it."""
+        nothing = len(self._wanted) > 0 and bool((self._wanted == 0).all())
+        return nothing or self._task.shown(self._robot.true_state(), self._goal)
 
     def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
-        true = self._robot.true_state()
-        wanted = self._show(true)
-        away = np.abs(self._goal - true)
-        away = np.minimum(away, self._range - away)  # of angles; of the rest, one end of the world from the other
-        if (away < 0.02 * self._range).all() or (np.abs(wanted) < 0.05 * self._half).all():
-            self._begin()
-            wanted = self._show(true)
-            if self._step > self._segments[-1][0]:
-                self._segments.append((self._step, "demonstration"))
-        self._step += 1
+        self._wanted = self._show(self._robot.true_state())
         noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
-        return _clip(self._robot.spec, wanted + noise)
+        return _clip(self._robot.spec, self._wanted + noise)
 
 
 class _Smooth:

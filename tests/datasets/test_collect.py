@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from toy_trajectories import toy_episode, toy_spec
 
+from vjepa_mpc.cli.main import main
 from vjepa_mpc.collect import CollectSettings, collect
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.store import ZarrStore
@@ -226,3 +227,36 @@ def bytes_of(store: Path) -> dict[str, bytes]:
     files.pop("meta/writer.lock", None)
     files["zarr.json"] = re.sub(rb'"commit": [^,]*,', b"", files["zarr.json"])
     return files
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["smooth"], "write demonstration=0.8"), (["smooth=half"], "write demonstration=0.8"),
+        (["smooth=0.5", "smooth=0.5"], "given twice"), (["smoth=1"], "did you mean 'smooth'"),
+        (["smooth=0.5"], "must sum to 1"), (["demonstration=1"], "needs the task"),
+    ],
+)  # fmt: skip
+def test_behaviours_that_cannot_be_are_refused_before_anything_is_made(
+    given: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robot = ["--robot", "vjepa_mpc.robots.push_t:PushT"] if words == "needs the task" else ["--task", "push-t"]
+    line = ["collect", *robot, "--out", str(tmp_path / "a.zarr")]
+    with pytest.raises(SystemExit) as left:
+        main([*line, *(word for one in given for word in ("--behaviour", one))])
+    assert left.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.gl
+def test_a_store_of_behaviours_is_gone_on_with_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["collect", "--task", "push-t", "--size", "32", "--frames", "12", "--workers", "1", "--json"]
+    shares = ["--behaviour", "demonstration=0.75", "--behaviour", "smooth=0.25"]
+    for episodes, asked in (("1", shares), ("2", [*shares[2:], *shares[:2]])):
+        with pytest.raises(SystemExit) as left:
+            main([*line, "--out", str(tmp_path / "a.zarr"), "--episodes", episodes, *asked])
+        assert not left.value.code
+        assert json.loads(capsys.readouterr().out)["added"] == 1
+    with pytest.raises(SystemExit):
+        main([*line, "--out", str(tmp_path / "a.zarr"), "--episodes", "3"])
+    assert "another recipe" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from vjepa_mpc.datasets import importing
 from vjepa_mpc.datasets.copying import held_out, merge, recording, split
 from vjepa_mpc.datasets.episode import Episode, StoreSpec
 from vjepa_mpc.datasets.importing import ImportSettings, prepare
-from vjepa_mpc.datasets.mending import mend
+from vjepa_mpc.datasets.mending import _of_rows, mend
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.datasets.validation import validate
 
@@ -318,3 +318,16 @@ def test_exports_refuse_what_they_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(InputError, match="already exists"):
         run("export", str(store.path), str(tmp_path / "b"))
+
+
+def test_what_metadata_says_of_frames_is_cut_with_them() -> None:
+    frames = [[float(frame)] for frame in range(6)]
+    told = {"world_states": frames, "contacts": [True] * 6, "index": 3, "colours": [1, 2]}
+    pieces = [[0, "smooth"], [1, "script"], [3, "hold"], [5, "reach"]]
+    cut = _of_rows({**told, "behaviours": pieces}, np.arange(2, 5), 6)
+    assert cut["world_states"] == frames[2:5] and cut["contacts"] == [True] * 3
+    assert cut["index"] == 3 and cut["colours"] == [1, 2] and cut["behaviours"] == [[0, "script"], [1, "hold"]]
+    assert _of_rows({"behaviours": pieces}, np.arange(6), 6)["behaviours"] == pieces
+    for other in (["smooth", "hold"], [{"first": 0}], [[None, "hold"]]):
+        assert "behaviours" not in _of_rows({"behaviours": other, "seed": 1}, np.arange(2), 6), "frames unknown"
+    assert _of_rows({"behaviours": "all smooth"}, np.arange(2), 6) == {"behaviours": "all smooth"}

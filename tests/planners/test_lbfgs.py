@@ -10,7 +10,7 @@ import torch
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.planners import LBFGS, Bounds, Budget, Evaluation, GradientPlanner, GradientSettings, LBFGSSettings
-from vjepa_mpc.planners.lbfgs import LBFGSProposal, Pairs, _direction, _free
+from vjepa_mpc.planners.lbfgs import LBFGSProposal, Pairs, _direction, _free, _lengths
 from vjepa_mpc.planners.positions import Positions
 from vjepa_mpc.planners.testing import Bowl, box, solve
 
@@ -150,3 +150,10 @@ def test_a_horizon_of_ten_through_a_stiff_rollout_stays_finite() -> None:
     newton = solve(LBFGS(box(1), LBFGSSettings(steps=40)), cost, torch.zeros(1, 10, 1))
     adam = solve(GradientPlanner(box(1), GradientSettings(steps=40)), cost, torch.zeros(1, 10, 1))
     assert float(newton.cost[0]) < 0.1 and float(adam.cost[0]) < 0.01 * start
+
+
+@pytest.mark.parametrize("unit", [1e-35, 1e-22, 1.0, 1e22, 1e35])
+def test_lengths_of_any_unit(unit: float) -> None:
+    move, change = torch.randn(2, 1, 3, 7, generator=torch.Generator().manual_seed(0)).unbind(0)
+    wanted = move.norm(dim=2).double() * change.double().norm(dim=2) * unit
+    torch.testing.assert_close(_lengths(move, change * unit).double(), wanted, rtol=1e-5, atol=0.0)

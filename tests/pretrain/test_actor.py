@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moving_dot import LIMIT, PREDICTOR, episode, make_store, training
+from moving_dot import LIMIT, PREDICTOR, episode, make_store, spec, training
 
 from vjepa_mpc.actor import Actor, ActorConfig, Mixture
 from vjepa_mpc.cli.building import control_settings
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, folded
 from vjepa_mpc.core.errors import InputError
+from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.planners.base import ActionPlan
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.policies import ActorPolicy
@@ -27,6 +28,7 @@ from vjepa_mpc.pretrain.actor import (
     RelabelledBatches,
     likelihood_of,
     steps_left,
+    store_steps_left,
     train_actor,
 )
 from vjepa_mpc.pretrain.run import train_world_model
@@ -217,6 +219,21 @@ def test_goals_are_of_what_was_done_in_one_go() -> None:
         replace(SMALL, ends=1.5)
 
 
+def test_what_goes_somewhere_is_one_thing_to_do(tmp_path: Path) -> None:
+    pieces: list[Any] = [
+        [[0, "smooth"], [2, "hold"], [3, "script"], [5, "full_speed"], [6, "demonstration"]],
+        None, [["reach", 0]], [{"first": 0}], ["reach", "hold"], [[0, "reach"], [4, "reach"]],
+    ]  # fmt: skip
+    with ZarrStore.create(tmp_path / "told.zarr", spec()) as writer:
+        for told in pieces:
+            metadata = {} if told is None else {"behaviours": told}
+            writer.append(replace(episode(0, 8), metadata=metadata))
+    left = store_steps_left(ZarrStore.open(tmp_path / "told.zarr")).reshape(len(pieces), 8)
+    assert left[0].tolist() == [3, 2, 1, 2, 1, 1, 1, 0]
+    assert (left[1:5] == np.arange(7, -1, -1)).all(), "metadata of another form says nothing"
+    assert left[5].tolist() == [4, 3, 2, 1, 3, 2, 1, 0]
+
+
 def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +255,9 @@ def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged(
     learner.look(3)
     held = data.held(20)
     assert torch.equal(learner.kept.latest, likelihood_of(held, said(model, learner.averaged, held)))
+    learner.kept.best.fill_(-torch.inf)
+    learner.look(4)
+    assert torch.equal(learner.kept.actor.read.bias, learner.averaged.read.bias)
     learner.after_step(100)
     torch.testing.assert_close(learner.averaged.read.bias, 0.5 * wanted + 0.5 * actor.read.bias)
     with pytest.raises(InputError, match="below 1"):

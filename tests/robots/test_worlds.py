@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,25 +367,61 @@ def test_a_demonstration_brings_the_pusher_to_its_place_too(name: str) -> None:
 
 
 def test_behaviours_are_mixed_as_asked() -> None:
-    asked = (("demonstration", 0.75), ("smooth", 0.25))
+    asked = (("demonstration", 0.33), ("smooth", 0.66))  # as one writes a third and two
     settings = EpisodeSettings(robot="push-t", frames=60, behaviours=asked)
     with make_robot("push-t", camera_size=8) as world:  # type: ignore[attr-defined]
         episodes = [simulate_episode(world, settings, index) for index in range(12)]
     kinds = [kind for episode in episodes for _, kind in episode.metadata["behaviours"]]
-    assert mixture_of(settings) == dict(asked) and set(kinds) == {"demonstration", "smooth"}
-    assert kinds.count("demonstration") > kinds.count("smooth")
-    for episode in episodes:  # a new goal is noted where the block has come to the last one, or near enough
-        begins = [first for first, _ in episode.metadata["behaviours"]]
-        assert begins == sorted(set(begins)) and max(begins) < 59
-    assert any(kinds[0] == kinds[1] == "demonstration" for kinds in (
-        [kind for _, kind in episode.metadata["behaviours"]][:2] for episode in episodes
-    ))  # fmt: skip
+    assert set(kinds) == {"demonstration", "smooth"} and kinds.count("smooth") > kinds.count("demonstration")
+    assert mixture_of(settings) == pytest.approx({"demonstration": 1 / 3, "smooth": 2 / 3}, abs=1e-6)
     for wrong, why in (
         ((("demonstrate", 1.0),), "demonstration"), ((("smooth", 0.5),), "sum to 1"), ((("hold", -1.0),), "above 0"),
         ((("hold", float("nan")),), "above 0"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=why):
             EpisodeSettings(robot="push-t", behaviours=wrong)
+
+
+@pytest.mark.parametrize("name", ["push-t", "jaco-push"])
+def test_a_demonstration_lasts_until_its_goal_is_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, goals = find_task(name), []
+    plain = type(task).demonstration
+
+    def noted(self: Any, goal: np.ndarray) -> Any:
+        goals.append(goal)
+        return plain(self, goal)
+
+    monkeypatch.setattr(type(task), "demonstration", noted)
+    settings = EpisodeSettings(robot=name, frames=240, behaviours=(("demonstration", 1.0),))
+    with make_robot(name, camera_size=8) as world:  # type: ignore[attr-defined]
+        episode = simulate_episode(world, settings, 3)
+    begins = [first for first, _ in episode.metadata["behaviours"]]
+    assert len(begins) == len(goals) > 2
+    states = np.array(episode.metadata["world_states"])
+    lasted = np.diff(begins)
+    there = [task.shown(states[end], goal) for end, goal in zip(begins[1:], goals, strict=False)]
+    near = [task.distance(states[end], goal) < 0.02 for end, goal in zip(begins[1:], goals, strict=False)]
+    assert all(done or steps == 90 for done, steps in zip(near, lasted, strict=True)) and sum(there) > len(there) / 2
+
+
+def test_what_a_picture_shows() -> None:
+    pushing, turning = find_task("jaco-push"), find_task("reacher")
+    goal = np.array([0.0, -0.45, 0.1, 0.02, -0.45, 3.0])
+    assert pushing.shown(goal + np.array([0.005, 0, 0, 0, 0.005, 0.05 - 2 * np.pi]), goal)
+    assert pushing.shown(goal - np.array([0, 0, 0, 0, 0, np.pi]), goal), "half a turn of a brick"
+    assert not find_task("push-t").shown(np.array([0.0, 0, 0, 0, 3.0 - np.pi]), np.array([0.0, 0, 0, 0, 3.0]))
+    for index in range(6):
+        assert not pushing.shown(goal + 0.3 * np.eye(6)[index] * (5 if index == 5 else 1), goal), index
+    low, high = np.array(turning.spec.state_low), np.array(turning.spec.state_high)
+    assert turning.shown(np.array([low[0], 0.5]), np.array([high[0], 0.5])), "a joint that turns on"
+    assert not turning.shown(np.array([0.0, low[1]]), np.array([0.0, high[1]])), "and one that does not"
+
+
+def test_a_script_needs_its_task() -> None:
+    place = "vjepa_mpc.robots.push_t:PushT"
+    for kind in ("script", "demonstration"):
+        with pytest.raises(InputError, match="needs the task"):
+            mixture_of(EpisodeSettings(robot=place, behaviours=((kind, 1.0),)))
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -58,7 +58,7 @@ def collect(
         appearance_fraction=fraction,
         camera_size=size,
         factors=tuple(sorted(parse_levels(vary).items())),
-        behaviours=tuple(_shares(behaviour)),
+        behaviours=tuple(sorted(_shares(behaviour).items())),
     )
     settings = CollectSettings(out, episodes, usable_cores() if workers is None else workers, episode)
     with _progress(frames) as show:
@@ -76,8 +76,8 @@ def collect(
         raise typer.Exit(130)
 
 
-def _shares(texts: list[str]) -> list[tuple[str, float]]:
-    """`demonstration=0.8`: behaviours and their shares, in the order given."""
+def _shares(texts: list[str]) -> dict[str, float]:
+    """`demonstration=0.8`: behaviours and their shares."""
     from vjepa_mpc.core.errors import InputError
 
     shares: dict[str, float] = {}
@@ -90,7 +90,7 @@ def _shares(texts: list[str]) -> list[tuple[str, float]]:
         if name in shares:
             raise InputError(f"--behaviour {name} is given twice; give each behaviour one share.")
         shares[name] = number
-    return list(shares.items())
+    return shares
 
 
 class _progress:
