@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moving_dot import LIMIT, PREDICTOR, episode, make_store, spec, training
+from moving_dot import LIMIT, episode, make_store, spec, training
 
 from vjepa_mpc.actor import Actor, ActorConfig, Mixture
 from vjepa_mpc.cli.building import control_settings
@@ -31,7 +31,6 @@ from vjepa_mpc.pretrain.actor import (
     store_steps_left,
     train_actor,
 )
-from vjepa_mpc.pretrain.run import train_world_model
 from vjepa_mpc.pretrain.source import Source
 from vjepa_mpc.robots.base import Observation
 from vjepa_mpc.world_model import SearchDefaults, WorldModel
@@ -152,18 +151,6 @@ def test_sizes_that_mean_nothing_are_refused(changes: dict[str, Any]) -> None:
         replace(ActorConfig(1, 3, 0, actions=2), **changes)
     with pytest.raises(InputError, match="1 control step away"):
         replace(SMALL, span=0)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("dots") / "dots.zarr")
-
-
-@pytest.fixture(scope="module")
-def plain(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("plain")
-    train_world_model(Source(store), out, "pixels", PREDICTOR, training(3), CPU)
-    return out / "model"
 
 
 def trained(store: Path, plain: Path, out: Path, **more: Any) -> Any:

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moving_dot import PREDICTOR, episode, make_store, training
+from moving_dot import episode, training
 
 from vjepa_mpc.cli.building import control_settings
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import GoalDistance, StepsToGoal, over_horizon
 from vjepa_mpc.critic import Critic, CriticConfig
 from vjepa_mpc.pretrain.critic import CriticSettings, HindsightBatches, expectile_error, temporal_error, train_critic
-from vjepa_mpc.pretrain.run import train_world_model
 from vjepa_mpc.pretrain.source import Source
 from vjepa_mpc.rollout import Rollout
 from vjepa_mpc.world_model import SearchDefaults, WorldModel
@@ -131,18 +130,6 @@ def test_the_expectile_is_that_of_its_definition() -> None:
 def test_settings_that_mean_nothing_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         replace(SMALL, **changes)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("dots") / "dots.zarr")
-
-
-@pytest.fixture(scope="module")
-def plain(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("plain")
-    train_world_model(Source(store), out, "pixels", PREDICTOR, training(3), CPU)
-    return out / "model"
 
 
 def trained(store: Path, plain: Path, out: Path, **more: Any) -> Any:
