@@ -40,8 +40,12 @@ class Course:
 
     def median_at(self, evaluations: int) -> float:
         """The median over problems of the best cost after at most so many evaluations (+inf before the first)."""
+        return _median(self.at(evaluations))
+
+    def at(self, evaluations: int) -> tuple[float, ...]:
+        """The best costs after at most so many evaluations (+inf before the first)."""
         known = [row for spent, row in zip(self.evaluations, self.best, strict=True) if spent <= evaluations]
-        return _median(known[-1]) if known else math.inf
+        return known[-1] if known else (math.inf,) * len(self.best[0])
 
     def evaluations_to(self, cost: float) -> int | None:
         """Evaluations until the median is no more than `cost`; None if it never is."""
@@ -131,13 +135,16 @@ def summary(courses: Sequence[Course], budget: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Bar:
-    """One thing that the table should show: what, on which problems, the two numbers compared, and whether it does."""
+    """One thing that the table should show: what, on which problems, the two numbers compared, and whether it does. The
+    numbers are medians over `count` problems, of which our cost is the lower one on `lower_on`."""
 
     what: str
     problems: str
     ours: float | None
     theirs: float | None
     met: bool
+    lower_on: int
+    count: int
 
 
 def bars(courses: Sequence[Course], budget: int) -> list[Bar]:
@@ -147,14 +154,19 @@ def bars(courses: Sequence[Course], budget: int) -> list[Bar]:
     for problems in dict.fromkeys(course.problems for course in courses):
         here = {course.planner: course for course in courses if course.problems == problems}
         if PUBLISHED in here and DEFAULT in here:
-            ours, theirs = here[DEFAULT].median_at(QUARTER), here[PUBLISHED].median_at(PUBLISHED_EVALUATIONS + 1)
-            found.append(Bar("default at a quarter", problems, _known(ours), _known(theirs), ours <= theirs))
+            theirs = here[PUBLISHED].at(PUBLISHED_EVALUATIONS + 1)
+            found.append(_bar("default at a quarter", problems, here[DEFAULT].at(QUARTER), theirs))
         for name, course in here.items():
-            peers = [other.median_at(budget) for key, other in here.items() if algorithm_of_peer(key) == name]
+            peers = [other.at(budget) for key, other in here.items() if algorithm_of_peer(key) == name]
             if peers:
-                ours, theirs = course.median_at(budget), min(peers)
-                found.append(Bar(f"{name} against the peer's", problems, _known(ours), _known(theirs), ours <= theirs))
+                found.append(_bar(f"{name} against the peer's", problems, course.at(budget), min(peers, key=_median)))
     return found
+
+
+def _bar(what: str, problems: str, ours: Sequence[float], theirs: Sequence[float]) -> Bar:
+    lower = sum(one < other for one, other in zip(ours, theirs, strict=True))
+    one, other = _median(ours), _median(theirs)
+    return Bar(what, problems, _known(one), _known(other), one <= other, lower, len(ours))
 
 
 def algorithm_of_peer(name: str) -> str | None:

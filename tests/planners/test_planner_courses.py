@@ -74,6 +74,18 @@ def test_bars_compare_a_quarter_of_the_published_evaluations_and_the_best_of_the
     assert algorithm_of_peer("swm-gradient-adam") == "gradient" and algorithm_of_peer("cem") is None
 
 
+def test_a_bar_says_on_how_many_problems_ours_is_the_lower_one() -> None:
+    table = [
+        Course("gradient", "a set", (1000,), ((1.0, 2.0, 3.0),), (0.1,)),
+        Course("swm-gradient", "a set", (1000,), ((1.5, 1.9, 3.0),), (0.1,)),
+    ]
+    (bar,) = bars(table, 2000)
+    assert not bar.met and (bar.ours, bar.theirs) == (2.0, 1.9), "medians decide"
+    assert (bar.lower_on, bar.count) == (1, 3), "equal is not lower"
+    (early,) = bars(table, 500)
+    assert early.ours is None and early.theirs is None and early.lower_on == 0
+
+
 def test_costs_that_are_never_allowed_are_no_numbers_in_json() -> None:
     row = summary([course(PUBLISHED, 1.0), course("cem", math.inf, math.inf)], 2000)[1]
     assert row["median"] is None and row["evaluations_to_published"] is None and row["count"] == 2

@@ -278,7 +278,8 @@ def _print(record: dict[str, Any], out: Path) -> None:
     for bar in record["bars"]:
         held = "yes" if bar["met"] else "NO"
         screen.print(
-            f"{held:>3}: {bar['what']}, {bar['problems']}: {_cost(bar['ours'])} to {_cost(bar['theirs'])}",
+            f"{held:>3}: {bar['what']}, {bar['problems']}: {_cost(bar['ours'])} to {_cost(bar['theirs'])}, lower on "
+            f"{bar['lower_on']} of {bar['count']}",
             highlight=False,
         )
     for gain in record["batches"]:
