@@ -52,33 +52,32 @@ def measure(name: str, planner: Planner, problems: Problems, budget: int, seed: 
     began = time.process_time()
     plan = planner.plan(timed, problems.init, budget=Budget(max_evaluations=budget), generators=generators)
     total = time.process_time() - began
-    return _course(name, problems.name, plan, total, timed)
+    return _course(name, problems, plan, total, timed)
 
 
-def _course(name: str, problems: str, plan: ActionPlan, total: float, timed: Timed) -> Course:
+def _course(name: str, problems: Problems, plan: ActionPlan, total: float, timed: Timed) -> Course:
+    last = torch.where(plan.cost < torch.inf, problems.judged(plan.actions), torch.inf)
     spent = [record.evaluations for record in plan.iterations] + [plan.evaluations]
-    best = [record.best for record in plan.iterations] + [tuple(plan.cost.tolist())]
+    best = [record.best for record in plan.iterations] + [tuple(last.tolist())]
     wall = [record.seconds / len(plan.cost) for record in plan.iterations] + [plan.seconds / len(plan.cost)]
     iterations = max(1, len(plan.iterations))
     return Course(
-        name, problems, tuple(spent), tuple(best), tuple(wall), total, total - timed.seconds, iterations
+        name, problems.name, tuple(spent), tuple(best), tuple(wall), total, total - timed.seconds, iterations
     )
 
 
 class Judge:
     """A set of problems as optimisers from elsewhere see it: positions in [-1, 1] for the box, projected into it before
     they are judged, and one number, the cost with `PENALTY` times what is broken added. Keeps a course of the best
-    allowed candidates: what counts is the best that was judged, whatever the optimiser answers itself. What was best
-    with slopes asked for is judged again without them at the end, as our own answers are: through weights of half
-    precision the two differ, and the lowest of many is lower than it is."""
+    allowed candidates: what counts is the best that was judged, whatever the optimiser answers itself, and at the end
+    what that costs exactly, as of our own answers (`Problems.judged`)."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems, self.timed = problems, Timed(problems.cost_fn)
         self.centre = (problems.bounds.high / 2 + problems.bounds.low / 2).to(problems.init)
         self.half = (problems.bounds.high / 2 - problems.bounds.low / 2).to(problems.init)
         self.points: list[tuple[int, tuple[float, ...], float]] = []
-        self.best, self.spent = torch.full((len(problems.init),), torch.inf), 0
-        self.plain, self.sloped, self.place = self.best, self.best, self.start
+        self.best, self.place, self.spent = torch.full((len(problems.init),), torch.inf), self.start, 0
         self.began, self.began_cpu = time.perf_counter(), time.process_time()
 
     @property
@@ -90,35 +89,30 @@ class Judge:
     def __call__(self, positions: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n"]:
         """The number told; `n` evaluations of every problem. Slopes pass the projection as if it were not there."""
         inside = positions + (positions.clamp(-1, 1) - positions).detach()
-        found = self._judged(inside)
+        found = self.timed(self._actions(inside), torch.arange(len(inside)))
         broken = found.violation.sum(dim=-1)
         allowed = torch.where(broken == 0, found.cost, torch.inf).detach().to(self.best)
         lowest, which = allowed.min(dim=1)
-        if positions.requires_grad:
-            place = inside.detach()[torch.arange(len(inside)), which]
-            self.place = torch.where((lowest < self.sloped)[:, None, None], place, self.place)
-            self.sloped = torch.minimum(self.sloped, lowest)
-        else:
-            self.plain = torch.minimum(self.plain, lowest)
+        place = inside.detach()[torch.arange(len(inside)), which]
+        self.place = torch.where((lowest < self.best)[:, None, None], place, self.place)
         self.best = torch.minimum(self.best, lowest)
         self.spent += positions.shape[1]
         seconds = (time.perf_counter() - self.began) / len(positions)
         self.points.append((self.spent, tuple(self.best.tolist()), seconds))
         return found.cost + PENALTY * broken
 
-    def _judged(self, inside: Float[Tensor, "b n h a"]) -> Evaluation:
-        return self.timed(self.centre + self.half * inside, torch.arange(len(inside)))
-
     def course(self, name: str) -> Course:
-        """What was reached so far; the last word is without slopes, at no charge."""
+        """What was reached so far; the last word is exact, at no charge."""
         total = time.process_time() - self.began_cpu
         own = total - self.timed.seconds
-        with torch.no_grad():
-            again = self._judged(self.place[:, None]).cost[:, 0].to(self.best)
+        answers = self.problems.judged(self._actions(self.place[:, None])[:, 0]).to(self.best)
+        last = torch.where(self.best < torch.inf, answers, torch.inf)
         spent, best, wall = zip(*self.points, strict=True)
-        last = torch.minimum(self.plain, torch.where(self.sloped < torch.inf, again, torch.inf))
         best = (*best[:-1], tuple(last.tolist()))
         return Course(name, self.problems.name, spent, best, wall, total, own, len(self.points))
+
+    def _actions(self, inside: Float[Tensor, "b n h a"]) -> Float[Tensor, "b n h a"]:
+        return self.centre + self.half * inside
 
 
 def measure_pycma(problems: Problems, budget: int, seed: int = 0, std: float = 0.3) -> Course:

@@ -34,13 +34,21 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Problems:
-    """A set of planning problems that are solved in one batch. `lowest`: the cost of the answer, where known."""
+    """A set of planning problems that are solved in one batch. `lowest`: the cost of the answer, where known. `exact`:
+    the same cost without the roundings of `cost_fn`, by which answers are judged (None: `cost_fn` has none)."""
 
     name: str
     cost_fn: CostFunction
     init: Float[Tensor, "b h a"]
     bounds: Bounds
     lowest: float | None = None
+    exact: CostFunction | None = None
+
+    @torch.no_grad()
+    def judged(self, answers: Float[Tensor, "b h a"]) -> Float[Tensor, "b"]:
+        """What an answer to each problem costs."""
+        judge = self.exact or self.cost_fn
+        return judge(answers[:, None], torch.arange(len(answers))).cost[:, 0]
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,10 @@ def pairs_through_model(
 
     `horizon`: by default as far as the model was trained to see, and 5 at least. Further than it was trained to see
     its predictions are fed back (`OneByOne`), and a model step of several control steps is cut into `horizon`
-    shorter ones, so that the whole plan spans what one model step does. `InputError` where that cannot be done.
+    shorter ones, so that the whole plan spans what one model step does. Answers are judged through the same weights in
+    float32: rounded to bfloat16 on the way, the cost of one plan comes out up to some 1e-3 apart, by the candidates
+    beside it and by whether slopes are asked for, so that the lowest of many is lower than it is. `InputError` where
+    that cannot be done.
     """
     config, views = model.config, []
     ahead = max(LEAST_HORIZON, model.longest_horizon) if horizon is None else horizon
@@ -150,8 +161,11 @@ def pairs_through_model(
         torch.zeros(count, frames - 1, size),
     )
     kind = OneByOne if fed_back else PlanningCost
-    cost = kind(model, context, [GoalDistance(goals)], [StateBox(model.states)], chunk=CHUNK)
+    cost, exact = (
+        kind(world, context, [GoalDistance(goals)], [StateBox(world.states)], chunk=CHUNK)
+        for world in (model, model.in_single_precision())
+    )
     bounds, span = model.action_bounds, max(1, config.stride // ahead) if fed_back else config.stride
     shorter = Bounds(bounds.low * (span / config.stride), bounds.high * (span / config.stride))
     name = f"{config.robot.name}, {ahead} steps of {size}"
-    return Problems(name, cost, torch.zeros(count, ahead, size), shorter)
+    return Problems(name, cost, torch.zeros(count, ahead, size), shorter, exact=exact)

@@ -190,11 +190,19 @@ class WorldModel(nn.Module):
 
     def draft(self, blocks: int) -> WorldModel:
         """This model with the first `blocks` blocks of its predictor alone: the same weights, not a copy of them."""
-        rough = copy.copy(self)
-        rough._modules = dict(self._modules)
-        rough.predictor = self.predictor.first_blocks(blocks)
+        rough = self._with(self.predictor.first_blocks(blocks))
         rough.config = replace(self.config, predictor=rough.predictor.config)
         return rough
+
+    def in_single_precision(self) -> WorldModel:
+        """This model predicting in float32, with weights of the values that they have now; the rest is the same, not a
+        copy of it."""
+        return self._with(copy.deepcopy(self.predictor).float())
+
+    def _with(self, predictor: ActionConditionedPredictor) -> WorldModel:
+        other = copy.copy(self)
+        other._modules = {**self._modules, "predictor": predictor}
+        return other
 
     @property
     def longest_horizon(self) -> int:

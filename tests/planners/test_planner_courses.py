@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -13,7 +14,7 @@ from tiny_world import save_tiny_model
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.costs import PlanningCost
-from vjepa_mpc.planner_bench import PENALTY, Judge, measure_pycma
+from vjepa_mpc.planner_bench import PENALTY, Judge, measure, measure_pycma
 from vjepa_mpc.planner_courses import (
     DEFAULT,
     PUBLISHED,
@@ -26,7 +27,7 @@ from vjepa_mpc.planner_courses import (
     summary,
 )
 from vjepa_mpc.planner_problems import LEAST_HORIZON, OneByOne, Problems, pairs_through_model
-from vjepa_mpc.planners import CEM, Bounds, Budget, CEMSettings, Evaluation
+from vjepa_mpc.planners import CEM, Bounds, Budget, CEMSettings, Evaluation, GradientPlanner, GradientSettings
 from vjepa_mpc.predictor import PredictorConfig
 from vjepa_mpc.robots.reacher import Reacher
 from vjepa_mpc.robots.tasks import Pair
@@ -113,12 +114,24 @@ def test_a_judge_projects_prices_and_counts_the_allowed_alone() -> None:
     assert list(reached.wall) == sorted(reached.wall)
 
 
-def test_what_a_judge_found_with_slopes_is_judged_again_without() -> None:
-    def rough(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:  # lower by 0.1 where slopes are asked for
-        cost = actions.abs().sum(dim=(2, 3)) - 0.1 * actions.requires_grad
-        return Evaluation(cost, actions.new_zeros(*cost.shape, 0))
+def bowl(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+    cost = actions.abs().sum(dim=(2, 3))
+    return Evaluation(cost, actions.new_zeros(*cost.shape, 0))
 
-    judge = Judge(Problems("rough", rough, torch.full((2, 1, 1), 0.9), Bounds(-torch.ones(1), torch.ones(1))))
+
+def rounded(actions: torch.Tensor, problems: torch.Tensor) -> Evaluation:
+    """The bowl, lower by 0.1 where slopes are asked for."""
+    found = bowl(actions, problems)
+    return Evaluation(found.cost - 0.1 * actions.requires_grad, found.violation)
+
+
+ROUNDED = Problems(
+    "rounded", rounded, torch.full((2, 1, 1), 0.9), Bounds(-torch.ones(1), torch.ones(1)), exact=bowl
+)
+
+
+def test_the_best_that_a_judge_was_shown_is_judged_exactly_in_the_end() -> None:
+    judge = Judge(ROUNDED)
     for places in ([[[[0.5]], [[0.75]]], [[[0.5]], [[-0.25]]]], [[[[1.0]], [[0.25]]], [[[0.625]], [[0.5]]]]):
         judge(torch.tensor(places, requires_grad=True))
     assert judge.best.tolist() == pytest.approx([0.15, 0.15])
@@ -126,8 +139,17 @@ def test_what_a_judge_found_with_slopes_is_judged_again_without() -> None:
     assert reached.best[0] == pytest.approx((0.4, 0.15)) and reached.best[1] == pytest.approx((0.25, 0.25))
     assert reached.evaluations == (2, 4), "at no charge"
     judge(torch.tensor([[[[0.125]]], [[[0.5]]]]))
-    assert judge.best.tolist() == pytest.approx([0.125, 0.15])
-    assert judge.course("theirs").best[2] == pytest.approx((0.125, 0.25)), "its own answer, told as it is, counts"
+    assert judge.course("theirs").best[2] == pytest.approx((0.125, 0.25)), "an answer counts where it is the best"
+
+
+def test_our_own_answers_are_judged_exactly_too() -> None:
+    steep = GradientPlanner(ROUNDED.bounds, GradientSettings(starts=1, steps=3, learning_rate=0.05))
+    reached = measure("gradient", steep, ROUNDED, 20)
+    assert reached.best[2][0] < reached.best[-1][0], "slopes were asked for on the way"
+    solved = steep.plan(
+        bowl, ROUNDED.init, budget=Budget(), generators=[torch.Generator().manual_seed(i) for i in range(2)]
+    )
+    assert reached.best[-1] == pytest.approx(tuple(solved.actions.abs().flatten().tolist()))
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +188,21 @@ def test_a_slope_reaches_every_action_of_what_is_fed_back(short_sighted: WorldMo
     actions = torch.full((1, 1, LEAST_HORIZON, 2), 0.1, requires_grad=True)
     (slope,) = torch.autograd.grad(work.cost_fn(actions, torch.arange(1)).cost.sum(), actions)
     assert (slope.abs() > 0).all()
+
+
+def test_answers_through_a_model_are_judged_in_single_precision(short_sighted: WorldModel) -> None:
+    model = copy.deepcopy(short_sighted).for_planning()
+    with Reacher(64, backend="rays") as robot:
+        work = pairs_through_model(model, robot, PAIRS)
+    answers = 0.5 * torch.randn(2, LEAST_HORIZON, 2, generator=torch.Generator().manual_seed(0))
+    rough = work.cost_fn(answers[:, None], torch.arange(2)).cost[:, 0]
+    judged = work.judged(answers)
+    assert not torch.equal(judged, rough)
+    assert not torch.equal(judged, work.judged(answers.flip(0)).flip(0)), "each has its own goal"
+    with torch.no_grad():
+        for name, part in model.named_parameters():  # the same function, once it is rounded no more
+            assert torch.equal(work.exact.model.get_parameter(name), part.float()), name
+    torch.testing.assert_close(judged, rough, atol=0.02, rtol=0.02)
 
 
 def test_within_the_models_sight_nothing_is_fed_back(tiny_model: Path) -> None:

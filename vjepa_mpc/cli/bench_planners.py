@@ -243,7 +243,9 @@ class _Asked:
         size = world.config.robot.cameras[world.config.camera].height
         robot: Any = make_robot(task.robot, backend=self.backend, camera_size=size)
         pairs = frozen.pairs[: self.problems or 50]
-        what = {"weights": weights_hash(world), "manifest": frozen.sha256, "pairs": len(pairs)}
+        what = {
+            "weights": weights_hash(world), "manifest": frozen.sha256, "pairs": len(pairs), "answers": "float32",
+        }  # fmt: skip
         try:
             work = pairs_through_model(world, robot, pairs, self.horizon)
             return {**what, "renderer": robot.renderer_identity}, work
