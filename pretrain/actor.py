@@ -13,14 +13,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from vjepa_mpc.actor import LEAST_SCALE, Actor, ActorConfig, Mixture
@@ -29,7 +29,7 @@ from vjepa_mpc.datasets.cache import LatentCache
 from vjepa_mpc.datasets.clips import split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import weights_hash
-from vjepa_mpc.exploration import WITH_A_GOAL
+from vjepa_mpc.exploration import NO_EXAMPLE, WITH_A_GOAL
 from vjepa_mpc.pretrain.caching import cache_latents
 from vjepa_mpc.pretrain.hindsight import PAIRS, HindsightFrames, open_logs, run_on, with_steps, write_model
 from vjepa_mpc.pretrain.optimising import TrainSettings, follow
@@ -92,10 +92,12 @@ class RelabelledBatches(HindsightFrames):
         self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
         actions: Float32[np.ndarray, "rows a"], lengths: Int64[np.ndarray, "n"], episodes: Sequence[int],
         settings: ActorSettings, batch: int, seed: int, left: Int64[np.ndarray, "rows"] | None = None,
+        example: Bool[np.ndarray, "rows"] | None = None,
     ) -> None:  # fmt: skip
         """`actions` of all rows, in units of the step limits; `left`: control steps from each row to the end of what
-        was done in one go (None: of the episode); the rest see `HindsightFrames`."""
-        super().__init__(take, states, lengths, episodes)
+        was done in one go (None: of the episode); `example`: whether what is done there is to be learned (None: all
+        is); the rest see `HindsightFrames`."""
+        super().__init__(take, states, lengths, episodes, example)
         self._actions, self.settings, self.size, self.seed = actions, settings, batch, seed
         self._left = steps_left(lengths, [()] * len(lengths)) if left is None else left
 
@@ -108,8 +110,10 @@ class RelabelledBatches(HindsightFrames):
         states, actions = store.states_and_actions()
         unit = np.where(limits > 0, limits, 1).astype(np.float32)
         lengths = np.asarray(store.lengths())
-        left = store_steps_left(store)
-        return RelabelledBatches(latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left)
+        left, example = store_steps_left(store), store_examples(store)
+        return RelabelledBatches(
+            latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left, example
+        )
 
     def batch(self, step: int) -> Relabelled:
         """Batch `step`."""
@@ -156,17 +160,35 @@ def steps_left(lengths: Int64[np.ndarray, "n"], begins: Sequence[Sequence[int]])
 def store_steps_left(store: ZarrStore) -> Int64[np.ndarray, "rows"]:
     """`steps_left` of a store's episodes: what goes somewhere, as their metadata's `behaviours` say, is one thing to
     do, what lies between another. Metadata of any other form says nothing."""
-    return steps_left(store.lengths(), [_begins(store.metadata(one).get("behaviours")) for one in range(len(store))])
+    begins = []
+    for segments in _behaviours(store):
+        pairs = itertools.pairwise(segments)
+        begins.append([here[0] for before, here in pairs if {before[1], here[1]} & set(WITH_A_GOAL)])
+    return steps_left(store.lengths(), begins)
 
 
-def _begins(behaviours: Any) -> list[int]:
-    if not isinstance(behaviours, list) or not all(
-        isinstance(piece, list) and len(piece) == 2 and type(piece[0]) is int and isinstance(piece[1], str)
-        for piece in behaviours
-    ):
-        return []
-    pairs = itertools.pairwise(behaviours)
-    return [here[0] for before, here in pairs if {before[1], here[1]} & set(WITH_A_GOAL)]
+def store_examples(store: ZarrStore) -> Bool[np.ndarray, "rows"]:
+    """Of every row of a store whether what is done there is to be learned: in `NO_EXAMPLE` it is not."""
+    rows = []
+    for length, segments in zip(store.lengths().tolist(), _behaviours(store), strict=True):
+        example = np.ones(length, dtype=bool)
+        ends = [*(first for first, _ in segments[1:]), length]
+        for (first, kind), end in zip(segments, ends, strict=True) if segments else ():
+            example[first:end] = kind not in NO_EXAMPLE
+        rows.append(example)
+    return np.concatenate(rows)
+
+
+def _behaviours(store: ZarrStore) -> Iterator[list[tuple[int, str]]]:
+    """Of each episode what was done from which frame on; nothing where its metadata does not say so."""
+    for episode in range(len(store)):
+        segments = store.metadata(episode).get("behaviours")
+        if not isinstance(segments, list) or not all(
+            isinstance(piece, list) and len(piece) == 2 and type(piece[0]) is int and isinstance(piece[1], str)
+            for piece in segments
+        ):
+            segments = []
+        yield [(first, kind) for first, kind in segments]
 
 
 class BestWeights(nn.Module):
@@ -277,7 +299,8 @@ def train_actor(
     actor = _fresh(model, settings, training.seed).to(device)
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
     recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}
-    goals = hashlib.sha256(store_steps_left(store).tobytes()).hexdigest()[:16]  # metadata is in no store's hash
+    said = store_steps_left(store).tobytes() + store_examples(store).tobytes()
+    goals = hashlib.sha256(said).hexdigest()[:16]  # metadata is in no store's hash
     begin(out, "actor", {**recorded, "goals": goals, "model": weights_hash(model), "data": store.content_hash()})
     latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
     limits = model.step_limits.cpu().numpy()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from vjepa_mpc.core.errors import InputError
@@ -33,21 +33,36 @@ class HindsightFrames:
 
     def __init__(
         self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
-        lengths: Int64[np.ndarray, "n"], episodes: Sequence[int],
+        lengths: Int64[np.ndarray, "n"], episodes: Sequence[int], wanted: Bool[np.ndarray, "rows"] | None = None,
     ) -> None:  # fmt: skip
         """`take`: pooled latents of rows; `states` of all rows. Of the store's episodes (`lengths`) those numbered in
-        `episodes`, of two frames at least, are drawn."""
+        `episodes`, of two frames at least, are drawn, and of their rows those that are `wanted` (None: all)."""
         self._take, self._states, self._lengths = take, states, lengths
         self._starts = np.cumsum(lengths) - lengths
-        self._episodes = np.asarray(episodes, dtype=np.int64)
+        self._wanted = wanted
+        self._episodes = np.asarray([one for one in episodes if self._has_wanted(one)], dtype=np.int64)
+        if not len(self._episodes):
+            raise InputError(
+                "Of the episodes trained on, or of those held out, none has a step to learn from: an actor did them all, "
+                "and there is nothing to learn of that; collect more, with demonstrations."
+            )
 
     def moments(
         self, rng: np.random.Generator, count: int
     ) -> tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
-        """Episodes, their lengths, and a frame in each that is not its last."""
+        """Episodes, their lengths, and a wanted frame in each that is not its last."""
         episodes = rng.choice(self._episodes, count)
         lengths = self._lengths[episodes]
-        return episodes, lengths, (rng.random(count) * (lengths - 1)).astype(np.int64)
+        frames = (rng.random(count) * (lengths - 1)).astype(np.int64)
+        while self._wanted is not None and len(again := np.flatnonzero(~self._wanted[self._starts[episodes] + frames])):
+            episodes[again] = rng.choice(self._episodes, len(again))
+            lengths[again] = self._lengths[episodes[again]]
+            frames[again] = (rng.random(len(again)) * (lengths[again] - 1)).astype(np.int64)
+        return episodes, lengths, frames
+
+    def _has_wanted(self, episode: int) -> bool:
+        first, last = self._starts[episode], self._starts[episode] + self._lengths[episode] - 1
+        return self._wanted is None or bool(self._wanted[first:last].any())
 
     def latents(self, rows: Int64[np.ndarray, "n"]) -> Float[Tensor, "n p d"]:
         """Pooled latents of rows."""

@@ -52,8 +52,10 @@ class CollectSettings:
         """What the store's content depends on, besides the program version, as plain JSON values."""
         mixture = mixture_of(self.episode)
         segments = {name: list(SEGMENT_STEPS[name]) for name in mixture}
-        settings = asdict(self.episode).items()
-        episode = {name: value for name, value in settings if name not in ("task", "factors", "behaviours") or value}
+        settings = asdict(self.episode)
+        del settings["actor"]  # a folder may be moved
+        named = ("task", "factors", "behaviours", "actor_weights")
+        episode = {name: value for name, value in settings.items() if name not in named or value}
         return {**episode, "mixture": dict(mixture), "segment_steps": segments}
 
 

@@ -1,4 +1,4 @@
-"""What runs in a collecting process: one simulator, kept for its life. Imports neither torch nor Zarr."""
+"""What runs in a collecting process: one simulator, kept for its life. Imports no Zarr, and torch only for an actor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.episode import Episode
-from vjepa_mpc.exploration import EpisodeSettings, simulate_episode
+from vjepa_mpc.exploration import Apprentice, EpisodeSettings, simulate_episode
 from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
 
 
@@ -17,6 +17,7 @@ from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
 class _Worker:
     settings: EpisodeSettings
     robot: SimulatedRobot | None = None
+    apprentice: Apprentice | None = None
 
 
 _workers: list[_Worker] = []  # this process's one worker: a process pool has no other place to keep it
@@ -39,22 +40,35 @@ def describe_robot() -> tuple[RobotSpec, str]:
 
 def work(index: int) -> Episode:
     """Simulate episode `index`."""
-    return simulate_episode(_robot(), _workers[0].settings, index)
+    return simulate_episode(_robot(), _workers[0].settings, index, _apprentice())
 
 
 def _robot() -> SimulatedRobot:
     """This process's robot, built on first use: errors in building it then reach the parent by name."""
-    from vjepa_mpc.robots.factory import make_robot
-
     worker = _workers[0]
     if worker.robot is None:
-        size = worker.settings.camera_size
-        sizes = {} if size is None else {"camera_size": size}
-        robot = make_robot(worker.settings.robot, **sizes)
-        if not isinstance(robot, SimulatedRobot):
-            raise InputError(f"{worker.settings.robot} is no simulated robot: it cannot be placed and repainted.")
-        worker.robot = robot
+        worker.robot = _made(worker.settings)
     return worker.robot
+
+
+def _apprentice() -> Apprentice | None:
+    """Who drives in this process, if anybody does, with a world of its own for goal pictures."""
+    worker = _workers[0]
+    if worker.apprentice is None and worker.settings.actor is not None:
+        from vjepa_mpc.apprentice import load_driver
+
+        worker.apprentice = load_driver(worker.settings.actor, _made(worker.settings))
+    return worker.apprentice
+
+
+def _made(settings: EpisodeSettings) -> SimulatedRobot:
+    from vjepa_mpc.robots.factory import make_robot
+
+    size = settings.camera_size
+    robot = make_robot(settings.robot, **({} if size is None else {"camera_size": size}))
+    if not isinstance(robot, SimulatedRobot):
+        raise InputError(f"{settings.robot} is no simulated robot: it cannot be placed and repainted.")
+    return robot
 
 
 def _leave_with_parent() -> None:

@@ -9,6 +9,10 @@ without a task):
   robot whose state is not the sum of its actions);
 - `script`: the task's own script to a random goal of the task, at a random speed, with noise;
 - `demonstration`: the same at full speed, with less noise, until the goal picture is true (`Task.shown`);
+- `actor`: an apprentice, a world model's actor say, drives towards a goal of the task, with as much noise; some time
+  on the way a demonstration takes over to the same goal. It shows what to do where the apprentice comes to, which by
+  itself no demonstration does (Ross et al. 2011, "A reduction of imitation learning and structured prediction to
+  no-regret online learning"; taking over: Kelly et al. 2019, arXiv:1810.02890, where a human says when);
 - `full_speed`: every component at its limit, up or down, or still;
 - `hold`: no action at all.
 """
@@ -17,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.datasets.episode import Episode
-from vjepa_mpc.robots.base import RobotSpec, SimulatedRobot
+from vjepa_mpc.robots.base import Observation, RobotSpec, SimulatedRobot
 from vjepa_mpc.robots.dynamics import check_factors
 from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.robots.task import Task
@@ -32,15 +36,34 @@ from vjepa_mpc.robots.world import MujocoWorld, vary_world
 
 MIXTURE = {"smooth": 0.40, "reach": 0.40, "full_speed": 0.12, "hold": 0.08}
 SEGMENT_STEPS = {
-    "smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "demonstration": (90, 90), "full_speed": (2, 8),
-    "hold": (1, 4),
+    "smooth": (6, 30), "reach": (8, 30), "script": (12, 40), "demonstration": (90, 90), "actor": (1, 60),
+    "full_speed": (2, 8), "hold": (1, 4),
 }  # fmt: skip
-WITH_A_GOAL = ("reach", "script", "demonstration")
+BY_SCRIPT = ("script", "demonstration", "actor")
+"""Behaviours that need a task with a script."""
+WITH_A_GOAL = ("reach", "script", "demonstration", "actor")
 """Behaviours that go somewhere: what comes after one is no way to its goal."""
+NO_EXAMPLE = ("actor",)
+"""Behaviours of which nothing is to be learned by imitation."""
 APPEARANCE_SEEDS = 1_000_000  # collected looks have seeds below this; benchmark manifests use those above
 APPEARANCES = ("varied", "plain")
 
-Act = Callable[[Float[np.ndarray, "s"]], Float[np.ndarray, "a"]]
+Act = Callable[[Observation], Float[np.ndarray, "a"]]
+
+
+@runtime_checkable
+class Apprentice(Protocol):
+    """Who drives in the behaviour `actor`: its actions towards a goal depend on what it is shown alone."""
+
+    def look(self, paint: Callable[[SimulatedRobot], None]) -> None:
+        """Goal pictures look from now on as `paint` makes a world look."""
+        ...
+
+    def begin(self, goal: Float[np.ndarray, "w"]) -> None:
+        """Towards this state of the world from now on."""
+        ...
+
+    def act(self, observation: Observation) -> Float[np.ndarray, "a"]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +75,8 @@ class EpisodeSettings:
     draws an appearance seed below `APPEARANCE_SEEDS`, shown at `appearance_level` in [0, 1]; the others, and
     all of "plain", look plain. `factors` (name, level): these vary instead, friction and mass among them, each at
     its own level. `camera_size`: square pictures of so many pixels (None = the robot's own). `behaviours` (name,
-    share): these are mixed instead of the task's.
+    share): these are mixed instead of the task's. `actor`: the folder of a world model whose actor drives in the
+    behaviour of that name, `actor_weights` the hash of what it holds.
     """
 
     robot: str = "reacher"
@@ -65,10 +89,16 @@ class EpisodeSettings:
     camera_size: int | None = None
     factors: tuple[tuple[str, float], ...] = ()
     behaviours: tuple[tuple[str, float], ...] = ()
+    actor: str | None = None
+    actor_weights: str | None = None
 
     def __post_init__(self) -> None:
         check_factors(dict(self.factors))
         check_behaviours(dict(self.behaviours))
+        if (self.actor is None) == ("actor" in dict(self.behaviours)):
+            raise InputError(
+                "The behaviour 'actor' and a model with an actor belong together: --actor MODEL --behaviour actor=0.8."
+            )
         if self.factors and self.appearance != "varied":
             raise InputError("Factors of variation need the appearance 'varied'; leave --appearance or --vary out.")
         if self.appearance not in APPEARANCES:
@@ -112,22 +142,31 @@ def mixture_of(settings: EpisodeSettings) -> Mapping[str, float]:
         total = sum(share for _, share in settings.behaviours)
         mixture = {kind: share / total for kind, share in settings.behaviours}
     check_behaviours(mixture)
-    if task is None and ({"script", "demonstration"} & mixture.keys()):
+    if task is None and (set(BY_SCRIPT) & mixture.keys()):
         raise InputError(f"What goes by a script needs the task whose script it is: name it beside {settings.robot}.")
     return mixture
 
 
-def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: int) -> Episode:
-    """Episode `index`: place the robot, act by the mixture, record. The robot's own seed is not used."""
+def simulate_episode(
+    robot: SimulatedRobot, settings: EpisodeSettings, index: int, apprentice: Apprentice | None = None
+) -> Episode:
+    """Episode `index`: place the robot, act by the mixture, record. The robot's own seed is not used. `apprentice`: who
+    drives in the behaviour `actor`."""
     spec, generator = robot.spec, np.random.default_rng([settings.seed, index])
     task = settings.find_task()
     varied = settings.appearance == "varied" and generator.random() < settings.appearance_fraction
     appearance = int(generator.integers(APPEARANCE_SEEDS)) if varied else None
     start = robot.sample_state(generator)
-    if settings.factors:
-        vary_world(robot, appearance, dict(settings.factors))
-    else:
-        robot.set_appearance(appearance, settings.appearance_level)
+
+    def paint(world: SimulatedRobot) -> None:
+        if settings.factors:
+            vary_world(world, appearance, dict(settings.factors))
+        else:
+            world.set_appearance(appearance, settings.appearance_level)
+
+    paint(robot)
+    if apprentice is not None:
+        apprentice.look(paint)
     observation = robot.place(start)
     steps = settings.frames
     images = {name: np.empty((steps, c.height, c.width, 3), np.uint8) for name, c in spec.cameras.items()}
@@ -138,8 +177,8 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     contacts: list[bool] = []
     unfelt = task is not None and task.world.names != spec.state_names  # the world is more than the robot itself feels
     segments: list[tuple[int, str]] = []
-    mixture = mixture_of(settings)
-    act, until = _draw_segment(robot, task, mixture, generator, 0, segments)
+    draw = _Drawing(robot, task, mixture_of(settings), generator, apprentice, segments)
+    act, until = draw(0)
     for step in range(steps):
         for name, frames in images.items():
             frames[step] = observation.images[name]
@@ -151,9 +190,12 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
             contacts.append(touching)
         if step == steps - 1:
             break
-        if step == until or (isinstance(act, _Demonstrated) and act.done()):
-            act, until = _draw_segment(robot, task, mixture, generator, step, segments)
-        actions[step] = robot.apply(act(states[step].astype(np.float64)))
+        arrived = isinstance(act, _Shown) and act.done()
+        if isinstance(act, _Driven) and step == until and not arrived:
+            act, until = draw.taken_over(act, step)
+        elif step == until or arrived:
+            act, until = draw(step)
+        actions[step] = robot.apply(act(observation))
         observation = robot.observe()
     metadata: dict[str, Any] = {
         "index": index,
@@ -171,27 +213,46 @@ def simulate_episode(robot: SimulatedRobot, settings: EpisodeSettings, index: in
     return Episode(images, states, actions, times - times[0], metadata)
 
 
-def _draw_segment(
-    robot: SimulatedRobot,
-    task: Task | None,
-    mixture: Mapping[str, float],
-    generator: np.random.Generator,
-    step: int,
-    segments: list[tuple[int, str]],
-) -> tuple[Act, int]:
-    """A behaviour and the step it lasts until; noted in `segments` as (first step, behaviour)."""
-    kind = str(generator.choice(list(mixture), p=list(mixture.values())))
-    if kind == "reach" and robot.spec.state_model != "joints":
-        kind = "smooth"  # no telling which action leads to a drawn state
-    low, high = SEGMENT_STEPS[kind]
-    segments.append((step, kind))
-    until = step + int(generator.integers(low, high + 1))
-    if kind in ("script", "demonstration"):
-        assert task is not None, "mixture_of refuses it"
-        return (_Scripted if kind == "script" else _Demonstrated)(robot, task, generator), until
-    makers: dict[str, Callable[[RobotSpec, np.random.Generator], Act]]
-    makers = {"smooth": _Smooth, "reach": _Reach, "full_speed": _full_speed, "hold": _hold}
-    return makers[kind](robot.spec, generator), until
+@dataclass(frozen=True)
+class _Drawing:
+    """Draws an episode's segments and notes them as (first step, behaviour) in `segments`."""
+
+    robot: SimulatedRobot
+    task: Task | None
+    mixture: Mapping[str, float]
+    generator: np.random.Generator
+    apprentice: Apprentice | None
+    segments: list[tuple[int, str]]
+
+    def __call__(self, step: int) -> tuple[Act, int]:
+        """A behaviour from `step` on, and the step it lasts until."""
+        spec, generator = self.robot.spec, self.generator
+        kind = str(generator.choice(list(self.mixture), p=list(self.mixture.values())))
+        if kind == "reach" and spec.state_model != "joints":
+            kind = "smooth"  # no telling which action leads to a drawn state
+        low, high = SEGMENT_STEPS[kind]
+        self.segments.append((step, kind))
+        until = step + int(generator.integers(low, high + 1))
+        if kind in BY_SCRIPT:
+            assert self.task is not None, "mixture_of refuses it"
+            if kind == "script":
+                return _Scripted(self.robot, self.task, generator), until
+            if kind == "demonstration":
+                return _Demonstrated(self.robot, self.task, generator), until
+            assert self.apprentice is not None, "who drives in the behaviour 'actor' is to be given"
+            return _Driven(self.robot, self.task, generator, self.apprentice), until
+        makers: dict[str, Callable[[RobotSpec, np.random.Generator], Act]]
+        makers = {"smooth": _Smooth, "reach": _Reach, "full_speed": _full_speed, "hold": _hold}
+        return makers[kind](spec, generator), until
+
+    def taken_over(self, driven: _Driven, step: int) -> tuple[Act, int]:
+        """A demonstration of what was being driven to."""
+        assert self.task is not None
+        kind = "demonstration"
+        self.segments.append((step, kind))
+        low, high = SEGMENT_STEPS[kind]
+        until = step + int(self.generator.integers(low, high + 1))
+        return _Demonstrated(self.robot, self.task, self.generator, driven.goal), until
 
 
 class _Scripted:
@@ -203,32 +264,66 @@ class _Scripted:
         self._speed, self._noise = generator.uniform(0.3, 1.0), generator.uniform(0.0, 0.3)
         self._script = task.script(task.sample_pair(generator)[1])
 
-    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+    def __call__(self, observation: Observation) -> Float[np.ndarray, "a"]:
         wanted = self._speed * self._script(self._robot.true_state())
         noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
         return _clip(self._robot.spec, wanted + noise)
 
 
-class _Demonstrated:
-    """The task's demonstration to one of its goals, hardly disturbed."""
+class _Shown:
+    """On the way to a goal picture, one of the task's, hardly disturbed."""
 
-    def __init__(self, robot: SimulatedRobot, task: Task, generator: np.random.Generator) -> None:
+    def __init__(
+        self, robot: SimulatedRobot, task: Task, generator: np.random.Generator,
+        goal: Float[np.ndarray, "w"] | None = None,
+    ) -> None:  # fmt: skip
         self._robot, self._task, self._generator = robot, task, generator
         self._half = _box(robot.spec)[1]
         self._noise = generator.uniform(0.0, 0.15)
-        self._goal = task.sample_pair(generator)[1]
-        self._show = task.demonstration(self._goal)
+        self.goal = task.sample_pair(generator)[1] if goal is None else goal
+
+    def done(self) -> bool:
+        """Whether the goal picture is true."""
+        return self._task.shown(self._robot.true_state(), self.goal)
+
+    def _disturbed(self, wanted: Float[np.ndarray, "a"]) -> Float[np.ndarray, "a"]:
+        noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
+        return _clip(self._robot.spec, wanted + noise)
+
+
+class _Demonstrated(_Shown):
+    """The task's demonstration."""
+
+    def __init__(
+        self, robot: SimulatedRobot, task: Task, generator: np.random.Generator,
+        goal: Float[np.ndarray, "w"] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(robot, task, generator, goal)
+        self._show = task.demonstration(self.goal)
         self._wanted = np.ones(0)
 
     def done(self) -> bool:
         """Whether the goal picture is true, or nothing was left to do for it."""
         nothing = len(self._wanted) > 0 and bool((self._wanted == 0).all())
-        return nothing or self._task.shown(self._robot.true_state(), self._goal)
+        return nothing or super().done()
 
-    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+    def __call__(self, observation: Observation) -> Float[np.ndarray, "a"]:
         self._wanted = self._show(self._robot.true_state())
-        noise = self._generator.normal(size=self._half.shape) * self._noise * self._half
-        return _clip(self._robot.spec, self._wanted + noise)
+        return self._disturbed(self._wanted)
+
+
+class _Driven(_Shown):
+    """The apprentice's way."""
+
+    def __init__(
+        self, robot: SimulatedRobot, task: Task, generator: np.random.Generator, apprentice: Apprentice
+    ) -> None:
+        super().__init__(robot, task, generator)
+        self._apprentice = apprentice
+        apprentice.begin(self.goal)
+
+    def __call__(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        return self._disturbed(self._apprentice.act(observation))
 
 
 class _Smooth:
@@ -241,7 +336,7 @@ class _Smooth:
         self._size = generator.uniform(0.2, 1.0) * half
         self._value = self._noise()
 
-    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+    def __call__(self, observation: Observation) -> Float[np.ndarray, "a"]:
         r = self._correlation
         self._value = r * self._value + np.sqrt(1.0 - r**2) * self._noise()
         return _clip(self._spec, self._centre + self._value)
@@ -265,7 +360,8 @@ class _Reach:
         self._speed, self._noise = generator.uniform(0.3, 1.0), generator.uniform(0.0, 0.3)
         self._goal = generator.uniform(self._low, self._high)
 
-    def __call__(self, state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "a"]:
+    def __call__(self, observation: Observation) -> Float[np.ndarray, "a"]:
+        state = observation.proprioception.astype(np.float32).astype(np.float64)  # as it is kept
         if (np.abs(_difference(self._goal, state, self._period)) < 0.5 * self._half).all():
             self._goal = self._generator.uniform(self._low, self._high)
         largest = self._speed * self._half

@@ -28,6 +28,7 @@ from vjepa_mpc.pretrain.actor import (
     RelabelledBatches,
     likelihood_of,
     steps_left,
+    store_examples,
     store_steps_left,
     train_actor,
 )
@@ -219,6 +220,37 @@ def test_what_goes_somewhere_is_one_thing_to_do(tmp_path: Path) -> None:
     assert left[0].tolist() == [3, 2, 1, 2, 1, 1, 1, 0]
     assert (left[1:5] == np.arange(7, -1, -1)).all(), "metadata of another form says nothing"
     assert left[5].tolist() == [4, 3, 2, 1, 3, 2, 1, 0]
+    assert store_examples(ZarrStore.open(tmp_path / "told.zarr")).all()
+
+
+def test_what_an_apprentice_did_is_no_example(plain: Path, tmp_path: Path) -> None:
+    driven: list[Any] = [
+        [[0, "actor"], [3, "demonstration"], [6, "actor"]], [[0, "smooth"]], [[0, "actor"]], [[0, "actor"], [7, "hold"]],
+    ]  # fmt: skip
+    with ZarrStore.create(tmp_path / "driven.zarr", spec()) as writer:
+        for told in driven:
+            writer.append(replace(episode(len(writer), 8), metadata={"behaviours": told}))
+    store = ZarrStore.open(tmp_path / "driven.zarr")
+    example = store_examples(store)
+    assert example.reshape(4, 8).astype(int).tolist() == [
+        [0, 0, 0, 1, 1, 1, 0, 0], [1] * 8, [0] * 8, [0] * 7 + [1]
+    ]  # fmt: skip
+    left = store_steps_left(store)
+    assert left[:8].tolist() == [3, 2, 1, 3, 2, 1, 1, 0], "nor is what it came to the end of a demonstration"
+
+    def batches(episodes: Sequence[int]) -> RelabelledBatches:
+        rows = np.zeros((32, 1), np.float32)
+        return RelabelledBatches(_Ring().take, rows, rows, store.lengths(), episodes, SMALL, 500, 0, left, example)
+
+    rows, _ = batches(range(4))._drawn(np.random.default_rng(0), 500)
+    assert set(rows.tolist()) == {3, 4, 5, *range(8, 15)}, "last frames have no action"
+    with pytest.raises(InputError, match="nothing to learn"):
+        batches([2, 3])
+    with pytest.raises(InputError, match="nothing to learn"):
+        with ZarrStore.create(tmp_path / "all.zarr", spec()) as writer:
+            for number in range(4):
+                writer.append(replace(episode(number, 8), metadata={"behaviours": [[0, "actor"]]}))
+        trained(tmp_path / "all.zarr", plain, tmp_path / "out")
 
 
 def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged(

@@ -14,7 +14,7 @@ import pytest
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.exploration import EpisodeSettings, mixture_of, simulate_episode
 from vjepa_mpc.robots.appearance import Painter, contrast, sample_appearance
-from vjepa_mpc.robots.base import SimulatedRobot
+from vjepa_mpc.robots.base import Observation, SimulatedRobot
 from vjepa_mpc.robots.dynamics import FACTORS, LOOKS
 from vjepa_mpc.robots.factory import available_tasks, find_task, make_robot
 from vjepa_mpc.robots.jaco_arm import arm_missing
@@ -402,6 +402,57 @@ def test_a_demonstration_lasts_until_its_goal_is_shown(name: str, monkeypatch: p
     there = [task.shown(states[end], goal) for end, goal in zip(begins[1:], goals, strict=False)]
     near = [task.distance(states[end], goal) < 0.02 for end, goal in zip(begins[1:], goals, strict=False)]
     assert all(done or steps == 90 for done, steps in zip(near, lasted, strict=True)) and sum(there) > len(there) / 2
+
+
+class _Restless:
+    """An apprentice that goes to and fro, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.goals: list[np.ndarray] = []
+        self.painted, self.acted = 0, 0
+
+    def look(self, paint: Any) -> None:
+        self.painted += 1
+
+    def begin(self, goal: np.ndarray) -> None:
+        self.goals.append(goal)
+
+    def act(self, observation: Observation) -> np.ndarray:
+        assert set(observation.images) == {"top"}
+        self.acted += 1
+        return np.array([0.03 * (-1) ** self.acted, 0.0])
+
+
+def test_a_demonstration_takes_over_from_an_apprentice_to_the_same_goal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[np.ndarray] = []
+    plain = PushTTask.demonstration
+
+    def noted(self: Any, goal: np.ndarray) -> Any:
+        shown.append(goal)
+        return plain(self, goal)
+
+    monkeypatch.setattr(PushTTask, "demonstration", noted)
+    settings = EpisodeSettings(
+        robot="push-t", frames=400, behaviours=(("actor", 1.0),), actor="somewhere", actor_weights="1"
+    )
+    apprentice = _Restless()
+    with make_robot("push-t", camera_size=8) as world:  # type: ignore[attr-defined]
+        episode = simulate_episode(world, settings, 3, apprentice)
+        again = simulate_episode(world, settings, 3, _Restless())
+    segments = episode.metadata["behaviours"]
+    begins, kinds = zip(*segments, strict=True)
+    assert kinds == ("actor", "demonstration") * (len(kinds) // 2) + ("actor",) * (len(kinds) % 2) and len(kinds) > 5
+    assert len(shown) == 2 * (len(kinds) // 2)
+    assert all((one == other).all() for one, other in zip(apprentice.goals, shown, strict=False))
+    driven = [end - first for first, end, kind in zip(begins, [*begins[1:], 399], kinds, strict=True) if kind == "actor"]
+    assert sum(driven) == apprentice.acted and max(driven) <= 60 and len(set(driven)) > 2
+    assert episode.digest() == again.digest() and apprentice.painted == 1
+
+
+def test_an_apprentice_needs_a_model() -> None:
+    for wrong in ({"behaviours": (("actor", 1.0),)}, {"actor": "somewhere"}):
+        with pytest.raises(InputError, match="belong together"):
+            EpisodeSettings(robot="push-t", **wrong)  # type: ignore[arg-type]
 
 
 def test_what_a_picture_shows() -> None:

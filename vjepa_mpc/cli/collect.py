@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from vjepa_mpc.cli.building import VARY_HELP
+from vjepa_mpc.core.errors import InputError
 
 
 def collect(
@@ -31,6 +32,9 @@ def collect(
         [],
         help="Instead of the task's own mixture: a behaviour and its share of the segments, as demonstration=0.8; may "
         "be given several times, the shares summing to 1.",
+    ),
+    actor: str | None = typer.Option(
+        None, help="World model (a folder, a run, a shipped one's name) whose actor drives in the behaviour 'actor'."
     ),
     json_output: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
@@ -59,6 +63,7 @@ def collect(
         camera_size=size,
         factors=tuple(sorted(parse_levels(vary).items())),
         behaviours=tuple(sorted(_shares(behaviour).items())),
+        **({} if actor is None else _actor(actor)),
     )
     settings = CollectSettings(out, episodes, usable_cores() if workers is None else workers, episode)
     with _progress(frames) as show:
@@ -76,10 +81,21 @@ def collect(
         raise typer.Exit(130)
 
 
+def _actor(source: str) -> dict[str, str]:
+    """Which model's actor drives: its folder and the hash of what it holds."""
+    from vjepa_mpc.cli.building import model_folder
+    from vjepa_mpc.encoder import weights_hash
+    from vjepa_mpc.world_model import WorldModel
+
+    folder = model_folder(source)
+    model = WorldModel.from_pretrained(folder)
+    if model.actor is None:
+        raise InputError(f"{source} has no actor that could drive; `vjepa-mpc train-actor {source} ...` gives it one.")
+    return {"actor": str(folder.resolve()), "actor_weights": weights_hash(model)}
+
+
 def _shares(texts: list[str]) -> dict[str, float]:
     """`demonstration=0.8`: behaviours and their shares."""
-    from vjepa_mpc.core.errors import InputError
-
     shares: dict[str, float] = {}
     for text in texts:
         name, _, share = (part.strip() for part in text.partition("="))
