@@ -225,7 +225,8 @@ def test_what_goes_somewhere_is_one_thing_to_do(tmp_path: Path) -> None:
 
 def test_what_an_apprentice_did_is_no_example(plain: Path, tmp_path: Path) -> None:
     driven: list[Any] = [
-        [[0, "actor"], [3, "demonstration"], [6, "actor"]], [[0, "smooth"]], [[0, "actor"]], [[0, "actor"], [7, "hold"]],
+        [[0, "actor"], [3, "demonstration"], [6, "actor"]], [[0, "smooth"]], [[0, "actor"]],
+        [[0, "actor"], [7, "hold"]],
     ]  # fmt: skip
     with ZarrStore.create(tmp_path / "driven.zarr", spec()) as writer:
         for told in driven:

@@ -444,7 +444,8 @@ def test_a_demonstration_takes_over_from_an_apprentice_to_the_same_goal(monkeypa
     assert kinds == ("actor", "demonstration") * (len(kinds) // 2) + ("actor",) * (len(kinds) % 2) and len(kinds) > 5
     assert len(shown) == 2 * (len(kinds) // 2)
     assert all((one == other).all() for one, other in zip(apprentice.goals, shown, strict=False))
-    driven = [end - first for first, end, kind in zip(begins, [*begins[1:], 399], kinds, strict=True) if kind == "actor"]
+    lasted = np.diff([*begins, 399])
+    driven = [steps for steps, kind in zip(lasted, kinds, strict=True) if kind == "actor"]
     assert sum(driven) == apprentice.acted and max(driven) <= 60 and len(set(driven)) > 2
     assert episode.digest() == again.digest() and apprentice.painted == 1
 
