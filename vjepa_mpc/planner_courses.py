@@ -135,13 +135,15 @@ def summary(courses: Sequence[Course], budget: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Bar:
-    """One thing that the table should show: what, on which problems, the two numbers compared, and whether it does. The
-    numbers are medians over `count` problems, of which our cost is the lower one on `lower_on`."""
+    """One thing that the table should show: what, on which problems, the medians of both sides over `count` problems,
+    the median over problems of the `difference`, ours less theirs, and whether that is none or below. Both sides have
+    the same problems, and these differ more than what solves them. Ours is the lower one on `lower_on` of them."""
 
     what: str
     problems: str
     ours: float | None
     theirs: float | None
+    difference: float | None
     met: bool
     lower_on: int
     count: int
@@ -165,8 +167,9 @@ def bars(courses: Sequence[Course], budget: int) -> list[Bar]:
 
 def _bar(what: str, problems: str, ours: Sequence[float], theirs: Sequence[float]) -> Bar:
     lower = sum(one < other for one, other in zip(ours, theirs, strict=True))
-    one, other = _median(ours), _median(theirs)
-    return Bar(what, problems, _known(one), _known(other), one <= other, lower, len(ours))
+    difference = _median([0.0 if one == other else one - other for one, other in zip(ours, theirs, strict=True)])
+    medians = _known(_median(ours)), _known(_median(theirs))
+    return Bar(what, problems, *medians, _known(difference), difference <= 0, lower, len(ours))
 
 
 def algorithm_of_peer(name: str) -> str | None:

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,14 @@ def test_a_bar_says_on_how_many_problems_ours_is_the_lower_one() -> None:
         Course("swm-gradient", "a set", (1000,), ((1.5, 1.9, 3.0),), (0.1,)),
     ]
     (bar,) = bars(table, 2000)
-    assert not bar.met and (bar.ours, bar.theirs) == (2.0, 1.9), "medians decide"
+    assert bar.met and (bar.ours, bar.theirs) == (2.0, 1.9) and bar.difference == 0, "problem by problem"
     assert (bar.lower_on, bar.count) == (1, 3), "equal is not lower"
+    worse = [table[0], replace(table[1], best=((1.5, 1.9, 2.5),))]
+    assert not bars(worse, 2000)[0].met and bars(worse, 2000)[0].difference == pytest.approx(0.1)
     (early,) = bars(table, 500)
     assert early.ours is None and early.theirs is None and early.lower_on == 0
+    stuck = [replace(table[0], best=((1.0, math.inf, math.inf),)), table[1]]
+    assert not bars(stuck, 2000)[0].met and bars(stuck, 2000)[0].difference is None
 
 
 def test_costs_that_are_never_allowed_are_no_numbers_in_json() -> None:
