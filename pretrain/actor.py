@@ -281,12 +281,14 @@ def train_actor(
     device: torch.device,
     *,
     propose: int | None = None,
+    steps: int | None = None,
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
 ) -> tuple[TrainResult, dict[str, float]]:
     """Train an actor on the latents that `model` makes of a store's frames; OUT/model is the model with it, planned
-    with `propose` of its plans among the first candidates (None: as the model was, or `PROPOSE`).
+    with `propose` of its plans among the first candidates (None: as the model was, or `PROPOSE`), or doing `steps`
+    control steps before it looks again where it plays by itself (None: as the model was, or one).
 
     Also what it comes to on held-out episodes, see `held_out_figures`. `InputError` for logs of another robot or
     period, and fewer than three episodes.
@@ -296,6 +298,10 @@ def train_actor(
     search = model.config.search or SearchDefaults()
     offered = propose if propose is not None else PROPOSE if search.propose is None else search.propose
     search = replace(search, propose=offered)  # what cannot be is refused before anything takes time
+    if steps is not None:
+        search = replace(search, actor_steps=steps)
+    if search.actor_steps and search.actor_steps > settings.ahead:
+        raise InputError(f"The actor is to do {search.actor_steps} steps before it looks again: give as many --ahead.")
     actor = _fresh(model, settings, training.seed).to(device)
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
     recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings
 from vjepa_mpc.core.errors import InputError
@@ -140,24 +141,41 @@ class FixedRatePolicy(PlannedPolicy):
         return self._figures
 
 
-class ActorPolicy:
-    """A world model's actor by itself: at each view the first action of what it holds likeliest, nothing imagined."""
+def actor_steps(model: WorldModel, asked: int | None) -> int:
+    """Control steps that the model's actor does before it looks again. `InputError` for more than it says."""
+    search = model.config.search
+    steps = asked or (search.actor_steps if search else None) or 1
+    if model.actor is not None and steps > model.actor.config.ahead:
+        raise InputError(
+            f"The actor says {model.actor.config.ahead} control steps ahead: it cannot do {steps} before it looks "
+            "again; ask for fewer, or train one with more --ahead."
+        )
+    return steps
 
-    def __init__(self, model: WorldModel, name: str = "actor") -> None:
-        self.model, self.name = model, name
+
+class ActorPolicy:
+    """A world model's actor by itself, nothing imagined: of what it holds likeliest at a view the first `steps` actions
+    (None: as many as the model's search says, or one), then it looks again. More than one is action chunking (Zhao et
+    al. 2023, arXiv:2304.13705): what moves on between two pictures is not seen, but what was begun is finished."""
+
+    def __init__(self, model: WorldModel, name: str = "actor", steps: int | None = None) -> None:
+        """`InputError` for more steps than the actor says."""
+        self.model, self.name, self.steps = model, name, actor_steps(model, steps)
         self._figures: dict[str, float] = {}
 
     def begin(
         self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
     ) -> None:
-        self._goal = self.model.encode(goal[None])
+        self._goal, self._left = self.model.encode(goal[None]), list[Tensor]()
 
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
         model = self.model
         latent = model.encode(observation.images[model.config.camera][None])
         pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
         self._figures = {"latent_cost": float(latent_distance(latent, self._goal)), "evaluations": 0.0}
-        return model.propose(latent, pose, self._goal, 1)[0, 0, 0].double().cpu().numpy()
+        if not self._left:
+            self._left = list(model.propose(latent, pose, self._goal, 1)[0, 0, : self.steps].double().cpu())
+        return self._left.pop(0).numpy()
 
     def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:
         return self._figures

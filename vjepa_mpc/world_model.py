@@ -68,7 +68,8 @@ class SearchDefaults:
     else is said; None: what they take for any model. `horizon`: model steps ahead; `running`: weight of imagined
     frames before the last one; `nearest`: share of the one nearest to the goal; `critic`: cost of each control step
     that the critic foresees; `leg_steps`: control steps that a planned model step may take, of the stride's;
-    `remember`: weight of the short-term memory; `propose`: plans of the actor among the first candidates."""
+    `remember`: weight of the short-term memory; `propose`: plans of the actor among the first candidates;
+    `actor_steps`: control steps that the actor, by itself, does before it looks again."""
 
     samples: int | None = None
     iterations: int | None = None
@@ -80,9 +81,10 @@ class SearchDefaults:
     leg_steps: int | None = None
     remember: float | None = None
     propose: int | None = None
+    actor_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "iterations", "elites", "horizon", "leg_steps"):
+        for name in ("samples", "iterations", "elites", "horizon", "leg_steps", "actor_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"A model's search needs {name} of 1 or more, not {value}.")

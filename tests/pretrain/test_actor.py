@@ -424,6 +424,29 @@ def test_the_actor_by_itself_does_what_it_holds_likeliest(acting: Path) -> None:
     assert policy.note(action)["evaluations"] == 0 and policy.note(action)["latent_cost"] > 0
 
 
+def test_an_actor_finishes_what_it_began_before_it_looks_again(acting: Path) -> None:
+    model = WorldModel.from_pretrained(acting)
+    rng = np.random.default_rng(0)
+    goal, *seen = rng.integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
+    views = [Observation({"top": picture}, np.array([0.3, -0.2], np.float32), 0.0) for picture in seen]
+
+    def said(view: Observation) -> np.ndarray:
+        latents = model.encode(view.images["top"][None]), model.encode(goal[None])
+        return model.propose(latents[0], torch.tensor([[0.3, -0.2]]), latents[1], 1)[0, 0].double().numpy()
+
+    def done(policy: ActorPolicy) -> np.ndarray:
+        policy.begin(goal, np.zeros(2), 0)
+        return np.stack([policy.act(view) for view in views])
+
+    wanted = np.stack([said(views[0])[0], said(views[0])[1], said(views[2])[0]])
+    for policy in (ActorPolicy(model, steps=2), ActorPolicy(model.searched(SearchDefaults(actor_steps=2)))):
+        np.testing.assert_array_equal(done(policy), wanted)
+        np.testing.assert_array_equal(done(policy), wanted, "a new episode begins anew")
+    np.testing.assert_array_equal(done(ActorPolicy(model, steps=1))[1], said(views[1])[0])
+    with pytest.raises(InputError, match="4 control steps ahead: it cannot do 5"):
+        ActorPolicy(model, steps=5)
+
+
 def test_a_model_without_an_actor_is_not_asked(plain: Path) -> None:
     model = WorldModel.from_pretrained(plain)
     with pytest.raises(InputError, match="no actor to ask; `vjepa-mpc train-actor"):
@@ -459,6 +482,10 @@ def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Calla
     for bad, words in (("--ahead", "1 control step ahead"), ("--span", "1 control step away")):
         code, out, told = leave("train-actor", plain, store, *short, bad, 0, "--out", tmp_path / "b")
         assert code == 2 and words in told and not (tmp_path / "b").exists()
+    code, out, told = leave("train-actor", plain, store, *short, "--actor-steps", 5, "--out", tmp_path / "b")
+    assert code == 2 and "5 steps before it looks again" in told and not (tmp_path / "b").exists()
+    code, out, told = leave("train-actor", plain, store, *short, "--actor-steps", 2, "--out", tmp_path / "two")
+    assert code == 0 and WorldModel.from_pretrained(tmp_path / "two/model").config.search.actor_steps == 2
     code, out, told = leave("train-actor", plain, store, "--steps", 2, "--minutes", 1, "--out", tmp_path / "b")
     assert code == 2 and "not both" in told and "Traceback" not in told
     code, out, told = leave("evaluate", "--model", "reacher", "--propose", 8, "--pairs", 1)
@@ -467,6 +494,8 @@ def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Calla
     assert code == 2 and "no actor to play; `vjepa-mpc train-actor" in told
     code, out, told = leave("evaluate", "--model", "reacher", "--planner", "actor", "--samples", 8, "--pairs", 1)
     assert code == 2 and "plans nothing" in told
+    code, out, told = leave("evaluate", "--model", "panda-reach", "--actor-steps", 2, "--pairs", 1)
+    assert code == 2 and "add --planner actor" in told
     code, out, told = leave("plan", "--goal", tmp_path / "g.png", "--planner", "actor", "--out", tmp_path / "p")
     assert code == 2 and "name a planner here" in told
 

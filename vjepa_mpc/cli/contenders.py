@@ -50,6 +50,7 @@ class PlannerOptions:
     ball: tuple[str, ...] = ()
     rate_limit: tuple[str, ...] = ()
     propose: int | None = None
+    actor_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,15 +139,17 @@ def planning(
     return Contender(stage.robot, policy, played, batch)
 
 
-def acting(world: WorldModel, stage: Stage, label: str) -> Contender:
-    """The actor of a world model by itself."""
+def acting(world: WorldModel, stage: Stage, label: str, steps: int | None = None) -> Contender:
+    """The actor of a world model by itself; `steps` as `ActorPolicy` takes them."""
     from vjepa_mpc.encoder import weights_hash
-    from vjepa_mpc.policies import ActorPolicy
+    from vjepa_mpc.policies import ActorPolicy, actor_steps
 
     if world.actor is None:
         raise InputError(f"{label} has no actor to play; `vjepa-mpc train-actor MODEL LOGS` trains one.")
-    played = {"weights": weights_hash(world), "planner": ACTOR, "renderer": stage.renderer}
-    return Contender(stage.robot, partial(ActorPolicy, world, label), played)
+    played: dict[str, Any] = {"weights": weights_hash(world), "planner": ACTOR, "renderer": stage.renderer}
+    if (own := actor_steps(world, steps)) > 1:
+        played["actor_steps"] = own
+    return Contender(stage.robot, partial(ActorPolicy, world, label, own), played)
 
 
 BATCH_HELP = "Episodes that a planner decides together, in step; results depend on it in the last bits."

@@ -55,6 +55,9 @@ def evaluate(
         None, min=0, help="Weight of the memory of what came to less than imagined (default: the model's, or 0)."
     ),
     propose: int | None = typer.Option(None, min=0, help=PROPOSE_HELP),
+    actor_steps: int | None = typer.Option(
+        None, min=1, help="Steps that an actor by itself does before it looks again (default: the model's, or 1)."
+    ),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
@@ -154,11 +157,12 @@ def evaluate(
     )  # fmt: skip
     asked_for = PlannerOptions(
         planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
-        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose,
+        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose, actor_steps,
     )  # fmt: skip
-    if planner == ACTOR and (
-        asked_for != PlannerOptions(ACTOR) or rails.any or rate or legs > 1 or leg_steps or batch > 1
-    ):
+    if planner != ACTOR and actor_steps is not None:
+        raise InputError(f"--actor-steps is of the actor by itself; add --planner {ACTOR}.")
+    alone = PlannerOptions(ACTOR, actor_steps=actor_steps)
+    if planner == ACTOR and (asked_for != alone or rails.any or rate or legs > 1 or leg_steps or batch > 1):
         raise InputError(
             f"--planner {ACTOR} plans nothing: leave out what is said of plans, batches, time and guardrails."
         )
@@ -167,7 +171,7 @@ def evaluate(
         stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
         if planner == ACTOR:
-            contenders[name] = acting(world, stage, name)
+            contenders[name] = acting(world, stage, name, actor_steps)
             continue
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
@@ -197,7 +201,7 @@ def evaluate(
         "draft": draft or None, "batch": batch if batch > 1 else None, "nearest": nearest,
         "critic": critic,
         "remember": remember, "knots": knots, "fix": list(fix) or None, "ball": list(ball) or None,
-        "rate_limit": list(rate_limit) or None, "propose": propose,
+        "rate_limit": list(rate_limit) or None, "propose": propose, "actor_steps": actor_steps,
     }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)

@@ -37,6 +37,9 @@ def train_actor(
     propose: int | None = typer.Option(
         None, min=0, help="Proposals among the first candidates of plans (default: the model's, or 8)."
     ),
+    actor_steps: int | None = typer.Option(
+        None, min=1, help="Control steps that it does by itself before it looks again (default: the model's, or 1)."
+    ),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Train an actor for a world model: actions towards a goal picture; OUT/model is the model with it.
@@ -72,7 +75,7 @@ def train_actor(
     with training_progress("training", [settings, training]) as (progress, caching):
         result, figures = train(
             world, Source(store, camera, cache, None, "fp16"), out, settings, training, own,
-            propose=propose, progress=progress, caching=caching,
+            propose=propose, steps=actor_steps, progress=progress, caching=caching,
         )  # fmt: skip
     if figures and not json_output:
         typer.echo(
