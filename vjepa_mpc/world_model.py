@@ -149,7 +149,7 @@ class WorldModelConfig:
                 raise InputError(f"The {name} is of other latents than the model's; train it on this model.")
         if self.critic is None and self.search and self.search.critic:
             raise InputError("This model's search asks for a critic that it has not; train one (`train-critic`).")
-        if self.actor is None and self.search and self.search.propose:
+        if self.actor is None and self.search and (self.search.propose or self.search.actor_steps):
             raise InputError("This model's search asks for an actor that it has not; train one (`train-actor`).")
         ahead = self.search.horizon if self.search else None
         if ahead is not None and ahead > frames - self.history:
@@ -295,10 +295,11 @@ class WorldModel(nn.Module):
         self.actor, self.config = actor.to(self.device).eval().requires_grad_(False), config
 
     def drop_actor(self) -> None:
-        """Forget the actor, and that it proposed plans."""
+        """Forget the actor, that it proposed plans, and how it played."""
         search = self.config.search
         self.actor = None
-        self.config = replace(self.config, actor=None, search=search and replace(search, propose=None))
+        plain = search and replace(search, propose=None, actor_steps=None)
+        self.config = replace(self.config, actor=None, search=plain)
 
     @torch.no_grad()
     def propose(

@@ -248,6 +248,38 @@ def test_behaviours_that_cannot_be_are_refused_before_anything_is_made(
     assert not (tmp_path / "a.zarr").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--actor", "point-maze"], "belong together"), (["--behaviour", "actor=1"], "belong together"),
+        (["--actor", "two-rooms", "--behaviour", "actor=1"], "no actor that could drive"),
+    ],
+)  # fmt: skip
+def test_an_actor_that_cannot_drive_is_refused_before_anything_is_made(
+    given: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["collect", "--task", "point-maze", *given, "--out", str(tmp_path / "a.zarr")])
+    assert left.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.gl
+def test_what_an_actor_did_is_in_the_store_with_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for workers in ("1", "2"):
+        line = ["collect", "--task", "point-maze", "--size", "64", "--frames", "40", "--workers", workers]
+        with pytest.raises(SystemExit) as left:
+            main([*line, "--behaviour", "actor=1", "--actor", "point-maze", "--episodes", "2", "--out",
+                  str(tmp_path / f"{workers}.zarr")])  # fmt: skip
+        assert not left.value.code, capsys.readouterr().err
+    assert bytes_of(tmp_path / "1.zarr") == bytes_of(tmp_path / "2.zarr")
+    store = ZarrStore.open(tmp_path / "1.zarr")
+    recipe = store.spec.provenance["recipe"]
+    assert len(recipe["actor_weights"]) == 64 and "actor" not in recipe, "its folder may be moved"
+    kinds = [kind for episode in range(2) for _, kind in store.metadata(episode)["behaviours"]]
+    assert set(kinds) == {"actor", "demonstration"}
+
+
 @pytest.mark.gl
 def test_a_store_of_behaviours_is_gone_on_with_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["collect", "--task", "push-t", "--size", "32", "--frames", "12", "--workers", "1", "--json"]

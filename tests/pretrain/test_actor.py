@@ -14,10 +14,12 @@ import torch
 from moving_dot import LIMIT, episode, make_store, spec, training
 
 from vjepa_mpc.actor import Actor, ActorConfig, Mixture
+from vjepa_mpc.apprentice import Driver
 from vjepa_mpc.cli.building import control_settings
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, folded
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.store import ZarrStore
+from vjepa_mpc.exploration import EpisodeSettings, simulate_episode
 from vjepa_mpc.planners.base import ActionPlan
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.policies import ActorPolicy
@@ -34,6 +36,7 @@ from vjepa_mpc.pretrain.actor import (
 )
 from vjepa_mpc.pretrain.source import Source
 from vjepa_mpc.robots.base import Observation
+from vjepa_mpc.robots.reacher import Reacher
 from vjepa_mpc.world_model import SearchDefaults, WorldModel
 
 CPU = torch.device("cpu")
@@ -453,8 +456,9 @@ def test_a_model_without_an_actor_is_not_asked(plain: Path) -> None:
         control_settings(model, horizon=None, propose=8)
     with pytest.raises(InputError, match="train-actor"):
         model.propose(torch.zeros(1, 1, 1), torch.zeros(1, 2), torch.zeros(1, 1, 1), 1)
-    with pytest.raises(InputError, match="actor that it has not"):
-        replace(model.config, search=SearchDefaults(propose=8))
+    for asks in (SearchDefaults(propose=8), SearchDefaults(actor_steps=2)):
+        with pytest.raises(InputError, match="actor that it has not"):
+            replace(model.config, search=asks)
     with pytest.raises(InputError, match="0 plans or more"):
         ControlSettings(propose=-1)
     latent, states = model.config.latent, model.states.state_dim
@@ -511,6 +515,41 @@ def reaching(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("reaching") / "model"
     model.save_pretrained(folder)
     return folder
+
+
+def test_an_actor_drives_towards_goal_pictures_that_leave_its_world_alone(reaching: Path) -> None:
+    model, seen = WorldModel.from_pretrained(reaching), list[tuple[Observation, np.ndarray]]()
+    settings = EpisodeSettings(
+        robot="reacher", frames=40, behaviours=(("actor", 1.0),), appearance_fraction=1.0, actor=str(reaching),
+        actor_weights="some",
+    )  # fmt: skip
+
+    class Noted(Driver):
+        def act(self, observation: Observation) -> np.ndarray:
+            seen.append((observation, super().act(observation)))
+            return seen[-1][1]
+
+    with Reacher(64, backend="rays") as robot, Reacher(64, backend="rays") as studio:
+        episode, goals = None, []
+        driver = Noted(model, studio)
+        begin = driver.begin
+        driver.begin = lambda goal: (goals.append(goal), begin(goal))  # type: ignore[method-assign]
+        episode = simulate_episode(robot, settings, 0, driver)
+        number, _ = episode.metadata["behaviours"][1]
+        assert episode.metadata["behaviours"][0] == [0, "actor"] and number > 2
+        studio.set_appearance(episode.metadata["appearance_seed"], 1.0)
+        goal = studio.place(goals[0])
+    policy = ActorPolicy(model)
+    policy.begin(goal.images["top"], goal.proprioception, 0)
+    for step, (observation, said) in enumerate(seen[:number]):
+        np.testing.assert_array_equal(observation.images["top"], episode.images["top"][step])
+        np.testing.assert_array_equal(policy.act(observation), said, "the goal's picture, in this episode's looks")
+    limits = np.array(robot.spec.action_high)
+    off = np.abs(episode.actions[:number] - np.stack([said for _, said in seen[:number]])) / limits
+    assert 0 < off.max() < 0.15 * 5, "disturbed a little"
+    model.drop_actor()
+    with pytest.raises(InputError, match="has no actor that could drive"):
+        Driver(model, studio)
 
 
 @pytest.mark.slow
