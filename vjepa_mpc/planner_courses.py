@@ -150,12 +150,12 @@ class Bar:
 
 
 def bars(courses: Sequence[Course], budget: int) -> list[Bar]:
-    """The default planner against the published setting at a quarter of its evaluations, and each algorithm against
-    the peer's of the same name at equal evaluations: of the peer's settings the one that did best."""
+    """The default planner against the published setting at a quarter of its evaluations, where it had as many, and each
+    algorithm against the peer's of the same name at equal evaluations: of the peer's settings the one that did best."""
     found = []
     for problems in dict.fromkeys(course.problems for course in courses):
         here = {course.planner: course for course in courses if course.problems == problems}
-        if PUBLISHED in here and DEFAULT in here:
+        if PUBLISHED in here and DEFAULT in here and here[DEFAULT].evaluations[-1] >= QUARTER:
             theirs = here[PUBLISHED].at(PUBLISHED_EVALUATIONS + 1)
             found.append(_bar("default at a quarter", problems, here[DEFAULT].at(QUARTER), theirs))
         for name, course in here.items():

@@ -71,6 +71,7 @@ def test_bars_compare_a_quarter_of_the_published_evaluations_and_the_best_of_the
     assert found["default at a quarter"].met and found["default at a quarter"].ours == 0.9
     assert not found["cem against the peer's"].met and found["cem against the peer's"].theirs == 1.9
     assert found["mppi against the peer's"].met and len(found) == 3
+    assert not bars([published, course(DEFAULT, 0.5)], 1000), "with fewer evaluations it says nothing of a quarter"
     late = [published, course(DEFAULT, 3.0, 1.1, 0.1)]  # good enough, but only after 3,000
     assert not bars(late, 3000)[0].met
     assert algorithm_of_peer("swm-gradient-adam") == "gradient" and algorithm_of_peer("cem") is None

@@ -201,7 +201,7 @@ def _no_model(folder: Path) -> str:
     if (folder / "encoder").is_dir():
         return f"{folder} holds an encoder; train a model on it with `vjepa-mpc train LOGS --encoder {folder}`."
     if (folder / "settings.json").is_file():
-        return f"{folder} holds a run that made no model, or not yet; let `vjepa-mpc train` go on to its end."
+        return f"{folder} holds a run that made no model, or not yet; let the command that began it go on to its end."
     return f"{folder} holds no world model (no config.json in it); give a folder that `vjepa-mpc train` wrote."
 
 
