@@ -110,7 +110,9 @@ class CEMProposal(Proposal[CEMState]):
         if self.settings.std is not None:
             std = torch.tensor(self.settings.std).to(init_actions)
             if std.shape != bounds.low.shape:
-                raise InputError(f"CEM's std has {std.numel()} values for {bounds.low.numel()} actions; give one each (std=0.1,0.2).")
+                raise InputError(
+                    f"CEM's std has {std.numel()} values for {bounds.low.numel()} actions; give one each (std=0.1,0.2)."
+                )
         return CEMState(
             init_actions,
             std.expand_as(init_actions),

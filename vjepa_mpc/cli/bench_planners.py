@@ -284,10 +284,10 @@ def _print(record: dict[str, Any], out: Path) -> None:
             )  # fmt: skip
         screen.print(table)
     for bar in record["bars"]:
-        held = "yes" if bar["met"] else "NO"
+        held, lower = "yes" if bar["met"] else "NO", f"lower on {bar['lower_on']} of {bar['count']}"
         screen.print(
             f"{held:>3}: {bar['what']}, {bar['problems']}: medians {_cost(bar['ours'])} to {_cost(bar['theirs'])}; "
-            f"problem by problem {_cost(bar['difference'])} in the median, lower on {bar['lower_on']} of {bar['count']}",
+            f"problem by problem {_cost(bar['difference'])} in the median, {lower}",
             highlight=False,
         )
     for gain in record["batches"]:
