@@ -180,13 +180,17 @@ def store_examples(store: ZarrStore) -> Bool[np.ndarray, "rows"]:
 
 
 def _behaviours(store: ZarrStore) -> Iterator[list[tuple[int, str]]]:
-    """Of each episode what was done from which frame on; nothing where its metadata does not say so."""
+    """Of each episode what was done from which frame on, in order; nothing where its metadata does not say so."""
+    lengths = store.lengths()
     for episode in range(len(store)):
         segments = store.metadata(episode).get("behaviours")
         if not isinstance(segments, list) or not all(
             isinstance(piece, list) and len(piece) == 2 and type(piece[0]) is int and isinstance(piece[1], str)
             for piece in segments
         ):
+            segments = []
+        begins = [-1, *(first for first, _ in segments), int(lengths[episode])]
+        if not all(one < other for one, other in itertools.pairwise(begins)):
             segments = []
         yield [(first, kind) for first, kind in segments]
 
@@ -304,8 +308,10 @@ def train_actor(
         raise InputError(f"The actor is to do {search.actor_steps} steps before it looks again: give as many --ahead.")
     actor = _fresh(model, settings, training.seed).to(device)
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
+    _check_examples(store, trained, choosing, held_out)
     recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}
-    said = store_steps_left(store).tobytes() + store_examples(store).tobytes()
+    example = store_examples(store)
+    said = store_steps_left(store).tobytes() + (b"" if example.all() else example.tobytes())
     goals = hashlib.sha256(said).hexdigest()[:16]  # metadata is in no store's hash
     begin(out, "actor", {**recorded, "goals": goals, "model": weights_hash(model), "data": store.content_hash()})
     latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
@@ -350,6 +356,18 @@ def _split(store: ZarrStore) -> tuple[list[int], list[int], list[int]]:
     rest, held_out = split_episodes(len(store))
     trained, choosing = ([rest[one] for one in part] for part in split_episodes(len(rest)))
     return trained, choosing, held_out
+
+
+def _check_examples(store: ZarrStore, *parts: Sequence[int]) -> None:
+    """`InputError` where a part of the episodes has no step to learn from."""
+    example, lengths = store_examples(store), store.lengths()
+    starts = np.cumsum(lengths) - lengths
+    for part in parts:
+        if not any(example[starts[one] : starts[one] + lengths[one] - 1].any() for one in part):
+            raise InputError(
+                f"{store.path}: of the episodes learned from, of those to choose by or of those held out, none has a "
+                "step that is an example: an actor did them all; collect more, or longer ones, with demonstrations."
+            )
 
 
 @torch.no_grad()

@@ -42,10 +42,7 @@ class HindsightFrames:
         self._wanted = wanted
         self._episodes = np.asarray([one for one in episodes if self._has_wanted(one)], dtype=np.int64)
         if not len(self._episodes):
-            raise InputError(
-                "Of the episodes trained on, or of those held out, none has a step that is an example: an actor did "
-                "them all, and there is nothing to learn of that; collect more, with demonstrations."
-            )
+            raise InputError("None of these episodes has a step to learn from; collect more.")
 
     def moments(
         self, rng: np.random.Generator, count: int

@@ -18,12 +18,13 @@ class Driver:
     """The actor of a model by itself. Goal pictures are taken in a world of their own, as the task's are: the world in
     which it drives goes on undisturbed."""
 
-    def __init__(self, model: WorldModel, studio: SimulatedRobot) -> None:
-        """`InputError` for a model without an actor, or of another robot than `studio`."""
+    def __init__(self, model: WorldModel, studio: SimulatedRobot, steps: int | None = None) -> None:
+        """`steps` as `ActorPolicy` takes them. `InputError` for a model without an actor, or of another robot than
+        `studio`."""
         if model.actor is None:
             raise InputError("This model has no actor that could drive; `vjepa-mpc train-actor` gives it one.")
         model.check_fits(studio.spec)
-        self._studio, self._policy, self._camera = studio, ActorPolicy(model), model.config.camera
+        self._studio, self._policy, self._camera = studio, ActorPolicy(model, steps=steps), model.config.camera
 
     def look(self, paint: Callable[[SimulatedRobot], None]) -> None:
         paint(self._studio)
@@ -36,7 +37,7 @@ class Driver:
         return self._policy.act(observation)
 
 
-def load_driver(folder: str, studio: SimulatedRobot) -> Driver:
+def load_driver(folder: str, studio: SimulatedRobot, steps: int | None) -> Driver:
     """The driver of a model's folder, on one thread of the CPU."""
     torch.set_num_threads(1)
-    return Driver(WorldModel.from_pretrained(folder).for_planning(), studio)
+    return Driver(WorldModel.from_pretrained(folder).for_planning(), studio, steps)

@@ -51,9 +51,12 @@ class CollectSettings:
     def recipe(self) -> dict[str, Any]:
         """What the store's content depends on, besides the program version, as plain JSON values."""
         mixture = mixture_of(self.episode)
-        segments = {name: list(SEGMENT_STEPS[name]) for name in mixture}
+        kinds = [*mixture, *(["demonstration"] if "actor" in mixture else [])]
+        segments = {name: list(SEGMENT_STEPS[name]) for name in kinds}
         settings = asdict(self.episode)
         del settings["actor"]  # a folder may be moved
+        if self.episode.actor is None:
+            del settings["actor_steps"]
         named = ("task", "factors", "behaviours", "actor_weights")
         episode = {name: value for name, value in settings.items() if name not in named or value}
         return {**episode, "mixture": dict(mixture), "segment_steps": segments}

@@ -33,8 +33,10 @@ def prepare_worker(settings: EpisodeSettings) -> None:
 
 
 def describe_robot() -> tuple[RobotSpec, str]:
-    """The robot's spec and its renderer's identity."""
+    """The robot's spec and its renderer's identity. An actor that does not fit it is refused here, before there is a
+    store."""
     robot = _robot()
+    _apprentice()
     return robot.spec, robot.renderer_identity
 
 
@@ -57,7 +59,12 @@ def _apprentice() -> Apprentice | None:
     if worker.apprentice is None and worker.settings.actor is not None:
         from vjepa_mpc.apprentice import load_driver
 
-        worker.apprentice = load_driver(worker.settings.actor, _made(worker.settings))
+        studio = _made(worker.settings)
+        try:
+            worker.apprentice = load_driver(worker.settings.actor, studio, worker.settings.actor_steps)
+        except InputError:
+            studio.close()
+            raise
     return worker.apprentice
 
 

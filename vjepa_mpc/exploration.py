@@ -76,7 +76,8 @@ class EpisodeSettings:
     all of "plain", look plain. `factors` (name, level): these vary instead, friction and mass among them, each at
     its own level. `camera_size`: square pictures of so many pixels (None = the robot's own). `behaviours` (name,
     share): these are mixed instead of the task's. `actor`: the folder of a world model whose actor drives in the
-    behaviour of that name, `actor_weights` the hash of what it holds.
+    behaviour of that name, `actor_weights` the hash of what it holds, `actor_steps` the control steps that it does
+    before it looks again.
     """
 
     robot: str = "reacher"
@@ -91,11 +92,12 @@ class EpisodeSettings:
     behaviours: tuple[tuple[str, float], ...] = ()
     actor: str | None = None
     actor_weights: str | None = None
+    actor_steps: int = 1
 
     def __post_init__(self) -> None:
         check_factors(dict(self.factors))
         check_behaviours(dict(self.behaviours))
-        if (self.actor is None) == ("actor" in dict(self.behaviours)):
+        if len({self.actor is None, self.actor_weights is None, "actor" not in dict(self.behaviours)}) > 1:
             raise InputError(
                 "The behaviour 'actor' and a model with an actor belong together: --actor MODEL --behaviour actor=0.8."
             )

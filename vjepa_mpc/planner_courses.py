@@ -42,6 +42,12 @@ class Course:
         """The median over problems of the best cost after at most so many evaluations (+inf before the first)."""
         return _median(self.at(evaluations))
 
+    @property
+    def told(self) -> tuple[float, ...]:
+        """What the search itself ended with, before its answers were judged: what other searches were told compares
+        with that."""
+        return self.best[-2:][0]
+
     def at(self, evaluations: int) -> tuple[float, ...]:
         """The best costs after at most so many evaluations (+inf before the first)."""
         known = [row for spent, row in zip(self.evaluations, self.best, strict=True) if spent <= evaluations]
@@ -111,7 +117,7 @@ def _known(cost: float) -> float | None:
 def summary(courses: Sequence[Course], budget: int) -> list[dict[str, Any]]:
     """One row a planner and set of problems: medians at a quarter, half and all of the budget, wall seconds a problem,
     and the evaluations that reach what the published setting ends at, if it was measured."""
-    goals = {course.problems: course.median_at(10**9) for course in courses if course.planner == PUBLISHED}
+    goals = {course.problems: _median(course.told) for course in courses if course.planner == PUBLISHED}
     rows = []
     for course in courses:
         goal = goals.get(course.problems)
@@ -150,26 +156,34 @@ class Bar:
 
 
 def bars(courses: Sequence[Course], budget: int) -> list[Bar]:
-    """The default planner against the published setting at a quarter of its evaluations, where it had as many, and each
-    algorithm against the peer's of the same name at equal evaluations: of the peer's settings the one that did best."""
+    """The default planner against the published setting at a quarter of its evaluations, where that is the budget, and
+    each algorithm against the peer's of the same name at equal evaluations: of the peer's settings the one that leaves
+    ours the least."""
     found = []
     for problems in dict.fromkeys(course.problems for course in courses):
         here = {course.planner: course for course in courses if course.problems == problems}
-        if PUBLISHED in here and DEFAULT in here and here[DEFAULT].evaluations[-1] >= QUARTER:
+        if PUBLISHED in here and DEFAULT in here and budget == QUARTER:
             theirs = here[PUBLISHED].at(PUBLISHED_EVALUATIONS + 1)
             found.append(_bar("default at a quarter", problems, here[DEFAULT].at(QUARTER), theirs))
         for name, course in here.items():
             peers = [other.at(budget) for key, other in here.items() if algorithm_of_peer(key) == name]
-            if peers:
-                found.append(_bar(f"{name} against the peer's", problems, course.at(budget), min(peers, key=_median)))
+            against = [_bar(f"{name} against the peer's", problems, course.at(budget), peer) for peer in peers]
+            if against:
+                found.append(max(against, key=_against))
     return found
+
+
+def _against(bar: Bar) -> tuple[bool, float]:
+    """How much a bar speaks against ours."""
+    return not bar.met, -math.inf if bar.difference is None else bar.difference
 
 
 def _bar(what: str, problems: str, ours: Sequence[float], theirs: Sequence[float]) -> Bar:
     lower = sum(one < other for one, other in zip(ours, theirs, strict=True))
     difference = _median([0.0 if one == other else one - other for one, other in zip(ours, theirs, strict=True)])
     medians = _known(_median(ours)), _known(_median(theirs))
-    return Bar(what, problems, *medians, _known(difference), difference <= 0, lower, len(ours))
+    met = medians[0] is not None and difference <= 0
+    return Bar(what, problems, *medians, _known(difference), met, lower, len(ours))
 
 
 def algorithm_of_peer(name: str) -> str | None:

@@ -156,7 +156,8 @@ def actor_steps(model: WorldModel, asked: int | None) -> int:
 class ActorPolicy:
     """A world model's actor by itself, nothing imagined: of what it holds likeliest at a view the first `steps` actions
     (None: as many as the model's search says, or one), then it looks again. More than one is action chunking (Zhao et
-    al. 2023, arXiv:2304.13705): what moves on between two pictures is not seen, but what was begun is finished."""
+    al. 2023, arXiv:2304.13705): what moves on between two pictures is not seen, but what was begun is finished. Every
+    picture is encoded all the same, for the figures of the step."""
 
     def __init__(self, model: WorldModel, name: str = "actor", steps: int | None = None) -> None:
         """`InputError` for more steps than the actor says."""

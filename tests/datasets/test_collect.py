@@ -253,6 +253,7 @@ def test_behaviours_that_cannot_be_are_refused_before_anything_is_made(
     [
         (["--actor", "point-maze"], "belong together"), (["--behaviour", "actor=1"], "belong together"),
         (["--actor", "two-rooms", "--behaviour", "actor=1"], "no actor that could drive"),
+        (["--actor", "jaco-place", "--behaviour", "actor=1"], "trained for jaco-place"),
     ],
 )  # fmt: skip
 def test_an_actor_that_cannot_drive_is_refused_before_anything_is_made(
@@ -276,6 +277,7 @@ def test_what_an_actor_did_is_in_the_store_with_its_weights(tmp_path: Path, caps
     store = ZarrStore.open(tmp_path / "1.zarr")
     recipe = store.spec.provenance["recipe"]
     assert len(recipe["actor_weights"]) == 64 and "actor" not in recipe, "its folder may be moved"
+    assert recipe["actor_steps"] == 1 and recipe["segment_steps"]["demonstration"] == [90, 90]
     kinds = [kind for episode in range(2) for _, kind in store.metadata(episode)["behaviours"]]
     assert set(kinds) == {"actor", "demonstration"}
 

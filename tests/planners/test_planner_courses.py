@@ -71,9 +71,8 @@ def test_bars_compare_a_quarter_of_the_published_evaluations_and_the_best_of_the
     assert found["default at a quarter"].met and found["default at a quarter"].ours == 0.9
     assert not found["cem against the peer's"].met and found["cem against the peer's"].theirs == 1.9
     assert found["mppi against the peer's"].met and len(found) == 3
-    assert not bars([published, course(DEFAULT, 0.5)], 1000), "with fewer evaluations it says nothing of a quarter"
     late = [published, course(DEFAULT, 3.0, 1.1, 0.1)]  # good enough, but only after 3,000
-    assert not bars(late, 3000)[0].met
+    assert not bars(late, 2000)[0].met and not bars(late, 3000) and not bars(late, 1000), "it is a bar of a quarter"
     assert algorithm_of_peer("swm-gradient-adam") == "gradient" and algorithm_of_peer("cem") is None
 
 
@@ -88,9 +87,26 @@ def test_a_bar_says_on_how_many_problems_ours_is_the_lower_one() -> None:
     worse = [table[0], replace(table[1], best=((1.5, 1.9, 2.5),))]
     assert not bars(worse, 2000)[0].met and bars(worse, 2000)[0].difference == pytest.approx(0.1)
     (early,) = bars(table, 500)
-    assert early.ours is None and early.theirs is None and early.lower_on == 0
+    assert early.ours is None and early.theirs is None and early.lower_on == 0 and not early.met
     stuck = [replace(table[0], best=((1.0, math.inf, math.inf),)), table[1]]
     assert not bars(stuck, 2000)[0].met and bars(stuck, 2000)[0].difference is None
+
+
+def test_of_the_peers_settings_the_one_that_leaves_ours_the_least_counts() -> None:
+    def solved(planner: str, *costs: float) -> Course:
+        return Course(planner, "a set", (1000,), (costs,), (0.1,))
+
+    table = [
+        solved("cem", 1.0, 5.0, 9.0), solved("swm-cem", 1.1, 4.5, 9.1), solved("swm-cem-small", 0.9, 4.9, 20.0),
+    ]  # fmt: skip
+    (bar,) = bars(table, 2000)
+    assert not bar.met and bar.difference == pytest.approx(0.1) and bar.theirs == 4.9
+
+
+def test_evaluations_to_the_published_cost_are_by_what_searches_were_told() -> None:
+    published = Course(PUBLISHED, "a set", (4000, 8000, 8000), ((2.0,), (1.0,), (1.2,)), (0.1, 0.2, 0.3))
+    other = Course("cem", "a set", (1000, 2000, 2000), ((1.1,), (1.0,), (1.3,)), (0.1, 0.2, 0.3))
+    assert summary([published, other], 2000)[1]["evaluations_to_published"] == 2000
 
 
 def test_costs_that_are_never_allowed_are_no_numbers_in_json() -> None:

@@ -248,13 +248,25 @@ def test_what_an_apprentice_did_is_no_example(plain: Path, tmp_path: Path) -> No
 
     rows, _ = batches(range(4))._drawn(np.random.default_rng(0), 500)
     assert set(rows.tolist()) == {3, 4, 5, *range(8, 15)}, "last frames have no action"
-    with pytest.raises(InputError, match="nothing to learn"):
+    with pytest.raises(InputError, match="to learn from"):
         batches([2, 3])
-    with pytest.raises(InputError, match="nothing to learn"):
-        with ZarrStore.create(tmp_path / "all.zarr", spec()) as writer:
-            for number in range(4):
-                writer.append(replace(episode(number, 8), metadata={"behaviours": [[0, "actor"]]}))
+    with ZarrStore.create(tmp_path / "all.zarr", spec()) as writer:
+        for number in range(4):
+            writer.append(replace(episode(number, 8), metadata={"behaviours": [[0, "actor"]]}))
+    with pytest.raises(InputError, match=r"all\.zarr: .* an actor did them all"):
         trained(tmp_path / "all.zarr", plain, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.cache")), "before anything takes time"
+
+
+@pytest.mark.parametrize(
+    "told", [[[4, "demonstration"], [0, "actor"]], [[0, "actor"], [-3, "demonstration"]], [[0, "actor"], [8, "hold"]],
+             [[0, "actor"], [0, "hold"]]],
+)  # fmt: skip
+def test_behaviours_out_of_order_say_nothing(told: list[Any], tmp_path: Path) -> None:
+    with ZarrStore.create(tmp_path / "odd.zarr", spec()) as writer:
+        writer.append(replace(episode(0, 8), metadata={"behaviours": told}))
+    store = ZarrStore.open(tmp_path / "odd.zarr")
+    assert store_examples(store).all() and store_steps_left(store)[0] == 7
 
 
 def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged(

@@ -451,7 +451,8 @@ def test_a_demonstration_takes_over_from_an_apprentice_to_the_same_goal(monkeypa
 
 
 def test_an_apprentice_needs_a_model() -> None:
-    for wrong in ({"behaviours": (("actor", 1.0),)}, {"actor": "somewhere"}):
+    driven = (("actor", 1.0),)
+    for wrong in ({"behaviours": driven}, {"actor": "somewhere"}, {"behaviours": driven, "actor": "somewhere"}):
         with pytest.raises(InputError, match="belong together"):
             EpisodeSettings(robot="push-t", **wrong)  # type: ignore[arg-type]
 

@@ -81,17 +81,19 @@ def collect(
         raise typer.Exit(130)
 
 
-def _actor(source: str) -> dict[str, str]:
-    """Which model's actor drives: its folder and the hash of what it holds."""
+def _actor(source: str) -> dict[str, Any]:
+    """Which model's actor drives: its folder, the hash of what it holds, and how it plays."""
     from vjepa_mpc.cli.building import model_folder
     from vjepa_mpc.encoder import weights_hash
+    from vjepa_mpc.policies import actor_steps
     from vjepa_mpc.world_model import WorldModel
 
     folder = model_folder(source)
     model = WorldModel.from_pretrained(folder)
     if model.actor is None:
         raise InputError(f"{source} has no actor that could drive; `vjepa-mpc train-actor {source} ...` gives it one.")
-    return {"actor": str(folder.resolve()), "actor_weights": weights_hash(model)}
+    steps = actor_steps(model, None)
+    return {"actor": str(folder.resolve()), "actor_weights": weights_hash(model), "actor_steps": steps}
 
 
 def _shares(texts: list[str]) -> dict[str, float]:
