@@ -183,7 +183,7 @@ def test_the_command_leaves_a_table_and_a_picture_and_goes_on_where_it_was(
     from vjepa_mpc.cli.main import main
 
     def run(*planners: str) -> dict[str, Any]:
-        asked = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "400", "--no-overhead", "--out", str(tmp_path)]
+        asked = ["--on", "ellipsoid-20", "--problems", "2", "--budget", "2000", "--no-overhead", "--out", str(tmp_path)]
         with pytest.raises(SystemExit) as left:
             main(["bench", "planners", *(word for name in planners for word in ("--planner", name)), *asked])
         assert left.value.code == 0

@@ -510,7 +510,7 @@ def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Calla
     assert code == 2 and "no actor to play; `vjepa-mpc train-actor" in told
     code, out, told = leave("evaluate", "--model", "reacher", "--planner", "actor", "--samples", 8, "--pairs", 1)
     assert code == 2 and "plans nothing" in told
-    code, out, told = leave("evaluate", "--model", "panda-reach", "--actor-steps", 2, "--pairs", 1)
+    code, out, told = leave("evaluate", "--model", "point-maze", "--actor-steps", 2, "--pairs", 1)
     assert code == 2 and "add --planner actor" in told
     code, out, told = leave("plan", "--goal", tmp_path / "g.png", "--planner", "actor", "--out", tmp_path / "p")
     assert code == 2 and "name a planner here" in told
