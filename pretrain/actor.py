@@ -20,23 +20,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
-from vjepa_mpc.actor import LEAST_SCALE, Actor, ActorConfig, Mixture
+from vjepa_mpc.actor import LEAST_SCALE, Actor, ActorConfig, Mixture, ObjectView
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.cache import LatentCache
 from vjepa_mpc.datasets.clips import split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import weights_hash
 from vjepa_mpc.exploration import NO_EXAMPLE, WITH_A_GOAL
+from vjepa_mpc.object_actor import ObjectActor, Reading, make_actor, view_of
 from vjepa_mpc.pretrain.caching import cache_latents
-from vjepa_mpc.pretrain.hindsight import PAIRS, HindsightFrames, open_logs, run_on, with_steps, write_model
+from vjepa_mpc.pretrain.hindsight import (
+    PAIRS,
+    HindsightFrames,
+    open_logs,
+    run_on,
+    with_steps,
+    world_states,
+    write_model,
+)
 from vjepa_mpc.pretrain.optimising import TrainSettings, follow
 from vjepa_mpc.pretrain.run_folder import begin
 from vjepa_mpc.pretrain.source import CacheProgress, Source
 from vjepa_mpc.pretrain.trainer import Progress, TrainResult
+from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.world_model import SearchDefaults, WorldModel
+
+AnyActor = Actor | ObjectActor
 
 PROPOSE = 8  # plans of the actor among the first candidates
 LOOK_EVERY = 100  # steps between looks at the episodes by which weights are chosen
@@ -47,7 +60,8 @@ LEAST_AHEAD, MOST_AHEAD = 4, 8
 class ActorSettings:
     """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ends`: the share
     of goals that are where what was done in one go ended (or `span` away). `ema`: of the averaged weights, each step.
-    `components`, `channels`, `width`: see `ActorConfig`."""
+    `components`, `channels`, `width`: see `ActorConfig`. `object`: it reads the pose of what the robot's task pushes,
+    which the logs must say, and acts as seen from there (`ObjectActor`)."""
 
     ahead: int = 8
     span: int = 16
@@ -56,6 +70,7 @@ class ActorSettings:
     components: int = 4
     channels: int = 32
     width: int = 384
+    object: bool = False
 
     def __post_init__(self) -> None:
         if self.span < 1:
@@ -75,12 +90,14 @@ def own_ahead(model: WorldModel) -> int:
 
 class Relabelled(NamedTuple):
     """Frames, goals, the robot's states at the frames, and the actions from there on in units of the step limits: those
-    on the way to the goal, then none."""
+    on the way to the goal, then none. `poses`: x, y [m] and angle [rad] of what is pushed and the robot's state, in
+    frame and goal, where they are learned."""
 
     now: Float[Tensor, "b p d"]
     goal: Float[Tensor, "b p d"]
     states: Float[Tensor, "b s"]
     actions: Float[Tensor, "b t a"]
+    poses: Float[Tensor, "b 2 v"] | None = None
 
 
 class RelabelledBatches(HindsightFrames):
@@ -92,19 +109,20 @@ class RelabelledBatches(HindsightFrames):
         self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
         actions: Float32[np.ndarray, "rows a"], lengths: Int64[np.ndarray, "n"], episodes: Sequence[int],
         settings: ActorSettings, batch: int, seed: int, left: Int64[np.ndarray, "rows"] | None = None,
-        example: Bool[np.ndarray, "rows"] | None = None,
+        example: Bool[np.ndarray, "rows"] | None = None, poses: Float32[np.ndarray, "rows 3"] | None = None,
     ) -> None:  # fmt: skip
         """`actions` of all rows, in units of the step limits; `left`: control steps from each row to the end of what
         was done in one go (None: of the episode); `example`: whether what is done there is to be learned (None: all
-        is); the rest see `HindsightFrames`."""
+        is); `poses` of what is pushed (None: they are not learned); the rest see `HindsightFrames`."""
         super().__init__(take, states, lengths, episodes, example)
+        self._poses = poses
         self._actions, self.settings, self.size, self.seed = actions, settings, batch, seed
         self._left = steps_left(lengths, [()] * len(lengths)) if left is None else left
 
     @staticmethod
     def of(
         store: ZarrStore, latents: LatentCache, limits: Float32[np.ndarray, "a"], episodes: Sequence[int],
-        settings: ActorSettings, batch: int, seed: int,
+        settings: ActorSettings, batch: int, seed: int, poses: Float32[np.ndarray, "rows 3"] | None = None,
     ) -> RelabelledBatches:  # fmt: skip
         """Those of a store's `episodes`, for a robot with these step limits."""
         states, actions = store.states_and_actions()
@@ -112,7 +130,7 @@ class RelabelledBatches(HindsightFrames):
         lengths = np.asarray(store.lengths())
         left, example = store_steps_left(store), store_examples(store)
         return RelabelledBatches(
-            latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left, example
+            latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left, example, poses
         )
 
     def batch(self, step: int) -> Relabelled:
@@ -142,7 +160,12 @@ class RelabelledBatches(HindsightFrames):
         return torch.from_numpy(taken.astype(np.float32))
 
     def _taken(self, rows: np.ndarray, left: np.ndarray) -> Relabelled:
-        return Relabelled(self.latents(rows), self.latents(rows + left), self.states(rows), self._done(rows, left))
+        ends = np.stack([rows, rows + left], axis=1)
+        poses = None
+        if self._poses is not None:
+            poses = torch.cat([torch.from_numpy(self._poses[ends]), self.states(ends)], dim=-1)
+        now, goal = self.latents(rows), self.latents(rows + left)
+        return Relabelled(now, goal, self.states(rows), self._done(rows, left), poses)
 
 
 def steps_left(lengths: Int64[np.ndarray, "n"], begins: Sequence[Sequence[int]]) -> Int64[np.ndarray, "rows"]:
@@ -203,7 +226,7 @@ class BestWeights(nn.Module):
     latest: Tensor
     steps: Tensor
 
-    def __init__(self, actor: Actor) -> None:
+    def __init__(self, actor: AnyActor) -> None:
         super().__init__()
         self.actor = copy.deepcopy(actor).requires_grad_(False)
         self.register_buffer("best", torch.tensor(-torch.inf))
@@ -211,7 +234,7 @@ class BestWeights(nn.Module):
         self.register_buffer("steps", torch.tensor(0))
 
     @torch.no_grad()
-    def look(self, actor: Actor, likelihood: Float[Tensor, ""], step: int) -> None:
+    def look(self, actor: AnyActor, likelihood: Float[Tensor, ""], step: int) -> None:
         """Note the likelihood after `step` steps, and the weights where it is the best."""
         self.latest.copy_(likelihood)
         if likelihood > self.best:
@@ -225,7 +248,7 @@ class ActorLearner:
     touched. `chosen_by`: frames of episodes that are not learned from."""
 
     def __init__(
-        self, model: WorldModel, actor: Actor, data: RelabelledBatches, chosen_by: Relabelled, device: torch.device
+        self, model: WorldModel, actor: AnyActor, data: RelabelledBatches, chosen_by: Relabelled, device: torch.device
     ) -> None:
         self.model, self.actor, self.data, self.device = model, actor, data, device
         self.averaged = copy.deepcopy(actor).requires_grad_(False)
@@ -240,8 +263,12 @@ class ActorLearner:
 
     def loss(self, batch: Relabelled, step: int) -> tuple[Tensor, dict[str, Any]]:
         batch = _on(batch, self.device)
-        likelihood = likelihood_of(batch, predict(self.model, self.actor, batch))
-        return -likelihood, {"likelihood": likelihood.detach(), "held_out": self.kept.latest}
+        said, misread = told(self.model, self.actor, batch)
+        likelihood = likelihood_of(batch, said)
+        figures = {"likelihood": likelihood.detach(), "held_out": self.kept.latest}
+        if misread is None:
+            return -likelihood, figures
+        return misread - likelihood, {**figures, "misread": misread.detach()}
 
     def after_step(self, step: int) -> None:
         momentum = min(self.data.settings.ema, (1 + step) / (10 + step))  # begins with an average of few
@@ -260,15 +287,30 @@ class ActorLearner:
 
 
 def _on(batch: Relabelled, device: torch.device) -> Relabelled:
-    return Relabelled(*(part.to(device, non_blocking=True) for part in batch))
+    moved = {name: part.to(device, non_blocking=True) for name, part in batch._asdict().items() if part is not None}
+    return Relabelled(**moved)
 
 
-def predict(model: WorldModel, actor: Actor, batch: Relabelled) -> Mixture:
+def predict(model: WorldModel, actor: AnyActor, batch: Relabelled) -> Mixture:
     """What `actor` says of a batch's frames and goals."""
-    mixture: Mixture = actor(
-        model.standardise(batch.now), model.states.state_features(batch.states), model.standardise(batch.goal)
-    )
+    now, goal = model.standardise(batch.now), model.standardise(batch.goal)
+    mixture: Mixture = actor(now, model.states.state_features(batch.states), goal, batch.states)
     return mixture
+
+
+def told(model: WorldModel, actor: AnyActor, batch: Relabelled) -> tuple[Mixture, Float[Tensor, ""] | None]:
+    """What `actor` says of a batch, and how far off what it reads is (mean square, in units of the spreads); None where
+    it reads no poses."""
+    if not isinstance(actor, ObjectActor):
+        return predict(model, actor, batch), None
+    now, goal = model.standardise(batch.now), model.standardise(batch.goal)
+    said, *read = actor.with_readings(now, goal, batch.states)
+    return said, F.mse_loss(torch.stack(read, dim=1), actor.reader.asked(_truth(batch)))
+
+
+def _truth(batch: Relabelled) -> Reading:
+    assert batch.poses is not None, "these batches were made without poses"
+    return Reading(batch.poses[..., :3], batch.poses[..., 3:])
 
 
 def likelihood_of(batch: Relabelled, mixture: Mixture) -> Float[Tensor, ""]:
@@ -286,13 +328,15 @@ def train_actor(
     *,
     propose: int | None = None,
     steps: int | None = None,
+    drawn: bool | None = None,
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
 ) -> tuple[TrainResult, dict[str, float]]:
     """Train an actor on the latents that `model` makes of a store's frames; OUT/model is the model with it, planned
-    with `propose` of its plans among the first candidates (None: as the model was, or `PROPOSE`), or doing `steps`
-    control steps before it looks again where it plays by itself (None: as the model was, or one).
+    with `propose` of its plans among the first candidates (None: as the model was, or `PROPOSE`), or, where it plays by
+    itself, doing `steps` control steps before it looks again (None: as the model was, or one), and what it draws of its
+    mixture where it is to be `drawn` (None: as the model was, or not).
 
     Also what it comes to on held-out episodes, see `held_out_figures`. `InputError` for logs of another robot or
     period, and fewer than three episodes.
@@ -304,20 +348,24 @@ def train_actor(
     search = replace(search, propose=offered)  # what cannot be is refused before anything takes time
     if steps is not None:
         search = replace(search, actor_steps=steps)
+    if drawn is not None:
+        search = replace(search, actor_drawn=drawn)
     if search.actor_steps and search.actor_steps > settings.ahead:
         raise InputError(f"The actor is to do {search.actor_steps} steps before it looks again: give as many --ahead.")
-    actor = _fresh(model, settings, training.seed).to(device)
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
+    poses, view = _poses(model, store, trained) if settings.object else (None, None)
+    actor = _fresh(model, settings, training.seed, view).to(device)
     _check_examples(store, trained, choosing, held_out)
     recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}
     example = store_examples(store)
     said = store_steps_left(store).tobytes() + (b"" if example.all() else example.tobytes())
+    said += b"" if poses is None else poses.tobytes()
     goals = hashlib.sha256(said).hexdigest()[:16]  # metadata is in no store's hash
     begin(out, "actor", {**recorded, "goals": goals, "model": weights_hash(model), "data": store.content_hash()})
     latents = cache_latents(source, store, camera, model, weights_hash(model.encoder), training.bf16, None, caching)
     limits = model.step_limits.cpu().numpy()
     data, chosen_by, fresh = (
-        RelabelledBatches.of(store, latents, limits, part, settings, training.batch, training.seed)
+        RelabelledBatches.of(store, latents, limits, part, settings, training.batch, training.seed, poses)
         for part in (trained, choosing, held_out)
     )
     learner = ActorLearner(model, actor, data, chosen_by.held(PAIRS), device)
@@ -334,16 +382,35 @@ def train_actor(
     return result, figures
 
 
-def _fresh(model: WorldModel, settings: ActorSettings, seed: int) -> Actor:
+def _fresh(model: WorldModel, settings: ActorSettings, seed: int, view: ObjectView | None) -> AnyActor:
     """An actor of `model`'s latents, states and actions with fresh weights."""
     latent = model.config.latent
     config = ActorConfig(
         latent.positions, latent.dim, model.states.state_dim, settings.channels, settings.width, settings.ahead,
-        settings.components, actions=len(model.config.robot.action_names),
+        settings.components, actions=len(model.config.robot.action_names), object=view,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Actor(config)
+        return make_actor(config)
+
+
+def _poses(
+    model: WorldModel, store: ZarrStore, trained: Sequence[int]
+) -> tuple[Float32[np.ndarray, "rows 3"], ObjectView]:
+    """The pose of what is pushed in every row, and how it is read, by the episodes that are learned from. `InputError`
+    where the robot's task pushes nothing about a plane, or the logs do not say where it lies."""
+    robot = model.config.robot
+    pushed = find_task(robot.name).pushed if robot.name in task_names() else None
+    if pushed is None:
+        raise InputError(f"The task of {robot.name} moves no object about on a plane (--object); leave it out.")
+    if len({float(limit) for limit in model.step_limits[list(pushed.push)]}) > 1:
+        raise InputError(f"{robot.name} moves further along one axis than along the other; leave --object out.")
+    poses = world_states(store)[:, list(pushed.pose)].astype(np.float32)
+    lengths = store.lengths()
+    starts = np.cumsum(lengths) - lengths
+    rows = np.concatenate([np.arange(starts[one], starts[one] + lengths[one]) for one in trained])
+    states, _ = store.states_and_actions()
+    return poses, view_of(poses[rows], states[rows], pushed.place, pushed.push, pushed.same_after_rad)
 
 
 def _split(store: ZarrStore) -> tuple[list[int], list[int], list[int]]:
@@ -385,4 +452,21 @@ def held_out_figures(model: WorldModel, batch: Relabelled, before: Float[Tensor,
         "error": (mixture.in_order()[:, 0] - batch.actions).abs().mean(),
         "error_of_mean": (mean - batch.actions).abs().mean(),
     }
-    return {name: round(float(value), 4) for name, value in figures.items()}
+    found = {name: round(float(value), 4) for name, value in figures.items()}
+    return found | (misreadings(model, batch) if isinstance(model.actor, ObjectActor) else {})
+
+
+def misreadings(model: WorldModel, batch: Relabelled) -> dict[str, float]:
+    """How far the poses read from the frames of a held-out `batch` are off: of the object's place [m] and angle [rad],
+    the median and what nine of ten are below."""
+    assert isinstance(model.actor, ObjectActor)
+    reader = model.actor.reader
+    read, true = reader.understood(reader(model.standardise(batch.now))).pose, _truth(batch).pose[:, 0]
+    period = model.actor.view.same_after_rad
+    place = (read - true)[:, :2].norm(dim=1)
+    angle = (torch.remainder((read - true)[:, 2] + period / 2, period) - period / 2).abs()
+    return {
+        f"{name}_{share}": round(float(torch.quantile(off, q)), 4)
+        for name, off in (("place_m", place), ("angle_rad", angle))
+        for share, q in (("median", 0.5), ("p90", 0.9))
+    }

@@ -79,6 +79,21 @@ def open_logs(model: WorldModel, source: Source) -> tuple[ZarrStore, str]:
     return store, camera
 
 
+def world_states(store: ZarrStore) -> Float[np.ndarray, "rows w"]:
+    """The simulated world's true state in every row, as `collect` writes it into an episode's metadata (its task's
+    `world`, physical units). `InputError` where an episode has none."""
+    parts = []
+    for episode, length in enumerate(store.lengths().tolist()):
+        told = store.metadata(episode).get("world_states")
+        if not isinstance(told, list) or len(told) != length:
+            raise InputError(
+                f"{store.path}: episode {episode} does not say the world's state in each of its {length} frames "
+                "(world_states in its metadata, as `collect` writes it where more moves than the robot)."
+            )
+        parts.append(np.array(told, dtype=np.float64))
+    return np.concatenate(parts)
+
+
 def with_steps(store: ZarrStore, episodes: Sequence[int]) -> list[int]:
     """Those of two frames or more, of which there must be one."""
     lengths = store.lengths()

@@ -20,6 +20,7 @@ from vjepa_mpc.encoder import FrameEncoder, PixelPatches, encode_clips
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
 from vjepa_mpc.planning import world_of
+from vjepa_mpc.pretrain.hindsight import world_states
 from vjepa_mpc.pretrain.inverse import GRID
 from vjepa_mpc.pretrain.probes import (
     Examples,
@@ -199,7 +200,7 @@ def _world_targets(store: ZarrStore) -> list[Target]:
 def _world_states(store: ZarrStore) -> Float[np.ndarray, "rows w"]:
     world = world_of(robot_of(store))
     extra = [i for i, name in enumerate(world.names) if name not in store.spec.state_names]
-    return np.concatenate([np.array(store.metadata(i)["world_states"])[:, extra] for i in range(len(store))])
+    return world_states(store)[:, extra]
 
 
 def _looks(store: ZarrStore, episode: Int64[np.ndarray, "n"]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vjepa_mpc.robots.rendering import import_mujoco
-from vjepa_mpc.robots.task import Task
+from vjepa_mpc.robots.task import PushedObject, Task
 
 
 def add_floating(body: Any, name: str, damping: float, turning_radius_m: float) -> None:
@@ -56,6 +56,11 @@ class PushTask(Task):
     lever_m: float = 0.03 / math.radians(15.0)
     step_budget: int = 60
     held_steps: int = 3
+
+    @property
+    def pushed(self) -> PushedObject:
+        end = len(self.world.names)
+        return PushedObject((end - 3, end - 2, end - 1), same_after_rad=self.same_after_rad)
 
     @abstractmethod
     def sample(self, generator: np.random.Generator) -> Float[np.ndarray, "w"]:

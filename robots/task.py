@@ -36,6 +36,18 @@ class SubGoal:
     until: int
 
 
+@dataclass(frozen=True)
+class PushedObject:
+    """What a task moves about on a plane: where its x, y [m] and angle [rad, counter-clockwise] are among the values of
+    the world's state (`pose`), where x and y of the robot are in its own state (`place`), and those of its displacement
+    among its actions (`push`), all along the same axes. Turned by `same_after_rad` it looks the same."""
+
+    pose: tuple[int, int, int]
+    place: tuple[int, int] = (0, 1)
+    push: tuple[int, int] = (0, 1)
+    same_after_rad: float = 2.0 * math.pi
+
+
 class Task(ABC):
     """Bring the world to where the goal picture shows it, judged on the world's true state.
 
@@ -77,6 +89,11 @@ class Task(ABC):
     def forbidden(self) -> tuple[Disc, ...]:
         """Where the end effector must never be; nothing, as a rule."""
         return ()
+
+    @property
+    def pushed(self) -> PushedObject | None:
+        """The object that is moved on a plane, for actors that act as seen from it; None where there is no such."""
+        return None
 
     def place(self, states: Any) -> Any:
         """Where the robot's end effector is, m, at robot states: torch tensors [..., s] to [..., d], differentiable.

@@ -26,15 +26,48 @@ otherwise be worth any likelihood."""
 
 
 @dataclass(frozen=True)
+class ObjectView:
+    """How an object that is pushed about on a plane is read and acted on (`ObjectActor`). `place`: where x and y of the
+    robot are among the values of its state, `push` where those of its displacement are among its actions. Turned by
+    `same_after_rad` the object looks the same. `middle` and `spread` of the object's x and y and of the robot's state,
+    in physical units."""
+
+    place: tuple[int, ...]
+    push: tuple[int, ...]
+    same_after_rad: float
+    middle: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.place) != 2 or len(set(self.push)) != 2 or min(*self.place, *self.push) < 0:
+            raise InputError("An object on a plane takes an x and a y of the robot's state and of its actions.")
+        if len(self.middle) != len(self.spread) or len(self.middle) < 3 + max(self.place) or min(self.spread) <= 0:
+            raise InputError("An object's x and y and the robot's state need a middle and a spread above 0 each.")
+        if self.folds < 1 or abs(self.folds * self.same_after_rad - 2 * math.pi) > 1e-6:
+            raise InputError(
+                f"An object looks the same after a whole turn or a whole share of one, not {self.same_after_rad:g} rad."
+            )
+
+    @property
+    def folds(self) -> int:
+        """How often it looks the same in a turn."""
+        return round(2 * math.pi / self.same_after_rad) if 0 < self.same_after_rad < 7 else 0
+
+
+@dataclass(frozen=True)
 class ActorConfig(GoalNetworkConfig):
-    """Sizes of an actor: of `actions` values it says the next `ahead` control steps, as `components` Gaussians."""
+    """Sizes of an actor: of `actions` values it says the next `ahead` control steps, as `components` Gaussians.
+    `object`: by the pose of what it pushes (None: by latents side by side)."""
 
     actions: int = field(kw_only=True)
     ahead: int = 8
     components: int = 4
+    object: ObjectView | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.object is not None and max(self.object.push) >= self.actions:
+            raise InputError(f"An actor of {self.actions} actions cannot push by those numbered {self.object.push}.")
         if min(self.actions, self.ahead, self.components) < 1:
             raise InputError(
                 f"An actor says at least 1 control step ahead with at least 1 component, not {self.ahead} and "
@@ -45,22 +78,32 @@ class ActorConfig(GoalNetworkConfig):
 @dataclass(frozen=True)
 class Mixture:
     """A mixture of k Gaussians over the actions of the next t control steps, in units of the step limits: how likely
-    each component is (logarithms, summing to one), its means and standard deviations."""
+    each component is (logarithms, summing to one), its means and standard deviations. `axes`: the columns are those
+    along which means and deviations are, orthonormal (None: the robot's own); what goes in and out is the robot's."""
 
     log_weights: Float[Tensor, "*n k"]
     means: Float[Tensor, "*n k t a"]
     scales: Float[Tensor, "*n k t a"]
+    axes: Float[Tensor, "*n a a"] | None = None
 
     def log_likelihood(self, actions: Float[Tensor, "*n t a"]) -> Float[Tensor, "*n"]:
         """Of whole sequences, in nats."""
-        away = (actions.unsqueeze(-3) - self.means) / self.scales
+        along = actions if self.axes is None else actions @ self.axes
+        away = (along.unsqueeze(-3) - self.means) / self.scales
         each = -0.5 * away.square() - self.scales.log() - 0.5 * math.log(2 * math.pi)
         return torch.logsumexp(self.log_weights + each.sum(dim=(-2, -1)), dim=-1)
 
     def in_order(self) -> Float[Tensor, "*n k t a"]:
         """The components' means, the likeliest component first."""
         order = self.log_weights.argsort(dim=-1, descending=True, stable=True)
-        return self.means.gather(-3, order[..., None, None].expand_as(self.means))
+        return self._outward(self.means.gather(-3, order[..., None, None].expand_as(self.means)))
+
+    def drawn_means(self, generators: Sequence[torch.Generator]) -> Float[Tensor, "b t a"]:
+        """The mean of one component for each of b problems, drawn as likely as it is; by `generators[i]` only."""
+        each = zip(self.log_weights.exp(), generators, strict=True)
+        which = [torch.multinomial(weights, 1, generator=generator) for weights, generator in each]
+        rows = torch.arange(len(which), device=self.means.device)
+        return self._outward(self.means[rows, torch.cat(which)].unsqueeze(-3))[:, 0]
 
     def proposals(self, count: int, generators: Sequence[torch.Generator]) -> Float[Tensor, "b m t a"]:
         """`count` sequences of each of b problems: the components' means, the likeliest first, then draws; problem i
@@ -73,7 +116,20 @@ class Mixture:
             which = torch.multinomial(self.log_weights[row].exp(), more, replacement=True, generator=generator)
             noise = torch.randn(more, *self.means.shape[2:], generator=generator, device=self.means.device)
             drawn.append(self.means[row, which] + self.scales[row, which] * noise)
-        return torch.cat([means, torch.stack(drawn)], dim=1)
+        return torch.cat([means, self._outward(torch.stack(drawn))], dim=1)
+
+    def _outward(self, sequences: Float[Tensor, "*n m t a"]) -> Float[Tensor, "*n m t a"]:
+        return sequences if self.axes is None else sequences @ self.axes.mT.unsqueeze(-3)
+
+
+def mixture_of(
+    said: Float[Tensor, "*n o"], config: ActorConfig, axes: Float[Tensor, "*n a a"] | None = None
+) -> Mixture:
+    """What the last layer of an actor says, as a mixture."""
+    said = said.unflatten(-1, (config.components, -1))
+    logits, rest = said[..., 0], said[..., 1:]
+    means, scales = rest.unflatten(-1, (2, config.ahead, config.actions)).unbind(-3)
+    return Mixture(logits.log_softmax(dim=-1), means, LEAST_SCALE + F.softplus(scales), axes)
 
 
 class Actor(GoalNetwork):
@@ -88,13 +144,12 @@ class Actor(GoalNetwork):
     def forward(
         self,
         latents: Float[Tensor, "*n p d"],
-        features: Float[Tensor, "*n s"],
+        features: Float[Tensor, "*n f"],
         goal: Float[Tensor, "*#n p d"],
+        states: Float[Tensor, "*n s"],
     ) -> Mixture:
-        """A mixture in float32. `features`: of the state, as `StateSpace.state_features` gives them."""
-        config, hidden = self.config, self.compared(latents, features, goal)
+        """A mixture in float32. `features`: of the `states`, as `StateSpace.state_features` gives them; the states
+        themselves are not looked at."""
+        hidden = self.compared(latents, features, goal)
         with torch.autocast(hidden.device.type, enabled=False):
-            said = self.read(hidden.float()).unflatten(-1, (config.components, -1))
-            logits, rest = said[..., 0], said[..., 1:]
-            means, scales = rest.unflatten(-1, (2, config.ahead, config.actions)).unbind(-3)
-            return Mixture(logits.log_softmax(dim=-1), means, LEAST_SCALE + F.softplus(scales))
+            return mixture_of(self.read(hidden.float()), self.config)

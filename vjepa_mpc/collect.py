@@ -57,7 +57,7 @@ class CollectSettings:
         del settings["actor"]  # a folder may be moved
         if self.episode.actor is None:
             del settings["actor_steps"]
-        named = ("task", "factors", "behaviours", "actor_weights")
+        named = ("task", "factors", "behaviours", "actor_weights", "actor_drawn")
         episode = {name: value for name, value in settings.items() if name not in named or value}
         return {**episode, "mixture": dict(mixture), "segment_steps": segments}
 

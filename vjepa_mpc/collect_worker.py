@@ -61,7 +61,8 @@ def _apprentice() -> Apprentice | None:
 
         studio = _made(worker.settings)
         try:
-            worker.apprentice = load_driver(worker.settings.actor, studio, worker.settings.actor_steps)
+            how = worker.settings.actor_steps, worker.settings.actor_drawn
+            worker.apprentice = load_driver(worker.settings.actor, studio, *how)
         except InputError:
             studio.close()
             raise

@@ -77,7 +77,7 @@ class EpisodeSettings:
     its own level. `camera_size`: square pictures of so many pixels (None = the robot's own). `behaviours` (name,
     share): these are mixed instead of the task's. `actor`: the folder of a world model whose actor drives in the
     behaviour of that name, `actor_weights` the hash of what it holds, `actor_steps` the control steps that it does
-    before it looks again.
+    before it looks again, `actor_drawn` whether it does what it draws of its mixture.
     """
 
     robot: str = "reacher"
@@ -93,6 +93,7 @@ class EpisodeSettings:
     actor: str | None = None
     actor_weights: str | None = None
     actor_steps: int = 1
+    actor_drawn: bool = False
 
     def __post_init__(self) -> None:
         check_factors(dict(self.factors))

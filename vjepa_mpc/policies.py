@@ -153,21 +153,33 @@ def actor_steps(model: WorldModel, asked: int | None) -> int:
     return steps
 
 
+def actor_drawn(model: WorldModel, asked: bool | None) -> bool:
+    """Whether the model's actor does what it draws, not what it holds likeliest."""
+    search = model.config.search
+    return bool(search and search.actor_drawn) if asked is None else asked
+
+
 class ActorPolicy:
     """A world model's actor by itself, nothing imagined: of what it holds likeliest at a view the first `steps` actions
     (None: as many as the model's search says, or one), then it looks again. More than one is action chunking (Zhao et
     al. 2023, arXiv:2304.13705): what moves on between two pictures is not seen, but what was begun is finished. Every
-    picture is encoded all the same, for the figures of the step."""
+    picture is encoded all the same, for the figures of the step. `drawn` (None: as the model's search says, or not): of
+    what it holds possible, one way is drawn at each look, as likely as it is. Where the likeliest leads to and fro
+    between two views, that leads on."""
 
-    def __init__(self, model: WorldModel, name: str = "actor", steps: int | None = None) -> None:
+    def __init__(
+        self, model: WorldModel, name: str = "actor", steps: int | None = None, drawn: bool | None = None
+    ) -> None:
         """`InputError` for more steps than the actor says."""
         self.model, self.name, self.steps = model, name, actor_steps(model, steps)
+        self.drawn = actor_drawn(model, drawn)
         self._figures: dict[str, float] = {}
 
     def begin(
         self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
     ) -> None:
         self._goal, self._left = self.model.encode(goal[None]), list[Tensor]()
+        self._generators = [torch.Generator(self.model.device).manual_seed(seed)]
 
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
         model = self.model
@@ -175,7 +187,11 @@ class ActorPolicy:
         pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
         self._figures = {"latent_cost": float(latent_distance(latent, self._goal)), "evaluations": 0.0}
         if not self._left:
-            self._left = list(model.propose(latent, pose, self._goal, 1)[0, 0, : self.steps].double().cpu())
+            if self.drawn:
+                way = model.drawn(latent, pose, self._goal, self._generators)[0]
+            else:
+                way = model.propose(latent, pose, self._goal, 1)[0, 0]
+            self._left = list(way[: self.steps].double().cpu())
         return self._left.pop(0).numpy()
 
     def note(self, applied: Float[np.ndarray, "a"]) -> Mapping[str, float]:

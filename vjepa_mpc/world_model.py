@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vjepa_mpc.actor import Actor, ActorConfig
+from vjepa_mpc.actor import Actor, ActorConfig, Mixture
 from vjepa_mpc.core.errors import InputError, unknown_name
 from vjepa_mpc.core.files import atomic_folder, read_json, write_json, write_text
 from vjepa_mpc.core.settings import from_plain, to_plain
@@ -28,6 +28,7 @@ from vjepa_mpc.familiarity import Familiarity, Likeness
 from vjepa_mpc.goal_network import GoalNetworkConfig
 from vjepa_mpc.images import ImagePreparation
 from vjepa_mpc.latents import LatentConfig, LatentSpace
+from vjepa_mpc.object_actor import ObjectActor, make_actor
 from vjepa_mpc.planners.base import Bounds
 from vjepa_mpc.predictor import ActionConditionedPredictor, PredictorConfig
 from vjepa_mpc.robots.base import RobotSpec
@@ -69,7 +70,8 @@ class SearchDefaults:
     frames before the last one; `nearest`: share of the one nearest to the goal; `critic`: cost of each control step
     that the critic foresees; `leg_steps`: control steps that a planned model step may take, of the stride's;
     `remember`: weight of the short-term memory; `propose`: plans of the actor among the first candidates;
-    `actor_steps`: control steps that the actor, by itself, does before it looks again."""
+    `actor_steps`: control steps that the actor, by itself, does before it looks again; `actor_drawn`: by itself, it
+    does what it draws of the ways it holds possible, not the likeliest."""
 
     samples: int | None = None
     iterations: int | None = None
@@ -82,6 +84,7 @@ class SearchDefaults:
     remember: float | None = None
     propose: int | None = None
     actor_steps: int | None = None
+    actor_drawn: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "iterations", "elites", "horizon", "leg_steps", "actor_steps"):
@@ -149,7 +152,8 @@ class WorldModelConfig:
                 raise InputError(f"The {name} is of other latents than the model's; train it on this model.")
         if self.critic is None and self.search and self.search.critic:
             raise InputError("This model's search asks for a critic that it has not; train one (`train-critic`).")
-        if self.actor is None and self.search and (self.search.propose or self.search.actor_steps):
+        asks = self.search and (self.search.propose or self.search.actor_steps or self.search.actor_drawn)
+        if self.actor is None and asks:
             raise InputError("This model's search asks for an actor that it has not; train one (`train-actor`).")
         ahead = self.search.horizon if self.search else None
         if ahead is not None and ahead > frames - self.history:
@@ -175,7 +179,7 @@ class WorldModel(nn.Module):
         self.predictor = ActionConditionedPredictor(config.predictor)
         _check_learned(config, self.states)
         self.critic = Critic(config.critic) if config.critic else None
-        self.actor = Actor(config.actor) if config.actor else None
+        self.actor = make_actor(config.actor) if config.actor else None
         self.familiarity: Familiarity | None = None
         if config.familiar:
             self.familiarity = Familiarity(config.latent.grid, config.latent.channels, config.familiar)
@@ -288,7 +292,7 @@ class WorldModel(nn.Module):
             raise InputError("This model has no critic; `vjepa-mpc train-critic` trains one on its logs.")
         return self.critic(latents, self.states.state_features(states), goal)
 
-    def get_actor(self, actor: Actor) -> None:
+    def get_actor(self, actor: Actor | ObjectActor) -> None:
         """Take an actor that was trained on this model's latents."""
         config = replace(self.config, actor=actor.config)
         _check_learned(config, self.states)
@@ -298,7 +302,7 @@ class WorldModel(nn.Module):
         """Forget the actor, that it proposed plans, and how it played."""
         search = self.config.search
         self.actor = None
-        plain = search and replace(search, propose=None, actor_steps=None)
+        plain = search and replace(search, propose=None, actor_steps=None, actor_drawn=None)
         self.config = replace(self.config, actor=None, search=plain)
 
     @torch.no_grad()
@@ -314,18 +318,40 @@ class WorldModel(nn.Module):
         units, to a goal's latents: in physical units, inside the robot's limits, and in the order of
         `Mixture.proposals`. As many as it has components are its own; for more there is one generator a frame.
         `InputError` for a model without an actor, or without those generators."""
-        if self.actor is None:
-            raise InputError("This model has no actor; `vjepa-mpc train-actor` trains one on its logs.")
         if count < 1:
             raise InputError(f"An actor makes 1 proposal or more, not {count}.")
-        if count > self.actor.config.components and len(generators) != len(latents):
+        if self.actor is not None and count > self.actor.config.components and len(generators) != len(latents):
             raise InputError(
                 f"{count} proposals are drawn with one generator for each of {len(latents)} frames, got "
                 f"{len(generators)}."
             )
-        mixture, robot = self.actor(latents, self.states.state_features(states), goal), self.config.robot
-        low, high = torch.tensor(robot.action_low).to(latents), torch.tensor(robot.action_high).to(latents)
-        return (mixture.proposals(count, generators) * self.step_limits).clamp(low, high)
+        return self._physical(self._asked(latents, states, goal).proposals(count, generators))
+
+    @torch.no_grad()
+    def drawn(
+        self,
+        latents: Float[Tensor, "b p d"],
+        states: Float[Tensor, "b s"],
+        goal: Float[Tensor, "#b p d"],
+        generators: Sequence[torch.Generator],
+    ) -> Float[Tensor, "b t a"]:
+        """What the actor holds possible for the next t control steps, one way for each frame, drawn as likely as it is:
+        a component's mean, in physical units, inside the robot's limits. `InputError` for a model without an actor."""
+        return self._physical(self._asked(latents, states, goal).drawn_means(generators))
+
+    def _asked(
+        self, latents: Float[Tensor, "b p d"], states: Float[Tensor, "b s"], goal: Float[Tensor, "#b p d"]
+    ) -> Mixture:
+        if self.actor is None:
+            raise InputError("This model has no actor; `vjepa-mpc train-actor` trains one on its logs.")
+        said: Mixture = self.actor(latents, self.states.state_features(states), goal, states)
+        return said
+
+    def _physical(self, actions: Float[Tensor, "*b t a"]) -> Float[Tensor, "*b t a"]:
+        """From units of the step limits to physical ones, inside the robot's limits."""
+        robot = self.config.robot
+        low, high = torch.tensor(robot.action_low).to(actions), torch.tensor(robot.action_high).to(actions)
+        return (actions * self.step_limits).clamp(low, high)
 
     def get_familiar(self, pooled: Float[Tensor, "n p d"]) -> None:
         """Take pooled latents of training frames for what pictures are like."""
@@ -459,6 +485,13 @@ def _check_learned(config: WorldModelConfig, states: StateSpace) -> None:
             f"The actor says {config.actor.actions} values of an action, and this robot's has "
             f"{len(config.robot.action_names)}; train it on this model."
         )
+    if config.actor is not None and config.actor.object is not None:
+        read, own = len(config.actor.object.middle) - 2, len(config.robot.state_names)
+        if read != own:
+            raise InputError(
+                f"The actor reads {read} values of the robot's state from a picture, and this robot's has {own}; train "
+                "it on this model."
+            )
 
 
 def _encoder_beside(folder: Path, name: str) -> dict[str, Tensor]:

@@ -72,19 +72,19 @@ def test_it_learns_the_short_way_round_and_both_where_both_are_as_long() -> None
     optimiser = torch.optim.Adam(actor.parameters(), 2e-3)
     for step in range(600):
         way = data.batch(step)
-        loss = -actor(way.now, none, way.goal).log_likelihood(way.actions).mean()
+        loss = -actor(way.now, none, way.goal, none).log_likelihood(way.actions).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     looks = torch.from_numpy(ring.looks.astype(np.float32))
-    place = torch.arange(PLACES)
+    place, nothing = torch.arange(PLACES), torch.zeros(PLACES, 0)
     for away in range(-5, 6):
         with torch.no_grad():
-            likeliest = actor(looks[place], torch.zeros(PLACES, 0), looks[(place + away) % PLACES]).in_order()[:, 0]
+            likeliest = actor(looks[place], nothing, looks[(place + away) % PLACES], nothing).in_order()[:, 0]
         wanted = torch.sign(torch.tensor(float(away))) * (torch.arange(4) < abs(away))
         assert float((likeliest[..., 0] - wanted).abs().max()) < 0.25, away
     with torch.no_grad():
-        opposite = actor(looks[place], torch.zeros(PLACES, 0), looks[(place + 6) % PLACES])
+        opposite = actor(looks[place], nothing, looks[(place + 6) % PLACES], nothing)
     first = opposite.means[:, :, 0, 0]
     assert bool((first.prod(dim=1) < -0.8).all()) and float(opposite.log_weights.exp().min()) > 0.3
 
@@ -107,7 +107,7 @@ def test_hindsight_says_what_the_log_holds() -> None:
         taken = min(steps, 5)
         assert way[:taken].tolist() == [row + 1 + step for step in range(taken)] and not way[taken:].any()
     again = ring.batches(settings)
-    assert all(torch.equal(a, b) for a, b in zip(data.batch(3), again.batch(3), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(data.batch(3)[:4], again.batch(3)[:4], strict=True))
     assert not torch.equal(data.batch(3).actions, data.batch(4).actions)
     assert torch.equal(data.held(50).actions, data.actions(50))
 
@@ -273,7 +273,7 @@ def test_averaged_weights_follow_by_the_formula_and_are_the_ones_judged(
     plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def said(model: WorldModel, actor: Actor, batch: Any) -> Mixture:  # of the ring, which no model has seen
-        return actor(batch.now, batch.states[:, :0], batch.goal)
+        return actor(batch.now, batch.states[:, :0], batch.goal, batch.states)
 
     monkeypatch.setattr("vjepa_mpc.pretrain.actor.predict", said)
     ring, model = _Ring(), WorldModel.from_pretrained(plain)
@@ -386,7 +386,7 @@ def test_what_a_model_proposes_is_physical_and_inside_the_limits(acting: Path) -
     alone = model.propose(latents[1:], states[1:], goal, 7, [torch.Generator().manual_seed(5)])
     torch.testing.assert_close(alone[0], found[1])
     with torch.no_grad():
-        said = model.actor(latents, model.states.state_features(states), goal).in_order()
+        said = model.actor(latents, model.states.state_features(states), goal, states).in_order()
     torch.testing.assert_close(found[:, :2], (LIMIT * said).clamp(-LIMIT, LIMIT))
     with pytest.raises(InputError, match="one generator for each of 2 frames"):
         model.propose(latents, states, goal, 7)

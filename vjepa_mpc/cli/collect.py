@@ -85,15 +85,15 @@ def _actor(source: str) -> dict[str, Any]:
     """Which model's actor drives: its folder, the hash of what it holds, and how it plays."""
     from vjepa_mpc.cli.building import model_folder
     from vjepa_mpc.encoder import weights_hash
-    from vjepa_mpc.policies import actor_steps
+    from vjepa_mpc.policies import actor_drawn, actor_steps
     from vjepa_mpc.world_model import WorldModel
 
     folder = model_folder(source)
     model = WorldModel.from_pretrained(folder)
     if model.actor is None:
         raise InputError(f"{source} has no actor that could drive; `vjepa-mpc train-actor {source} ...` gives it one.")
-    steps = actor_steps(model, None)
-    return {"actor": str(folder.resolve()), "actor_weights": weights_hash(model), "actor_steps": steps}
+    how = {"actor_steps": actor_steps(model, None), "actor_drawn": actor_drawn(model, None)}
+    return {"actor": str(folder.resolve()), "actor_weights": weights_hash(model), **how}
 
 
 def _shares(texts: list[str]) -> dict[str, float]:

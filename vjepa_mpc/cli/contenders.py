@@ -51,6 +51,7 @@ class PlannerOptions:
     rate_limit: tuple[str, ...] = ()
     propose: int | None = None
     actor_steps: int | None = None
+    actor_drawn: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -139,17 +140,21 @@ def planning(
     return Contender(stage.robot, policy, played, batch)
 
 
-def acting(world: WorldModel, stage: Stage, label: str, steps: int | None = None) -> Contender:
-    """The actor of a world model by itself; `steps` as `ActorPolicy` takes them."""
+def acting(
+    world: WorldModel, stage: Stage, label: str, steps: int | None = None, drawn: bool | None = None
+) -> Contender:
+    """The actor of a world model by itself; `steps` and `drawn` as `ActorPolicy` takes them."""
     from vjepa_mpc.encoder import weights_hash
-    from vjepa_mpc.policies import ActorPolicy, actor_steps
+    from vjepa_mpc.policies import ActorPolicy, actor_drawn, actor_steps
 
     if world.actor is None:
         raise InputError(f"{label} has no actor to play; `vjepa-mpc train-actor MODEL LOGS` trains one.")
     played: dict[str, Any] = {"weights": weights_hash(world), "planner": ACTOR, "renderer": stage.renderer}
     if (own := actor_steps(world, steps)) > 1:
         played["actor_steps"] = own
-    return Contender(stage.robot, partial(ActorPolicy, world, label, own), played)
+    if draws := actor_drawn(world, drawn):
+        played["actor_drawn"] = True
+    return Contender(stage.robot, partial(ActorPolicy, world, label, own, draws), played)
 
 
 BATCH_HELP = "Episodes that a planner decides together, in step; results depend on it in the last bits."

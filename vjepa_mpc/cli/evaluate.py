@@ -58,6 +58,10 @@ def evaluate(
     actor_steps: int | None = typer.Option(
         None, min=1, help="Steps that an actor by itself does before it looks again (default: the model's, or 1)."
     ),
+    actor_drawn: bool | None = typer.Option(
+        None, "--actor-drawn/--actor-likeliest",
+        help="What an actor by itself does: what it draws of its mixture, or the likeliest (default: the model's).",
+    ),
     pairs: int | None = typer.Option(None, min=1, help="Only the first so many pairs."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of planner and floors."),
     floors: bool = typer.Option(True, "--floors/--no-floors", help="Also random, no-op and the scripted ceiling."),
@@ -157,11 +161,13 @@ def evaluate(
     )  # fmt: skip
     asked_for = PlannerOptions(
         planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
-        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose, actor_steps,
+        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose, actor_steps, actor_drawn,
     )  # fmt: skip
-    if planner != ACTOR and actor_steps is not None:
-        raise InputError(f"--actor-steps is of the actor by itself; add --planner {ACTOR}.")
-    alone = PlannerOptions(ACTOR, actor_steps=actor_steps)
+    if planner != ACTOR and (actor_steps, actor_drawn) != (None, None):
+        raise InputError(
+            f"--actor-steps, --actor-drawn and --actor-likeliest are of the actor by itself; add --planner {ACTOR}."
+        )
+    alone = PlannerOptions(ACTOR, actor_steps=actor_steps, actor_drawn=actor_drawn)
     if planner == ACTOR and (asked_for != alone or rails.any or rate or legs > 1 or leg_steps or batch > 1):
         raise InputError(
             f"--planner {ACTOR} plans nothing: leave out what is said of plans, batches, time and guardrails."
@@ -171,7 +177,7 @@ def evaluate(
         stage = stage_of(world, source or "the shipped model", asked, backend)
         name = source or "shipped"
         if planner == ACTOR:
-            contenders[name] = acting(world, stage, name, actor_steps)
+            contenders[name] = acting(world, stage, name, actor_steps, actor_drawn)
             continue
         for guards in [*([None] if plain or not rails.any else []), *([rails] if rails.any else [])]:
             made = guarding.make_guards(guards, world, model_folder(source), asked) if guards else None
@@ -202,6 +208,7 @@ def evaluate(
         "critic": critic,
         "remember": remember, "knots": knots, "fix": list(fix) or None, "ball": list(ball) or None,
         "rate_limit": list(rate_limit) or None, "propose": propose, "actor_steps": actor_steps,
+        "actor_drawn": actor_drawn,
     }  # fmt: skip
     options |= {key: value for key, value in more.items() if value is not None}
     levels = parse_levels(vary)

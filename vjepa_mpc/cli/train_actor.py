@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import typer
@@ -29,6 +30,9 @@ def train_actor(
     components: int = typer.Option(4, help="Gaussians of the mixture: ways to a goal that differ."),
     channels: int = typer.Option(32, help="What is read at each position of the latents."),
     width: int = typer.Option(384, help="Width of the layers after that."),
+    object_: bool = typer.Option(
+        False, "--object", help="Read the pose of what the task pushes, which the logs say, and act as seen from it."
+    ),
     camera: str | None = typer.Option(None, help="Camera (default: the model's)."),
     cache: Path | None = typer.Option(None, help="Folder for the caches (default: beside the store)."),
     seed: int = typer.Option(0, min=0, max=2**32, help="Seed of weights and pairs."),
@@ -39,6 +43,10 @@ def train_actor(
     ),
     actor_steps: int | None = typer.Option(
         None, min=1, help="Control steps that it does by itself before it looks again (default: the model's, or 1)."
+    ),
+    actor_drawn: bool | None = typer.Option(
+        None, "--actor-drawn/--actor-likeliest",
+        help="What it does by itself: what it draws of its mixture, or the likeliest (default: the model's, or that).",
     ),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
@@ -70,12 +78,12 @@ def train_actor(
     world = WorldModel.from_pretrained(model_folder(model), own)  # with its weights as they are stored
     settings = ActorSettings(
         ahead=own_ahead(world) if ahead is None else ahead, span=span, ends=ends, ema=ema, components=components,
-        channels=channels, width=width,
+        channels=channels, width=width, object=object_,
     )  # fmt: skip
     with training_progress("training", [settings, training]) as (progress, caching):
         result, figures = train(
             world, Source(store, camera, cache, None, "fp16"), out, settings, training, own,
-            propose=propose, steps=actor_steps, progress=progress, caching=caching,
+            propose=propose, steps=actor_steps, drawn=actor_drawn, progress=progress, caching=caching,
         )  # fmt: skip
     if figures and not json_output:
         typer.echo(
@@ -83,6 +91,13 @@ def train_actor(
             f"action: {figures['error_of_mean']:.3f}), log-likelihood {figures['likelihood']:.2f} "
             f"({figures['likelihood_of_mean']:.2f}); weights of step {figures['best_after_steps']:.0f}.", err=True,
         )  # fmt: skip
+        if "place_m_median" in figures:
+            typer.echo(
+                f"The object is read to {100 * figures['place_m_median']:.1f} cm and "
+                f"{math.degrees(figures['angle_rad_median']):.1f} degrees in the median (nine of ten within "
+                f"{100 * figures['place_m_p90']:.1f} cm, {math.degrees(figures['angle_rad_p90']):.1f} degrees).",
+                err=True,
+            )  # fmt: skip
         if figures["likelihood"] <= figures["likelihood_of_mean"]:
             typer.echo(
                 "It foretells them no better than the mean action does: give it more logs, of ways to goals, or steps.",
