@@ -55,7 +55,8 @@ class ControlSettings:
     control step costs that the model's critic foresees beyond the imagined frames; 0: it is not asked. `remember`:
     weight of what the episode's short-term memory holds against a future; 0: nothing is remembered. `limits`: what
     each control step keeps beyond the robot's box; the planner's bounds are to be those of its planned steps
-    (`StepLimits.within`). `propose`: plans of the model's actor among the first candidates; 0: it is not asked."""
+    (`StepLimits.within`). `propose`: plans of the model's actor among the first candidates; 0: it is not asked. `act`:
+    each plan is to begin with what the actor does by itself, drawn where the model's search says so."""
 
     horizon: int = 3
     running: float = 1.0
@@ -74,6 +75,7 @@ class ControlSettings:
     remember: float = 0.0
     limits: StepLimits = field(default_factory=StepLimits)
     propose: int = 0
+    act: bool = False
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -299,7 +301,7 @@ class Controller:
         if settings.limits.rates:
             sent = torch.as_tensor(self._last(state), dtype=torch.float32, device=model.device)
             previous = settings.steps_a_leg(model.config.stride) * sent[None]
-        return Problem(cost, self._init(state), self._suggestions(view, state), previous)
+        return Problem(cost, self._init(view, state), self._suggestions(view, state), previous)
 
     def conclude(
         self,
@@ -426,11 +428,21 @@ class Controller:
         context = Context(latents[::stride][None], states[::stride][None], sums[None])
         return context, replace(state, latents=latents, states=states, actions=actions)
 
-    def _init(self, state: ControllerState) -> Float[Tensor, "1 h a"]:
+    def _init(self, view: View, state: ControllerState) -> Float[Tensor, "1 h a"]:
+        if self.settings.act:
+            return self._acted(view)
         if state.plan is not None:
             return state.plan[None]
         steps = self.settings.horizon * self.settings.legs
         return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
+
+    def _acted(self, view: View) -> Float[Tensor, "1 h a"]:
+        """What the actor does by itself from here."""
+        model, settings = self.model, self.settings
+        seen = view.latent, view.context.states[:, -1], self.goal
+        drawn = model.config.search is not None and model.config.search.actor_drawn
+        way = model.drawn(*seen, [self.generator])[:, None] if drawn else model.propose(*seen, 1)
+        return folded(way, settings.horizon * settings.legs, settings.steps_a_leg(model.config.stride))[:, 0]
 
     def _suggestions(self, view: View, state: ControllerState) -> Float[Tensor, "1 m h a"] | None:
         model, settings = self.model, self.settings

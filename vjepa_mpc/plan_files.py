@@ -115,7 +115,7 @@ def describe(setting: Setting) -> dict[str, Any]:
             "control_steps_a_model_step": config.stride,
         },
         "settings": {
-            "planner": type(controller.planner).__name__,
+            "planner": "actor" if controller.settings.act else type(controller.planner).__name__,
             "planner_settings": _plain(getattr(controller.planner, "settings", None)),
             "control": _plain(controller.settings),
             "seed": setting.seed,

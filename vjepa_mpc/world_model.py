@@ -71,7 +71,8 @@ class SearchDefaults:
     that the critic foresees; `leg_steps`: control steps that a planned model step may take, of the stride's;
     `remember`: weight of the short-term memory; `propose`: plans of the actor among the first candidates;
     `actor_steps`: control steps that the actor, by itself, does before it looks again; `actor_drawn`: by itself, it
-    does what it draws of the ways it holds possible, not the likeliest."""
+    does what it draws of the ways it holds possible, not the likeliest; `planner`: "actor" where that by itself is what
+    the model is best at, and commands shall take it where nothing is said of plans."""
 
     samples: int | None = None
     iterations: int | None = None
@@ -85,8 +86,11 @@ class SearchDefaults:
     propose: int | None = None
     actor_steps: int | None = None
     actor_drawn: bool | None = None
+    planner: str | None = None
 
     def __post_init__(self) -> None:
+        if self.planner not in (None, "actor"):
+            raise InputError(f"A model may be used to its actor (planner 'actor'), not to {self.planner!r}.")
         for name in ("samples", "iterations", "elites", "horizon", "leg_steps", "actor_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -152,8 +156,8 @@ class WorldModelConfig:
                 raise InputError(f"The {name} is of other latents than the model's; train it on this model.")
         if self.critic is None and self.search and self.search.critic:
             raise InputError("This model's search asks for a critic that it has not; train one (`train-critic`).")
-        asks = self.search and (self.search.propose or self.search.actor_steps or self.search.actor_drawn)
-        if self.actor is None and asks:
+        search = self.search or SearchDefaults()
+        if self.actor is None and (search.propose or search.actor_steps or search.actor_drawn or search.planner):
             raise InputError("This model's search asks for an actor that it has not; train one (`train-actor`).")
         ahead = self.search.horizon if self.search else None
         if ahead is not None and ahead > frames - self.history:
@@ -302,7 +306,7 @@ class WorldModel(nn.Module):
         """Forget the actor, that it proposed plans, and how it played."""
         search = self.config.search
         self.actor = None
-        plain = search and replace(search, propose=None, actor_steps=None, actor_drawn=None)
+        plain = search and replace(search, propose=None, actor_steps=None, actor_drawn=None, planner=None)
         self.config = replace(self.config, actor=None, search=plain)
 
     @torch.no_grad()

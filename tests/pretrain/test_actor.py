@@ -15,7 +15,7 @@ from moving_dot import LIMIT, episode, make_store, spec, training
 
 from vjepa_mpc.actor import Actor, ActorConfig, Mixture
 from vjepa_mpc.apprentice import Driver
-from vjepa_mpc.cli.building import control_settings
+from vjepa_mpc.cli.building import control_settings, following, own_planner
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, folded
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.store import ZarrStore
@@ -439,6 +439,39 @@ def test_the_actor_by_itself_does_what_it_holds_likeliest(acting: Path) -> None:
     assert policy.note(action)["evaluations"] == 0 and policy.note(action)["latent_cost"] > 0
 
 
+def test_a_controller_does_what_the_actor_says_and_looks_where_that_leads(acting: Path) -> None:
+    model = WorldModel.from_pretrained(acting)
+    image, goal = (np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8) for seed in (3, 4))
+    seen = Observation({"top": image}, np.array([0.3, -0.2], np.float32), 0.0)
+    for drawn in (None, True):
+        assert model.config.search is not None
+        model.searched(replace(model.config.search, actor_drawn=drawn))
+        planner, settings = following(model)
+        controller = Controller(model, planner, goal, settings, torch.Generator().manual_seed(5))
+        policy, state, said = ActorPolicy(model), ControllerState(), set[bytes]()
+        policy.begin(goal, np.zeros(2, np.float32), 5)
+        for _ in range(8):
+            decision, state = controller.step(seen, state)
+            np.testing.assert_allclose(decision.action, policy.act(seen), atol=1e-6)
+            assert decision.plan.evaluations == 1 and np.isfinite(float(decision.plan.cost[0]))
+            state = controller.applied(decision.action, state)
+            said.add(decision.action.round(5).tobytes())
+        assert len(said) == (SMALL.components if drawn else 1)
+
+
+def test_models_may_be_used_to_their_actor(acting: Path, plain: Path) -> None:
+    model, without = WorldModel.from_pretrained(acting), WorldModel.from_pretrained(plain)
+    assert own_planner([model], None, said=False) == "cem"
+    model.searched(SearchDefaults(planner="actor"))
+    assert own_planner([model], None, said=False) == "actor" and own_planner([model], None, said=True) == "cem"
+    assert own_planner([model], "icem", said=False) == "icem"
+    assert own_planner([model, without], None, said=False) == "cem" == own_planner([], None, said=False)
+    with pytest.raises(InputError, match="an actor that it has not"):
+        replace(without.config, search=SearchDefaults(planner="actor"))
+    with pytest.raises(InputError, match="not to 'cem'"):
+        SearchDefaults(planner="cem")
+
+
 def test_an_actor_finishes_what_it_began_before_it_looks_again(acting: Path) -> None:
     model = WorldModel.from_pretrained(acting)
     rng = np.random.default_rng(0)
@@ -512,7 +545,12 @@ def test_the_command_line(store: Path, plain: Path, tmp_path: Path, leave: Calla
     assert code == 2 and "plans nothing" in told
     code, out, told = leave("evaluate", "--model", "point-maze", "--actor-steps", 2, "--pairs", 1)
     assert code == 2 and "add --planner actor" in told
-    code, out, told = leave("plan", "--goal", tmp_path / "g.png", "--planner", "actor", "--out", tmp_path / "p")
+    goal = Path(__file__).parents[2] / "examples/goal.png"
+    code, out, told = leave("plan", "--goal", goal, "--planner", "actor", "--out", tmp_path / "p")
+    assert code == 2 and "no actor to play; `vjepa-mpc train-actor" in told
+    code, out, told = leave("plan", "--goal", goal, "--planner", "actor", "--samples", 8, "--out", tmp_path / "p")
+    assert code == 2 and "searches nothing" in told
+    code, out, told = leave("bench", "scale", "--planner", "actor", "--out", tmp_path / "p")
     assert code == 2 and "name a planner here" in told
 
 

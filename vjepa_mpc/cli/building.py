@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +43,8 @@ PLANNERS: dict[str, tuple[str, str, str, dict[str, str]]] = {
 }
 ACTOR = "actor"
 PLANNER_HELP = f"{', '.join(PLANNERS)}; or two of them, sample-then-refine: cem+lbfgs."
-ACTOR_HELP = f"{ACTOR}: the model's actor by itself, without a plan."
+ACTOR_HELP = f"{ACTOR}: the model's actor by itself, without a search."
+OWN_HELP = "Default: what the model is best at, cem as a rule."
 DRAFT_HELP = "Sift candidates by the first so many blocks of the predictor: quicker and rougher (docs/performance.md)."
 KNOTS_HELP = "Decide by knots: blocks:3 (held over 3 planned steps), lines:4 or splines:4 (4 over the horizon)."
 VARY_HELP = "A factor of variation and its level, 0 to 1, as light=0.5, or a level of all; may be given several times."
@@ -257,8 +259,8 @@ def check_planner(name: str) -> None:
     """Refuse an unknown planner, cheaply: nothing is imported."""
     if name == ACTOR:
         raise InputError(
-            f"The actor by itself is played by `evaluate --planner {ACTOR}`; name a planner here: its proposals may be "
-            "among that one's first candidates."
+            f"The actor by itself is played by `plan` and `evaluate --planner {ACTOR}`; name a planner here: its "
+            "proposals may be among that one's first candidates."
         )
     for part in name.split("+"):
         if part not in PLANNERS:
@@ -377,6 +379,28 @@ def planner_and_control(
 
     own = published_planner(model, samples=samples, elites=elites, iterations=iterations)
     return own, published_control(horizon)
+
+
+def own_planner(worlds: Iterable[WorldModel], asked: str | None, said: bool) -> str:
+    """The planner that was `asked` for; or, where nothing was `said` that only a plan can follow, what these models are
+    best at."""
+    if asked is not None:
+        return asked
+    searches = [world.config.search for world in worlds]
+    alike = bool(searches) and all(search is not None and search.planner == ACTOR for search in searches)
+    return ACTOR if alike and not said else "cem"
+
+
+def following(world: WorldModel) -> tuple[Planner, Any]:
+    """For controllers that do what the actor says: a planner that takes its start as it is, and the settings. A planned
+    step is one control step, so that the actor's first action is the plan's; the future is imagined to be looked at."""
+    from vjepa_mpc.planners.base import Budget
+
+    if world.actor is None:
+        raise InputError("This model has no actor to play; `vjepa-mpc train-actor MODEL LOGS` trains one.")
+    planner = make_planner("shooting", leg_bounds(world, 1, 1), samples=1, iterations=1)
+    settings = control_settings(world, horizon=None, propose=0, leg_steps=1)
+    return planner, replace(settings, act=True, budget=Budget(max_evaluations=1))
 
 
 def check_draft(draft: int, planner: Planner) -> None:

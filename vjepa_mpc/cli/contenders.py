@@ -50,8 +50,6 @@ class PlannerOptions:
     ball: tuple[str, ...] = ()
     rate_limit: tuple[str, ...] = ()
     propose: int | None = None
-    actor_steps: int | None = None
-    actor_drawn: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,6 +15,7 @@ from vjepa_mpc.cli.building import (
     DRAFT_HELP,
     KNOTS_HELP,
     MODEL_HELP,
+    OWN_HELP,
     PLANNER_HELP,
     PROPOSE_HELP,
     SET_HELP,
@@ -36,7 +38,7 @@ def evaluate(
         None, help="Name or module:Class (default: the model's); without --model its shipped model, if there is one."
     ),
     model: list[str] = typer.Option([], help=f"{MODEL_HELP} May be repeated."),
-    planner: str = typer.Option("cem", help=f"{PLANNER_HELP} {ACTOR_HELP}"),
+    planner: str | None = typer.Option(None, help=f"{PLANNER_HELP} {ACTOR_HELP} {OWN_HELP}"),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead."),
     samples: int | None = typer.Option(None, help="Candidates an iteration (starts of gradient and lbfgs)."),
     iterations: int | None = typer.Option(None, help="Iterations of a plan."),
@@ -116,6 +118,7 @@ def evaluate(
         choose_device,
         load_model,
         model_folder,
+        own_planner,
         parse_levels,
         shipped_models,
     )
@@ -134,7 +137,7 @@ def evaluate(
     from vjepa_mpc.robots.factory import find_task
     from vjepa_mpc.robots.tasks import load_manifest
 
-    if planner != ACTOR:
+    if planner not in (None, ACTOR):
         check_planner(planner)
     if rate is not None and not 0 < rate <= 1000:
         raise InputError(f"A rate of {rate} actions a second cannot be kept; give one above 0, at most 1000.")
@@ -159,16 +162,18 @@ def evaluate(
         (*keep_out, *(guarding.task_regions(asked) if guarded else ())), margin, workspace, pose_box, tuple(avoid),
         change_limit, acceleration_limit, watchdog, surprise, thresholds,
     )  # fmt: skip
-    asked_for = PlannerOptions(
-        planner, horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
-        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose, actor_steps, actor_drawn,
+    of_plans = PlannerOptions(
+        "", horizon, samples, iterations, elites, tuple(settings), running, nearest, deadline, draft, critic,
+        remember, knots, tuple(fix), tuple(ball), tuple(rate_limit), propose,
     )  # fmt: skip
+    said = of_plans != PlannerOptions("") or rails.any or rate or legs > 1 or leg_steps or batch > 1
+    planner = own_planner(worlds.values(), planner, bool(said))
+    asked_for = replace(of_plans, planner=planner)
     if planner != ACTOR and (actor_steps, actor_drawn) != (None, None):
         raise InputError(
             f"--actor-steps, --actor-drawn and --actor-likeliest are of the actor by itself; add --planner {ACTOR}."
         )
-    alone = PlannerOptions(ACTOR, actor_steps=actor_steps, actor_drawn=actor_drawn)
-    if planner == ACTOR and (asked_for != alone or rails.any or rate or legs > 1 or leg_steps or batch > 1):
+    if planner == ACTOR and said:
         raise InputError(
             f"--planner {ACTOR} plans nothing: leave out what is said of plans, batches, time and guardrails."
         )

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vjepa_mpc.cli import guarding
-from vjepa_mpc.cli.building import DRAFT_HELP, KNOTS_HELP, MODEL_HELP, PLANNER_HELP, PROPOSE_HELP, SET_HELP
+from vjepa_mpc.cli.building import (
+    ACTOR,
+    ACTOR_HELP,
+    DRAFT_HELP,
+    KNOTS_HELP,
+    MODEL_HELP,
+    OWN_HELP,
+    PLANNER_HELP,
+    PROPOSE_HELP,
+    SET_HELP,
+)
 from vjepa_mpc.cli.limiting import BALL_HELP, FIX_HELP, RATE_LIMIT_HELP, step_limits
 from vjepa_mpc.cli.plan_screen import Screen
 from vjepa_mpc.core.errors import InputError
@@ -39,7 +49,9 @@ def plan(
     preset: str | None = typer.Option(
         None, help="vjepa2-ac: V-JEPA 2-AC's planner as published (for models of poses).", rich_help_panel=PLANNING
     ),
-    planner: str = typer.Option("cem", help=PLANNER_HELP, rich_help_panel=PLANNING),
+    planner: str | None = typer.Option(
+        None, help=f"{PLANNER_HELP} {ACTOR_HELP} {OWN_HELP}", rich_help_panel=PLANNING
+    ),
     horizon: int | None = typer.Option(None, help="Model steps planned ahead.", rich_help_panel=PLANNING),
     samples: int | None = typer.Option(
         None, help="Candidates an iteration (starts of gradient and lbfgs).", rich_help_panel=PLANNING
@@ -158,7 +170,7 @@ class _Job:
     goals: list[Path]
     model: str | None
     preset: str | None
-    planner: str
+    planner: str | None
     horizon: int | None
     samples: int | None
     iterations: int | None
@@ -180,6 +192,15 @@ class _Job:
     ball: list[str]
     rate_limit: list[str]
     propose: int | None
+
+    @property
+    def of_plans(self) -> bool:
+        """Whether anything is said that only a search can follow."""
+        numbers = self.horizon, self.samples, self.iterations, self.elites, self.leg_steps, self.propose, self.knots
+        return (
+            any(value is not None for value in (*numbers, self.preset, self.options["deadline"])) or self.legs > 1
+            or bool(self.settings or self.draft or self.fix or self.ball or self.rate_limit) or self.guards.any
+        )  # fmt: skip
 
 
 @dataclass
@@ -206,7 +227,10 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
     """Check everything that can be checked, cheap things first; `check` the states that were given."""
     from vjepa_mpc.cli.building import check_planner
 
-    check_planner(job.planner)
+    if job.planner not in (None, ACTOR):
+        check_planner(job.planner)
+    if job.planner == ACTOR and job.of_plans:
+        raise InputError(f"--planner {ACTOR} searches nothing: leave out what is said of plans and guardrails.")
     _period(job.options["rate"])
     with job.screen.busy("Loading the world model"):
         import torch
@@ -214,9 +238,11 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         from vjepa_mpc.cli.building import (
             choose_device,
             crowded,
+            following,
             limit_threads,
             load_model,
             model_folder,
+            own_planner,
             planner_and_control,
         )
         from vjepa_mpc.memory import parse_bytes
@@ -233,11 +259,16 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         folder = model_folder(job.model)
         world = load_model(str(folder), device)
         limits = step_limits(world.config.robot, job.fix, job.ball, job.rate_limit)
-        optimiser, settings = planner_and_control(
-            world, job.preset, job.planner, horizon=job.horizon, samples=job.samples, iterations=job.iterations,
-            elites=job.elites, settings=job.settings, legs=job.legs, leg_steps=job.leg_steps,
-            deadline_s=job.options["deadline"], draft=job.draft, knots=job.knots, limits=limits, propose=job.propose,
-        )  # fmt: skip
+        chosen = own_planner([world], job.planner, job.of_plans)
+        if chosen == ACTOR:
+            optimiser, settings = following(world)
+        else:
+            optimiser, settings = planner_and_control(
+                world, job.preset, chosen, horizon=job.horizon, samples=job.samples, iterations=job.iterations,
+                elites=job.elites, settings=job.settings, legs=job.legs, leg_steps=job.leg_steps,
+                deadline_s=job.options["deadline"], draft=job.draft, knots=job.knots, limits=limits,
+                propose=job.propose,
+            )  # fmt: skip
         if job.memory_budget is not None:
             settings = replace(settings, memory_budget=parse_bytes(job.memory_budget))
         calibration = trained(world, str(folder))
