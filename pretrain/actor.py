@@ -329,6 +329,7 @@ def train_actor(
     propose: int | None = None,
     steps: int | None = None,
     drawn: bool | None = None,
+    alone: bool | None = None,
     progress: Progress | None = None,
     caching: CacheProgress | None = None,
     stop_at: int | None = None,
@@ -336,7 +337,8 @@ def train_actor(
     """Train an actor on the latents that `model` makes of a store's frames; OUT/model is the model with it, planned
     with `propose` of its plans among the first candidates (None: as the model was, or `PROPOSE`), or, where it plays by
     itself, doing `steps` control steps before it looks again (None: as the model was, or one), and what it draws of its
-    mixture where it is to be `drawn` (None: as the model was, or not).
+    mixture where it is to be `drawn` (None: as the model was, or not). `alone`: the model is best played by it alone
+    (None: as the model was).
 
     Also what it comes to on held-out episodes, see `held_out_figures`. `InputError` for logs of another robot or
     period, and fewer than three episodes.
@@ -350,6 +352,8 @@ def train_actor(
         search = replace(search, actor_steps=steps)
     if drawn is not None:
         search = replace(search, actor_drawn=drawn)
+    if alone is not None:
+        search = replace(search, planner="actor" if alone else None)
     if search.actor_steps and search.actor_steps > settings.ahead:
         raise InputError(f"The actor is to do {search.actor_steps} steps before it looks again: give as many --ahead.")
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))

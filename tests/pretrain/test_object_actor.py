@@ -289,11 +289,13 @@ def test_logs_and_robots_that_do_not_fit_are_refused(
 
 def test_the_command_line(logs: Path, base: Path, tmp_path: Path, leave: Callable[..., Any]) -> None:
     out = tmp_path / "run"
-    line = ("train-actor", base, logs, "--object", "--actor-drawn", "--steps", 3, "--batch", 4, "--channels", 4,
-            "--width", 16, "--ahead", 4, "--device", "cpu", "--out", out)  # fmt: skip
+    line = ("train-actor", base, logs, "--object", "--actor-drawn", "--mode-1", "--steps", 3, "--batch", 4,
+            "--channels", 4, "--width", 16, "--ahead", 4, "--device", "cpu", "--out", out)  # fmt: skip
     code, _, told = leave(*line)
     assert code in (0, None) and "The object is read to" in told
-    code, _, told = leave("evaluate", "--task", "push-t", "--model", out, "--actor-drawn", "--pairs", 1)
+    search = WorldModel.from_pretrained(out / "model").config.search
+    assert search is not None and search.actor_drawn and search.planner == "actor"
+    code, _, told = leave("evaluate", "--task", "push-t", "--model", out, "--planner", "cem", "--actor-drawn", "--pairs", 1)
     assert code == 2 and "of the actor by itself; add --planner actor" in told
     assert model_folder(str(out)) == out / "model"
     settings = EpisodeSettings(robot="push-t", frames=5, camera_size=16, actor=str(out), actor_weights="some",

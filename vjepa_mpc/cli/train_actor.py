@@ -48,6 +48,10 @@ def train_actor(
         None, "--actor-drawn/--actor-likeliest",
         help="What it does by itself: what it draws of its mixture, or the likeliest (default: the model's, or that).",
     ),
+    mode_1: bool | None = typer.Option(
+        None, "--mode-1/--mode-2",
+        help="plan and evaluate take the actor by itself, or plans (default: the model's, or plans).",
+    ),
     json_output: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Train an actor for a world model: actions towards a goal picture; OUT/model is the model with it.
@@ -83,7 +87,7 @@ def train_actor(
     with training_progress("training", [settings, training]) as (progress, caching):
         result, figures = train(
             world, Source(store, camera, cache, None, "fp16"), out, settings, training, own,
-            propose=propose, steps=actor_steps, drawn=actor_drawn, progress=progress, caching=caching,
+            propose=propose, steps=actor_steps, drawn=actor_drawn, alone=mode_1, progress=progress, caching=caching,
         )  # fmt: skip
     if figures and not json_output:
         typer.echo(
