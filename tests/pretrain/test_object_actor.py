@@ -295,7 +295,8 @@ def test_the_command_line(logs: Path, base: Path, tmp_path: Path, leave: Callabl
     assert code in (0, None) and "The object is read to" in told
     search = WorldModel.from_pretrained(out / "model").config.search
     assert search is not None and search.actor_drawn and search.planner == "actor"
-    code, _, told = leave("evaluate", "--task", "push-t", "--model", out, "--planner", "cem", "--actor-drawn", "--pairs", 1)
+    cem = "--planner", "cem", "--actor-drawn"
+    code, _, told = leave("evaluate", "--task", "push-t", "--model", out, *cem, "--pairs", 1)
     assert code == 2 and "of the actor by itself; add --planner actor" in told
     assert model_folder(str(out)) == out / "model"
     settings = EpisodeSettings(robot="push-t", frames=5, camera_size=16, actor=str(out), actor_weights="some",
