@@ -61,7 +61,8 @@ class ActorSettings:
     """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ends`: the share
     of goals that are where what was done in one go ended (or `span` away). `ema`: of the averaged weights, each step.
     `components`, `channels`, `width`: see `ActorConfig`. `object`: it reads the pose of what the robot's task pushes,
-    which the logs must say, and acts as seen from there (`ObjectActor`)."""
+    which the logs must say, and acts as seen from there (`ObjectActor`). `behaviours`: it learns of these alone (none
+    named: of any but an actor's), as the logs' metadata says them."""
 
     ahead: int = 8
     span: int = 16
@@ -71,6 +72,7 @@ class ActorSettings:
     channels: int = 32
     width: int = 384
     object: bool = False
+    behaviours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.span < 1:
@@ -128,7 +130,7 @@ class RelabelledBatches(HindsightFrames):
         states, actions = store.states_and_actions()
         unit = np.where(limits > 0, limits, 1).astype(np.float32)
         lengths = np.asarray(store.lengths())
-        left, example = store_steps_left(store), store_examples(store)
+        left, example = store_steps_left(store), store_examples(store, settings.behaviours)
         return RelabelledBatches(
             latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left, example, poses
         )
@@ -190,14 +192,15 @@ def store_steps_left(store: ZarrStore) -> Int64[np.ndarray, "rows"]:
     return steps_left(store.lengths(), begins)
 
 
-def store_examples(store: ZarrStore) -> Bool[np.ndarray, "rows"]:
-    """Of every row of a store whether what is done there is to be learned: in `NO_EXAMPLE` it is not."""
+def store_examples(store: ZarrStore, behaviours: Sequence[str] = ()) -> Bool[np.ndarray, "rows"]:
+    """Of every row of a store whether what is done there is to be learned: where it is of these `behaviours` (none
+    named: of any but `NO_EXAMPLE`, and what no metadata says the behaviour of)."""
     rows = []
     for length, segments in zip(store.lengths().tolist(), _behaviours(store), strict=True):
-        example = np.ones(length, dtype=bool)
+        example = np.full(length, not behaviours)
         ends = [*(first for first, _ in segments[1:]), length]
         for (first, kind), end in zip(segments, ends, strict=True) if segments else ():
-            example[first:end] = kind not in NO_EXAMPLE
+            example[first:end] = kind in behaviours if behaviours else kind not in NO_EXAMPLE
         rows.append(example)
     return np.concatenate(rows)
 
@@ -359,9 +362,9 @@ def train_actor(
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
     poses, view = _poses(model, store, trained) if settings.object else (None, None)
     actor = _fresh(model, settings, training.seed, view).to(device)
-    _check_examples(store, trained, choosing, held_out)
+    _check_examples(store, settings.behaviours, trained, choosing, held_out)
     recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}
-    example = store_examples(store)
+    example = store_examples(store, settings.behaviours)
     said = store_steps_left(store).tobytes() + (b"" if example.all() else example.tobytes())
     said += b"" if poses is None else poses.tobytes()
     goals = hashlib.sha256(said).hexdigest()[:16]  # metadata is in no store's hash
@@ -429,16 +432,24 @@ def _split(store: ZarrStore) -> tuple[list[int], list[int], list[int]]:
     return trained, choosing, held_out
 
 
-def _check_examples(store: ZarrStore, *parts: Sequence[int]) -> None:
+def _check_examples(store: ZarrStore, behaviours: Sequence[str], *parts: Sequence[int]) -> None:
     """`InputError` where a part of the episodes has no step to learn from."""
-    example, lengths = store_examples(store), store.lengths()
+    example, lengths = store_examples(store, behaviours), store.lengths()
     starts = np.cumsum(lengths) - lengths
     for part in parts:
         if not any(example[starts[one] : starts[one] + lengths[one] - 1].any() for one in part):
             raise InputError(
                 f"{store.path}: of the episodes learned from, of those to choose by or of those held out, none has a "
-                "step that is an example: an actor did them all; collect more, or longer ones, with demonstrations."
+                f"step that is an example: {_why_none(store, behaviours)}"
             )
+
+
+def _why_none(store: ZarrStore, behaviours: Sequence[str]) -> str:
+    if not behaviours:
+        return "an actor did them all; collect more, or longer ones, with demonstrations."
+    there = sorted({kind for segments in _behaviours(store) for _, kind in segments})
+    told = f"they hold {', '.join(there)}" if there else "their metadata says nothing of behaviours"
+    return f"none of them is of {', '.join(behaviours)}; {told}. Name another (--of), or leave it out."
 
 
 @torch.no_grad()

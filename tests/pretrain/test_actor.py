@@ -239,6 +239,7 @@ def test_what_an_apprentice_did_is_no_example(plain: Path, tmp_path: Path) -> No
     assert example.reshape(4, 8).astype(int).tolist() == [
         [0, 0, 0, 1, 1, 1, 0, 0], [1] * 8, [0] * 8, [0] * 7 + [1]
     ]  # fmt: skip
+    assert store_examples(store, ["demonstration"]).sum() == 3 and not store_examples(store, ["script"]).any()
     left = store_steps_left(store)
     assert left[:8].tolist() == [3, 2, 1, 3, 2, 1, 1, 0], "nor is what it came to the end of a demonstration"
 
@@ -255,6 +256,10 @@ def test_what_an_apprentice_did_is_no_example(plain: Path, tmp_path: Path) -> No
             writer.append(replace(episode(number, 8), metadata={"behaviours": [[0, "actor"]]}))
     with pytest.raises(InputError, match=r"all\.zarr: .* an actor did them all"):
         trained(tmp_path / "all.zarr", plain, tmp_path / "out")
+    some = replace(SMALL, behaviours=("demonstration", "script"))
+    with pytest.raises(InputError, match="none of them is of demonstration, script; they hold actor"):
+        train_actor(WorldModel.from_pretrained(plain), Source(tmp_path / "all.zarr"), tmp_path / "out", some,
+                    training(6, optimizer="adamw"), CPU)  # fmt: skip
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.cache")), "before anything takes time"
 
 

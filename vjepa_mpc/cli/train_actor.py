@@ -30,6 +30,9 @@ def train_actor(
     components: int = typer.Option(4, help="Gaussians of the mixture: ways to a goal that differ."),
     channels: int = typer.Option(32, help="What is read at each position of the latents."),
     width: int = typer.Option(384, help="Width of the layers after that."),
+    of: list[str] = typer.Option(
+        [], help="Learn of this behaviour alone, as the logs' metadata names it (demonstration); may be repeated."
+    ),
     object_: bool = typer.Option(
         False, "--object", help="Read the pose of what the task pushes, which the logs say, and act as seen from it."
     ),
@@ -82,7 +85,7 @@ def train_actor(
     world = WorldModel.from_pretrained(model_folder(model), own)  # with its weights as they are stored
     settings = ActorSettings(
         ahead=own_ahead(world) if ahead is None else ahead, span=span, ends=ends, ema=ema, components=components,
-        channels=channels, width=width, object=object_,
+        channels=channels, width=width, object=object_, behaviours=tuple(of),
     )  # fmt: skip
     with training_progress("training", [settings, training]) as (progress, caching):
         result, figures = train(
