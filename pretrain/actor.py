@@ -12,41 +12,38 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vjepa_mpc.actor import LEAST_SCALE, Actor, ActorConfig, Mixture, ObjectView
 from vjepa_mpc.core.errors import InputError
-from vjepa_mpc.datasets.cache import LatentCache
 from vjepa_mpc.datasets.clips import split_episodes
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.encoder import weights_hash
-from vjepa_mpc.exploration import NO_EXAMPLE, WITH_A_GOAL
-from vjepa_mpc.object_actor import ObjectActor, Reading, make_actor, view_of
-from vjepa_mpc.pretrain.caching import cache_latents
-from vjepa_mpc.pretrain.hindsight import (
-    PAIRS,
-    HindsightFrames,
-    open_logs,
-    run_on,
-    with_steps,
-    world_states,
-    write_model,
+from vjepa_mpc.object_actor import ObjectActor, make_actor
+from vjepa_mpc.pretrain.actor_data import (
+    ActorSettings,
+    Relabelled,
+    RelabelledBatches,
+    behaviours_of,
+    store_examples,
+    store_steps_left,
 )
+from vjepa_mpc.pretrain.caching import cache_latents
+from vjepa_mpc.pretrain.hindsight import PAIRS, open_logs, run_on, with_steps, write_model
+from vjepa_mpc.pretrain.object_poses import misreadings, poses_of, truth_of
 from vjepa_mpc.pretrain.optimising import TrainSettings, follow
 from vjepa_mpc.pretrain.run_folder import begin
 from vjepa_mpc.pretrain.source import CacheProgress, Source
 from vjepa_mpc.pretrain.trainer import Progress, TrainResult
-from vjepa_mpc.robots.factory import find_task, task_names
 from vjepa_mpc.world_model import SearchDefaults, WorldModel
 
 AnyActor = Actor | ObjectActor
@@ -56,169 +53,11 @@ LOOK_EVERY = 100  # steps between looks at the episodes by which weights are cho
 LEAST_AHEAD, MOST_AHEAD = 4, 8
 
 
-@dataclass(frozen=True)
-class ActorSettings:
-    """`ahead`: control steps that the actor says. `span`: control steps that a goal is away at most. `ends`: the share
-    of goals that are where what was done in one go ended (or `span` away). `ema`: of the averaged weights, each step.
-    `components`, `channels`, `width`: see `ActorConfig`. `object`: it reads the pose of what the robot's task pushes,
-    which the logs must say, and acts as seen from there (`ObjectActor`). `behaviours`: it learns of these alone (none
-    named: of any but an actor's), as the logs' metadata says them."""
-
-    ahead: int = 8
-    span: int = 16
-    ends: float = 0.0
-    ema: float = 0.999
-    components: int = 4
-    channels: int = 32
-    width: int = 384
-    object: bool = False
-    behaviours: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.span < 1:
-            raise InputError(f"A goal must be allowed to be 1 control step away or more, not {self.span} (span).")
-        if not 0 <= self.ends <= 1:
-            raise InputError(f"The share of goals that are ends must lie in [0, 1], not {self.ends:g} (ends).")
-        if not 0 <= self.ema < 1:
-            raise InputError(f"The averaged weights' momentum (ema) must be at least 0 and below 1, not {self.ema:g}.")
-
-
 def own_ahead(model: WorldModel) -> int:
     """As many control steps as plans of `model` take, within reason."""
     search = model.config.search or SearchDefaults()
     steps = model.default_horizon * (search.leg_steps or model.config.stride)
     return max(LEAST_AHEAD, min(MOST_AHEAD, steps))
-
-
-class Relabelled(NamedTuple):
-    """Frames, goals, the robot's states at the frames, and the actions from there on in units of the step limits: those
-    on the way to the goal, then none. `poses`: x, y [m] and angle [rad] of what is pushed and the robot's state, in
-    frame and goal, where they are learned."""
-
-    now: Float[Tensor, "b p d"]
-    goal: Float[Tensor, "b p d"]
-    states: Float[Tensor, "b s"]
-    actions: Float[Tensor, "b t a"]
-    poses: Float[Tensor, "b 2 v"] | None = None
-
-
-class RelabelledBatches(HindsightFrames):
-    """Batch number i of a run is a function of (seed, i) alone. Goals: the frame itself or a later one, up to `span`
-    control steps away, of what was done in one go: each distance as often as any that is left of it, but for the share
-    `ends` of them, which are its end."""
-
-    def __init__(
-        self, take: Callable[[np.ndarray], np.ndarray], states: Float32[np.ndarray, "rows s"],
-        actions: Float32[np.ndarray, "rows a"], lengths: Int64[np.ndarray, "n"], episodes: Sequence[int],
-        settings: ActorSettings, batch: int, seed: int, left: Int64[np.ndarray, "rows"] | None = None,
-        example: Bool[np.ndarray, "rows"] | None = None, poses: Float32[np.ndarray, "rows 3"] | None = None,
-    ) -> None:  # fmt: skip
-        """`actions` of all rows, in units of the step limits; `left`: control steps from each row to the end of what
-        was done in one go (None: of the episode); `example`: whether what is done there is to be learned (None: all
-        is); `poses` of what is pushed (None: they are not learned); the rest see `HindsightFrames`."""
-        super().__init__(take, states, lengths, episodes, example)
-        self._poses = poses
-        self._actions, self.settings, self.size, self.seed = actions, settings, batch, seed
-        self._left = steps_left(lengths, [()] * len(lengths)) if left is None else left
-
-    @staticmethod
-    def of(
-        store: ZarrStore, latents: LatentCache, limits: Float32[np.ndarray, "a"], episodes: Sequence[int],
-        settings: ActorSettings, batch: int, seed: int, poses: Float32[np.ndarray, "rows 3"] | None = None,
-    ) -> RelabelledBatches:  # fmt: skip
-        """Those of a store's `episodes`, for a robot with these step limits."""
-        states, actions = store.states_and_actions()
-        unit = np.where(limits > 0, limits, 1).astype(np.float32)
-        lengths = np.asarray(store.lengths())
-        left, example = store_steps_left(store), store_examples(store, settings.behaviours)
-        return RelabelledBatches(
-            latents.take, states, actions / unit, lengths, episodes, settings, batch, seed, left, example, poses
-        )
-
-    def batch(self, step: int) -> Relabelled:
-        """Batch `step`."""
-        return self._taken(*self._drawn(np.random.default_rng((self.seed, step)), self.size))
-
-    def held(self, count: int) -> Relabelled:
-        """`count` of them, always the same."""
-        return self._taken(*self._drawn(np.random.default_rng((self.seed, 1)), count))
-
-    def actions(self, count: int) -> Float[Tensor, "n t a"]:
-        """The actions of `held` alone."""
-        return self._done(*self._drawn(np.random.default_rng((self.seed, 1)), count))
-
-    def _drawn(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of frames, and the control steps to their goals."""
-        episodes, _, now = self.moments(rng, count)
-        rows = self._starts[episodes] + now
-        most = np.minimum(self.settings.span, self._left[rows])
-        away = (rng.random(count) * (most + 1)).astype(np.int64)
-        return rows, np.where(rng.random(count) < self.settings.ends, most, away)
-
-    def _done(self, rows: np.ndarray, left: np.ndarray) -> Float[Tensor, "n t a"]:
-        steps = np.minimum(np.arange(self.settings.ahead), np.maximum(left - 1, 0)[:, None])  # no further than that
-        taken = self._actions[rows[:, None] + steps]
-        taken = np.where((np.arange(self.settings.ahead) < left[:, None])[..., None], taken, 0)
-        return torch.from_numpy(taken.astype(np.float32))
-
-    def _taken(self, rows: np.ndarray, left: np.ndarray) -> Relabelled:
-        ends = np.stack([rows, rows + left], axis=1)
-        poses = None
-        if self._poses is not None:
-            poses = torch.cat([torch.from_numpy(self._poses[ends]), self.states(ends)], dim=-1)
-        now, goal = self.latents(rows), self.latents(rows + left)
-        return Relabelled(now, goal, self.states(rows), self._done(rows, left), poses)
-
-
-def steps_left(lengths: Int64[np.ndarray, "n"], begins: Sequence[Sequence[int]]) -> Int64[np.ndarray, "rows"]:
-    """Control steps from each frame of episodes of these `lengths` until something else is done, which `begins` at
-    these frames of each; until the end where nothing is said of it."""
-    left = []
-    for length, firsts in zip(lengths.tolist(), begins, strict=True):
-        ends = np.array(sorted({*(first for first in firsts if 0 < first < length), length - 1}))
-        frames = np.arange(length)
-        following = np.minimum(np.searchsorted(ends, frames, side="right"), len(ends) - 1)
-        left.append(np.maximum(ends[following] - frames, 0))
-    return np.concatenate(left)
-
-
-def store_steps_left(store: ZarrStore) -> Int64[np.ndarray, "rows"]:
-    """`steps_left` of a store's episodes: what goes somewhere, as their metadata's `behaviours` say, is one thing to
-    do, what lies between another. Metadata of any other form says nothing."""
-    begins = []
-    for segments in _behaviours(store):
-        pairs = itertools.pairwise(segments)
-        begins.append([here[0] for before, here in pairs if {before[1], here[1]} & set(WITH_A_GOAL)])
-    return steps_left(store.lengths(), begins)
-
-
-def store_examples(store: ZarrStore, behaviours: Sequence[str] = ()) -> Bool[np.ndarray, "rows"]:
-    """Of every row of a store whether what is done there is to be learned: where it is of these `behaviours` (none
-    named: of any but `NO_EXAMPLE`, and what no metadata says the behaviour of)."""
-    rows = []
-    for length, segments in zip(store.lengths().tolist(), _behaviours(store), strict=True):
-        example = np.full(length, not behaviours)
-        ends = [*(first for first, _ in segments[1:]), length]
-        for (first, kind), end in zip(segments, ends, strict=True) if segments else ():
-            example[first:end] = kind in behaviours if behaviours else kind not in NO_EXAMPLE
-        rows.append(example)
-    return np.concatenate(rows)
-
-
-def _behaviours(store: ZarrStore) -> Iterator[list[tuple[int, str]]]:
-    """Of each episode what was done from which frame on, in order; nothing where its metadata does not say so."""
-    lengths = store.lengths()
-    for episode in range(len(store)):
-        segments = store.metadata(episode).get("behaviours")
-        if not isinstance(segments, list) or not all(
-            isinstance(piece, list) and len(piece) == 2 and type(piece[0]) is int and isinstance(piece[1], str)
-            for piece in segments
-        ):
-            segments = []
-        begins = [-1, *(first for first, _ in segments), int(lengths[episode])]
-        if not all(one < other for one, other in itertools.pairwise(begins)):
-            segments = []
-        yield [(first, kind) for first, kind in segments]
 
 
 class BestWeights(nn.Module):
@@ -308,12 +147,7 @@ def told(model: WorldModel, actor: AnyActor, batch: Relabelled) -> tuple[Mixture
         return predict(model, actor, batch), None
     now, goal = model.standardise(batch.now), model.standardise(batch.goal)
     said, *read = actor.with_readings(now, goal, batch.states)
-    return said, F.mse_loss(torch.stack(read, dim=1), actor.reader.asked(_truth(batch)))
-
-
-def _truth(batch: Relabelled) -> Reading:
-    assert batch.poses is not None, "these batches were made without poses"
-    return Reading(batch.poses[..., :3], batch.poses[..., 3:])
+    return said, F.mse_loss(torch.stack(read, dim=1), actor.reader.asked(truth_of(batch)))
 
 
 def likelihood_of(batch: Relabelled, mixture: Mixture) -> Float[Tensor, ""]:
@@ -360,7 +194,7 @@ def train_actor(
     if search.actor_steps and search.actor_steps > settings.ahead:
         raise InputError(f"The actor is to do {search.actor_steps} steps before it looks again: give as many --ahead.")
     trained, choosing, held_out = (with_steps(store, part) for part in _split(store))
-    poses, view = _poses(model, store, trained) if settings.object else (None, None)
+    poses, view = poses_of(model, store, trained) if settings.object else (None, None)
     actor = _fresh(model, settings, training.seed, view).to(device)
     _check_examples(store, settings.behaviours, trained, choosing, held_out)
     recorded = {"actor": asdict(settings), "training": asdict(training), "camera": camera}
@@ -401,25 +235,6 @@ def _fresh(model: WorldModel, settings: ActorSettings, seed: int, view: ObjectVi
         return make_actor(config)
 
 
-def _poses(
-    model: WorldModel, store: ZarrStore, trained: Sequence[int]
-) -> tuple[Float32[np.ndarray, "rows 3"], ObjectView]:
-    """The pose of what is pushed in every row, and how it is read, by the episodes that are learned from. `InputError`
-    where the robot's task pushes nothing about a plane, or the logs do not say where it lies."""
-    robot = model.config.robot
-    pushed = find_task(robot.name).pushed if robot.name in task_names() else None
-    if pushed is None:
-        raise InputError(f"The task of {robot.name} moves no object about on a plane (--object); leave it out.")
-    if len({float(limit) for limit in model.step_limits[list(pushed.push)]}) > 1:
-        raise InputError(f"{robot.name} moves further along one axis than along the other; leave --object out.")
-    poses = world_states(store)[:, list(pushed.pose)].astype(np.float32)
-    lengths = store.lengths()
-    starts = np.cumsum(lengths) - lengths
-    rows = np.concatenate([np.arange(starts[one], starts[one] + lengths[one]) for one in trained])
-    states, _ = store.states_and_actions()
-    return poses, view_of(poses[rows], states[rows], pushed.place, pushed.push, pushed.same_after_rad)
-
-
 def _split(store: ZarrStore) -> tuple[list[int], list[int], list[int]]:
     """Episodes that are learned from, those by which weights are chosen, and those held out for the end."""
     if len(store) < 3:
@@ -447,7 +262,7 @@ def _check_examples(store: ZarrStore, behaviours: Sequence[str], *parts: Sequenc
 def _why_none(store: ZarrStore, behaviours: Sequence[str]) -> str:
     if not behaviours:
         return "an actor did them all; collect more, or longer ones, with demonstrations."
-    there = sorted({kind for segments in _behaviours(store) for _, kind in segments})
+    there = sorted({kind for segments in behaviours_of(store) for _, kind in segments})
     told = f"they hold {', '.join(there)}" if there else "their metadata says nothing of behaviours"
     return f"none of them is of {', '.join(behaviours)}; {told}. Name another (--of), or leave it out."
 
@@ -469,19 +284,3 @@ def held_out_figures(model: WorldModel, batch: Relabelled, before: Float[Tensor,
     }
     found = {name: round(float(value), 4) for name, value in figures.items()}
     return found | (misreadings(model, batch) if isinstance(model.actor, ObjectActor) else {})
-
-
-def misreadings(model: WorldModel, batch: Relabelled) -> dict[str, float]:
-    """How far the poses read from the frames of a held-out `batch` are off: of the object's place [m] and angle [rad],
-    the median and what nine of ten are below."""
-    assert isinstance(model.actor, ObjectActor)
-    reader = model.actor.reader
-    read, true = reader.understood(reader(model.standardise(batch.now))).pose, _truth(batch).pose[:, 0]
-    period = model.actor.view.same_after_rad
-    place = (read - true)[:, :2].norm(dim=1)
-    angle = (torch.remainder((read - true)[:, 2] + period / 2, period) - period / 2).abs()
-    return {
-        f"{name}_{share}": round(float(torch.quantile(off, q)), 4)
-        for name, off in (("place_m", place), ("angle_rad", angle))
-        for share, q in (("median", 0.5), ("p90", 0.9))
-    }

@@ -17,10 +17,11 @@ from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.cache import only_camera
 from vjepa_mpc.datasets.store import ZarrStore
 from vjepa_mpc.log_fit import check_numbers, check_period
+from vjepa_mpc.planning import world_of
 from vjepa_mpc.pretrain.optimising import TrainSettings
 from vjepa_mpc.pretrain.run_folder import commits, note_version
 from vjepa_mpc.pretrain.source import Source
-from vjepa_mpc.pretrain.starting import MODEL_FOLDER
+from vjepa_mpc.pretrain.starting import MODEL_FOLDER, robot_of
 from vjepa_mpc.pretrain.trainer import Learner, Progress, Trainer, TrainResult
 from vjepa_mpc.world_model import WorldModel, default_card
 
@@ -81,16 +82,21 @@ def open_logs(model: WorldModel, source: Source) -> tuple[ZarrStore, str]:
 
 def world_states(store: ZarrStore) -> Float[np.ndarray, "rows w"]:
     """The simulated world's true state in every row, as `collect` writes it into an episode's metadata (its task's
-    `world`, physical units). `InputError` where an episode has none."""
+    `world`, physical units). `InputError` where an episode has none, or anything else than its values."""
+    names = world_of(robot_of(store)).names
     parts = []
     for episode, length in enumerate(store.lengths().tolist()):
         told = store.metadata(episode).get("world_states")
-        if not isinstance(told, list) or len(told) != length:
+        try:
+            state = np.array(told, dtype=np.float64)
+        except (TypeError, ValueError):  # text, or rows of other lengths
+            state = np.empty(0)
+        if state.shape != (length, len(names)) or not np.isfinite(state).all():
             raise InputError(
-                f"{store.path}: episode {episode} does not say the world's state in each of its {length} frames "
-                "(world_states in its metadata, as `collect` writes it where more moves than the robot)."
+                f"{store.path}: episode {episode} does not say the world's state in each of its {length} frames: "
+                f"world_states in its metadata, as `collect` writes it, are rows of {', '.join(names)}."
             )
-        parts.append(np.array(told, dtype=np.float64))
+        parts.append(state)
     return np.concatenate(parts)
 
 

@@ -15,6 +15,7 @@ UNNAMED = {"name": "vjepa", "context_weight": 0.0, "inverse_weight": 0.0, "sigre
 """What a run did whose settings are older than the objectives' names, and may be older than the other three."""
 
 ONE_EACH = {"keep": 1, "accumulate": 1}
+OF_ALL_BEHAVIOURS: dict[str, Any] = {"object": False, "behaviours": []}
 """Checkpoints that every training kept, and batches of its steps, before there was a choice."""
 
 ONE_RATIO = {"mlp_ratio": 4.0}
@@ -71,6 +72,8 @@ def _fill_in(settings: Any) -> None:
         settings["objective"] = objective = {**UNNAMED, **objective}
     if isinstance(objective, dict) and isinstance(objective.get("size"), dict):
         settings["objective"] = {**objective, "size": {**ONE_RATIO, **objective["size"]}}
+    if isinstance(actor := settings.get("actor"), dict):
+        settings["actor"] = {**OF_ALL_BEHAVIOURS, **actor}
     if isinstance(predictor, dict):
         settings["predictor"] = {**OF_ONE_FAMILY, **predictor}
 

@@ -32,17 +32,19 @@ class ObjectView:
     `same_after_rad` the object looks the same. `middle` and `spread` of the object's x and y and of the robot's state,
     in physical units."""
 
-    place: tuple[int, ...]
-    push: tuple[int, ...]
+    place: tuple[int, int]
+    push: tuple[int, int]
     same_after_rad: float
     middle: tuple[float, ...]
     spread: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.place) != 2 or len(set(self.push)) != 2 or min(*self.place, *self.push) < 0:
+        pairs = self.place, self.push
+        if any(len(pair) != 2 or len(set(pair)) != 2 or min(pair) < 0 for pair in pairs):
             raise InputError("An object on a plane takes an x and a y of the robot's state and of its actions.")
-        if len(self.middle) != len(self.spread) or len(self.middle) < 3 + max(self.place) or min(self.spread) <= 0:
-            raise InputError("An object's x and y and the robot's state need a middle and a spread above 0 each.")
+        numbers = all(map(math.isfinite, (*self.middle, *self.spread))) and min(self.spread, default=0) > 0
+        if len(self.middle) != len(self.spread) or len(self.middle) < 3 + max(self.place) or not numbers:
+            raise InputError("An object's x and y and the robot's state need a finite middle and a spread above 0.")
         if self.folds < 1 or abs(self.folds * self.same_after_rad - 2 * math.pi) > 1e-6:
             raise InputError(
                 f"An object looks the same after a whole turn or a whole share of one, not {self.same_after_rad:g} rad."

@@ -56,7 +56,8 @@ class ControlSettings:
     weight of what the episode's short-term memory holds against a future; 0: nothing is remembered. `limits`: what
     each control step keeps beyond the robot's box; the planner's bounds are to be those of its planned steps
     (`StepLimits.within`). `propose`: plans of the model's actor among the first candidates; 0: it is not asked. `act`:
-    each plan is to begin with what the actor does by itself, drawn where the model's search says so."""
+    each search begins with what the actor does by itself, drawn where the model's search says so, and the model's
+    seeing the goal reached holds nothing back (`following` leaves nothing else of the search)."""
 
     horizon: int = 3
     running: float = 1.0
@@ -333,7 +334,7 @@ class Controller:
         it is to be gone on with. Seen to be there, no future that is only imagined is worth leaving for. What the
         settings limit a control step by is kept in any case."""
         stride = self.model.config.stride
-        if view.near and view.latent_cost <= expected:
+        if view.near and view.latent_cost <= expected and not self.settings.act:
             if stride == 1:  # the next start drops one action: let it be the hold, not the plan's first
                 plan = torch.cat([torch.zeros_like(plan[:1]), plan[:-1]])
             return self.limited(self.hold, state), plan
@@ -439,9 +440,7 @@ class Controller:
     def _acted(self, view: View) -> Float[Tensor, "1 h a"]:
         """What the actor does by itself from here."""
         model, settings = self.model, self.settings
-        seen = view.latent, view.context.states[:, -1], self.goal
-        drawn = model.config.search is not None and model.config.search.actor_drawn
-        way = model.drawn(*seen, [self.generator])[:, None] if drawn else model.propose(*seen, 1)
+        way = model.act(view.latent, view.context.states[:, -1], self.goal, [self.generator])[:, None]
         return folded(way, settings.horizon * settings.legs, settings.steps_a_leg(model.config.stride))[:, 0]
 
     def _suggestions(self, view: View, state: ControllerState) -> Float[Tensor, "1 m h a"] | None:

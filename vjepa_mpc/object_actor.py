@@ -10,7 +10,6 @@ arXiv:2010.14406, and Kaba et al. 2023, "Equivariance with learned canonicalizat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -161,14 +160,16 @@ def make_actor(config: ActorConfig) -> Actor | ObjectActor:
 
 
 def view_of(
-    poses: Float[np.ndarray, "n 3"], states: Float[np.ndarray, "n s"], place: Sequence[int], push: Sequence[int],
-    same_after_rad: float,
+    poses: Float[np.ndarray, "n 3"], states: Float[np.ndarray, "n s"], place: tuple[int, int],
+    push: tuple[int, int],
+    same_after_rad: float, ranges: Sequence[float],
 ) -> ObjectView:  # fmt: skip
-    """How an object that lay so, with the robot in these states, is read. `InputError` where it never moved."""
+    """How an object that lay so, with the robot in these states, is read. A state that hardly varied is told in
+    hundredths of its range. `InputError` where the object never moved."""
     values = np.concatenate([poses[:, :2], states], axis=1).astype(np.float64)
     middle, spread = values.mean(axis=0), values.std(axis=0)
     if float(spread[:2].min()) < 1e-6 or float(np.ptp(poses[:, 2])) < 1e-6:
         raise InputError("In these logs the object never moves, or never turns: they say nothing of how to push it.")
-    spread = np.maximum(spread, 1e-6)
+    spread[2:] = np.maximum(spread[2:], 0.01 * np.asarray(ranges))
     rounded = (tuple(round(float(value), 6) for value in part) for part in (middle, spread))
-    return ObjectView(tuple(place), tuple(push), round(same_after_rad, 9) or 2 * math.pi, *rounded)
+    return ObjectView(place, push, same_after_rad, *rounded)

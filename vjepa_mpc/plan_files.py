@@ -23,6 +23,7 @@ from vjepa_mpc.energy import EnergyLandscape, energy_slice, plot_energy, step_un
 from vjepa_mpc.loop import StepRecord
 from vjepa_mpc.memory import peak_bytes
 from vjepa_mpc.planning import Goal, OrderedOutcome
+from vjepa_mpc.policies import actor_drawn
 from vjepa_mpc.world_model import WEIGHTS, WorldModel
 
 SCHEMA = "vjepa-mpc-plan-1"
@@ -113,10 +114,10 @@ def describe(setting: Setting) -> dict[str, Any]:
             "action_high": list(robot.action_high),
             "control_period_s": robot.control_period_s,
             "control_steps_a_model_step": config.stride,
+            "control_steps_a_planned_step": controller.settings.steps_a_leg(config.stride),
         },
         "settings": {
-            "planner": "actor" if controller.settings.act else type(controller.planner).__name__,
-            "planner_settings": _plain(getattr(controller.planner, "settings", None)),
+            **_search(controller),
             "control": _plain(controller.settings),
             "seed": setting.seed,
             **setting.options,
@@ -125,6 +126,14 @@ def describe(setting: Setting) -> dict[str, Any]:
         "provenance": provenance(),
         "files": [],
     }
+
+
+def _search(controller: Controller) -> dict[str, Any]:
+    """Who is asked for plans, and how."""
+    if controller.settings.act:
+        return {"planner": "actor", "planner_settings": None, "actor_drawn": actor_drawn(controller.model, None)}
+    settings = _plain(getattr(controller.planner, "settings", None))
+    return {"planner": type(controller.planner).__name__, "planner_settings": settings}
 
 
 def episode_record(setting: Setting, outcome: OrderedOutcome, timing: Mapping[str, float]) -> dict[str, Any]:

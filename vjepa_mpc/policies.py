@@ -187,10 +187,7 @@ class ActorPolicy:
         pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
         self._figures = {"latent_cost": float(latent_distance(latent, self._goal)), "evaluations": 0.0}
         if not self._left:
-            if self.drawn:
-                way = model.drawn(latent, pose, self._goal, self._generators)[0]
-            else:
-                way = model.propose(latent, pose, self._goal, 1)[0, 0]
+            way = model.act(latent, pose, self._goal, self._generators, self.drawn)[0]
             self._left = list(way[: self.steps].double().cpu())
         return self._left.pop(0).numpy()
 

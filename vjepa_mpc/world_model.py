@@ -89,6 +89,8 @@ class SearchDefaults:
     planner: str | None = None
 
     def __post_init__(self) -> None:
+        if self.actor_drawn not in (None, True, False):
+            raise InputError(f"A model's search says whether its actor draws, true or false, not {self.actor_drawn!r}.")
         if self.planner not in (None, "actor"):
             raise InputError(f"A model may be used to its actor (planner 'actor'), not to {self.planner!r}.")
         for name in ("samples", "iterations", "elites", "horizon", "leg_steps", "actor_steps"):
@@ -332,16 +334,21 @@ class WorldModel(nn.Module):
         return self._physical(self._asked(latents, states, goal).proposals(count, generators))
 
     @torch.no_grad()
-    def drawn(
+    def act(
         self,
         latents: Float[Tensor, "b p d"],
         states: Float[Tensor, "b s"],
         goal: Float[Tensor, "#b p d"],
         generators: Sequence[torch.Generator],
+        drawn: bool | None = None,
     ) -> Float[Tensor, "b t a"]:
-        """What the actor holds possible for the next t control steps, one way for each frame, drawn as likely as it is:
-        a component's mean, in physical units, inside the robot's limits. `InputError` for a model without an actor."""
-        return self._physical(self._asked(latents, states, goal).drawn_means(generators))
+        """What the actor does by itself in the next t control steps, in physical units, inside the robot's limits: the
+        likeliest component's mean, or that of one that is `drawn` as likely as it is, with one generator a frame (None:
+        as the model's search says). `InputError` for a model without an actor."""
+        said = self._asked(latents, states, goal)
+        if drawn is None:
+            drawn = bool(self.config.search and self.config.search.actor_drawn)
+        return self._physical(said.drawn_means(generators) if drawn else said.in_order()[:, 0])
 
     def _asked(
         self, latents: Float[Tensor, "b p d"], states: Float[Tensor, "b s"], goal: Float[Tensor, "#b p d"]

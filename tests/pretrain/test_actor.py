@@ -13,9 +13,10 @@ import pytest
 import torch
 from moving_dot import LIMIT, episode, make_store, spec, training
 
+from vjepa_mpc.acting import following
 from vjepa_mpc.actor import Actor, ActorConfig, Mixture
 from vjepa_mpc.apprentice import Driver
-from vjepa_mpc.cli.building import control_settings, following, own_planner
+from vjepa_mpc.cli.building import control_settings, own_planner
 from vjepa_mpc.controller import Controller, ControllerState, ControlSettings, folded
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.store import ZarrStore
@@ -23,16 +24,13 @@ from vjepa_mpc.exploration import EpisodeSettings, simulate_episode
 from vjepa_mpc.planners.base import ActionPlan
 from vjepa_mpc.planners.cem import CEM, CEMSettings
 from vjepa_mpc.policies import ActorPolicy
-from vjepa_mpc.pretrain.actor import (
-    ActorLearner,
+from vjepa_mpc.pretrain.actor import ActorLearner, BestWeights, likelihood_of, train_actor
+from vjepa_mpc.pretrain.actor_data import (
     ActorSettings,
-    BestWeights,
     RelabelledBatches,
-    likelihood_of,
     steps_left,
     store_examples,
     store_steps_left,
-    train_actor,
 )
 from vjepa_mpc.pretrain.source import Source
 from vjepa_mpc.robots.base import Observation
@@ -462,6 +460,11 @@ def test_a_controller_does_what_the_actor_says_and_looks_where_that_leads(acting
             state = controller.applied(decision.action, state)
             said.add(decision.action.round(5).tobytes())
         assert len(said) == (SMALL.components if drawn else 1)
+    here = Controller(model, planner, image, settings, torch.Generator().manual_seed(5))
+    policy.begin(image, np.zeros(2, np.float32), 5)
+    decision, _ = here.step(seen, ControllerState())
+    assert decision.latent_cost == 0 and decision.action.any()
+    np.testing.assert_allclose(decision.action, policy.act(seen), atol=1e-6, err_msg="at the goal, too")
 
 
 def test_models_may_be_used_to_their_actor(acting: Path, plain: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 from moving_dot import PREDICTOR, training
+from PIL import Image
 
 from vjepa_mpc.actor import ActorConfig, Mixture, ObjectView
-from vjepa_mpc.cli.building import model_folder
 from vjepa_mpc.collect import CollectSettings, collect
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.store import ZarrStore
-from vjepa_mpc.exploration import EpisodeSettings, simulate_episode
+from vjepa_mpc.exploration import EpisodeSettings
 from vjepa_mpc.object_actor import ObjectActor, Reading, make_actor, turning, view_of
 from vjepa_mpc.policies import ActorPolicy
-from vjepa_mpc.pretrain.actor import ActorSettings, _poses, train_actor
+from vjepa_mpc.pretrain.actor import train_actor
+from vjepa_mpc.pretrain.actor_data import ActorSettings
 from vjepa_mpc.pretrain.hindsight import world_states
+from vjepa_mpc.pretrain.object_poses import poses_of
 from vjepa_mpc.pretrain.run import train_world_model
 from vjepa_mpc.pretrain.source import Source
 from vjepa_mpc.robots.factory import find_task, make_robot
@@ -204,6 +207,8 @@ def test_tasks_say_where_what_they_push_lies() -> None:
     [
         ({"push": (0, 0)}, "an x and a y"), ({"place": (0, -1)}, "an x and a y"), ({"place": (0, 3)}, "a spread above"),
         ({"spread": (1.0, 1.0, 0.0, 1.0, 1.0)}, "a spread above"), ({"middle": (0.0,)}, "a spread above"),
+        ({"place": (1, 1)}, "an x and a y"),
+        ({"middle": (0.1, math.nan, 0.0, 0.1, 0.05)}, "finite"), ({"spread": (1.0, math.inf, 1.0, 1.0, 1.0)}, "finite"),
         ({"same_after_rad": 1.0}, "whole share"), ({"same_after_rad": 0.0}, "whole share"),
     ],
 )  # fmt: skip
@@ -216,7 +221,10 @@ def test_an_actor_pushes_by_actions_that_it_has() -> None:
     with pytest.raises(InputError, match="numbered"):
         replace(CONFIG, object=replace(VIEW, push=(0, 3)))
     with pytest.raises(InputError, match="never moves"):
-        view_of(np.zeros((5, 3)), np.zeros((5, 2)), (0, 1), (0, 1), math.pi)
+        view_of(np.zeros((5, 3)), np.zeros((5, 2)), (0, 1), (0, 1), math.pi, (1.0, 1.0))
+    poses, states = np.random.default_rng(0).normal(size=(9, 3)), np.zeros((9, 2))
+    spread = view_of(poses, states, (0, 1), (0, 1), math.pi, (2.0, 1.0)).spread
+    assert spread[2:] == (0.02, 0.01), "what hardly varied is not told in rounding errors"
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +258,7 @@ def test_a_run_goes_on_to_the_bit_and_its_model_plays(logs: Path, base: Path, tm
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
     assert isinstance(one.actor, ObjectActor) and one.actor.view == other.actor.view  # type: ignore[union-attr]
-    poses, view = _poses(one, ZarrStore.open(logs), range(6))
+    poses, view = poses_of(one, ZarrStore.open(logs), range(6))
     assert poses.shape == (180, 3) and view.folds == 1 and len(view.middle) == 4
     np.testing.assert_allclose(poses, world_states(ZarrStore.open(logs))[:, 2:], atol=1e-6)
     assert one.config.search is not None and one.config.search.actor_drawn
@@ -283,6 +291,13 @@ def test_logs_and_robots_that_do_not_fit_are_refused(
             writer.append(replace(ZarrStore.open(logs).read(number), metadata={}))
     with pytest.raises(InputError, match="episode 0 does not say the world's state"):
         trained(tmp_path / "silent.zarr", base, tmp_path / "out")
+    for told in ([[0.0]] * 30, [[None] * 5] * 30, "text", [[0.0] * 5] * 29, [[0.0] * 6] * 30):
+        name = f"{len(list(tmp_path.iterdir()))}.zarr"
+        with ZarrStore.create(tmp_path / name, ZarrStore.open(logs).spec) as writer:
+            for number in range(3):
+                writer.append(replace(ZarrStore.open(logs).read(number), metadata={"world_states": told}))
+        with pytest.raises(InputError, match=r"rows of x, y, block_x, block_y, block_angle"):
+            trained(tmp_path / name, base, tmp_path / "out")
     with pytest.raises(InputError, match="moves no object about on a plane"):
         trained(store, plain, tmp_path / "out")
 
@@ -298,10 +313,47 @@ def test_the_command_line(logs: Path, base: Path, tmp_path: Path, leave: Callabl
     cem = "--planner", "cem", "--actor-drawn"
     code, _, told = leave("evaluate", "--task", "push-t", "--model", out, *cem, "--pairs", 1)
     assert code == 2 and "of the actor by itself; add --planner actor" in told
-    assert model_folder(str(out)) == out / "model"
+    line = "evaluate", "--task", "push-t", "--model", out, "--pairs", 1, "--no-floors", "--json"
+    code, printed, told = leave(*line)
+    assert code in (0, None) and "Played by the model's actor" in told
+    (row,) = json.loads(printed)["results"].values()
+    assert row["evaluations_per_step"] == 0
+    code, printed, _ = leave(*line, "--actor-likeliest")
+    (other,) = json.loads(printed)["results"].values()
+    assert row["final_distance_median_m"] != other["final_distance_median_m"], "it draws unless told otherwise"
+    with make_robot("push-t", camera_size=16) as robot:
+        seen = robot.place(find_task("push-t").sample_pair(np.random.default_rng(0))[1])
+        Image.fromarray(seen.images["top"]).save(tmp_path / "goal.png")
+    drive = "plan", "--model", out, "--goal", tmp_path / "goal.png"
+    code, _, told = leave(*drive, "--max-steps", 3, "--out", tmp_path / "p")
+    assert code in (0, 3) and "Played by the model's actor" in told
+    settings = json.loads((tmp_path / "p/plan.json").read_text())["settings"]
+    assert settings["planner"] == "actor" and settings["planner_settings"] is None and settings["actor_drawn"]
+    few = "--samples", 6, "--iterations", 1, "--elites", 2, "--max-steps", 1
+    code, _, told = leave(*drive, *few, "--out", tmp_path / "q")
+    assert code in (0, 3) and "Planned by cem; what this model is best at is its actor" in told
+
+
+def test_a_drawing_actor_drives_by_its_draws(logs: Path, base: Path, tmp_path: Path) -> None:
+    trained(logs, base, tmp_path / "a", drawn=True)
+    stores = []
+    for drawn in (True, False):
+        episode = EpisodeSettings(
+            robot="push-t", frames=20, appearance="plain", camera_size=16, behaviours=(("actor", 1.0),),
+            actor=str(tmp_path / "a/model"), actor_weights="some", actor_drawn=drawn,
+        )  # fmt: skip
+        collect(CollectSettings(tmp_path / f"{drawn}.zarr", 2, episode=episode))
+        stores.append(ZarrStore.open(tmp_path / f"{drawn}.zarr"))
+    first, other = (store.read(0) for store in stores)
+    assert first.metadata["behaviours"][0] == other.metadata["behaviours"][0] == [0, "actor"]
+    np.testing.assert_array_equal(first.states[0], other.states[0])
+    driven = min(episode.metadata["behaviours"][1][0] for episode in (first, other))
+    assert driven > 1 and not np.array_equal(first.actions[:driven], other.actions[:driven])
+
+
+def test_what_an_actor_drives_by_is_in_the_recipe(tmp_path: Path) -> None:
+    out = tmp_path / "some"
     settings = EpisodeSettings(robot="push-t", frames=5, camera_size=16, actor=str(out), actor_weights="some",
                                behaviours=(("actor", 1.0),))  # fmt: skip
     assert "actor_drawn" not in CollectSettings(out, 1, episode=settings).recipe()
     assert CollectSettings(out, 1, episode=replace(settings, actor_drawn=True)).recipe()["actor_drawn"] is True
-    with pytest.raises(AssertionError), make_robot("push-t", camera_size=16) as robot:
-        simulate_episode(robot, settings, 0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -264,7 +263,7 @@ def check_planner(name: str) -> None:
         )
     for part in name.split("+"):
         if part not in PLANNERS:
-            raise unknown_name("planner", part, PLANNERS)
+            raise unknown_name("planner", part, [*PLANNERS, *([ACTOR] if "+" not in name else [])])
     if name.count("+") > 1:
         raise InputError(f"{name} are more than two planners; refine with one: cem+lbfgs.")
 
@@ -391,16 +390,13 @@ def own_planner(worlds: Iterable[WorldModel], asked: str | None, said: bool) -> 
     return ACTOR if alike and not said else "cem"
 
 
-def following(world: WorldModel) -> tuple[Planner, Any]:
-    """For controllers that do what the actor says: a planner that takes its start as it is, and the settings. A planned
-    step is one control step, so that the actor's first action is the plan's; the future is imagined to be looked at."""
-    from vjepa_mpc.planners.base import Budget
-
-    if world.actor is None:
-        raise InputError("This model has no actor to play; `vjepa-mpc train-actor MODEL LOGS` trains one.")
-    planner = make_planner("shooting", leg_bounds(world, 1, 1), samples=1, iterations=1)
-    settings = control_settings(world, horizon=None, propose=0, leg_steps=1)
-    return planner, replace(settings, act=True, budget=Budget(max_evaluations=1))
+def tell_planner(chosen: str, worlds: Iterable[WorldModel], tell: Callable[[str], None]) -> None:
+    """Say so where models that are best at their actor are played by it, or are not."""
+    if not any(world.config.search and world.config.search.planner == ACTOR for world in worlds):
+        return
+    if chosen == ACTOR:
+        return tell("Played by the model's actor, without a search (--planner cem plans).")
+    tell(f"Planned by {chosen}; what this model is best at is its actor by itself (--planner {ACTOR}).")
 
 
 def check_draft(draft: int, planner: Planner) -> None:

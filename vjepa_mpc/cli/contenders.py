@@ -211,7 +211,7 @@ def _control(settings: Any) -> dict[str, Any]:
         del told["leg_steps"]
     if not settings.draft:
         del told["draft"]
-    for name in ("nearest", "critic", "remember", "propose"):
+    for name in ("nearest", "critic", "remember", "propose", "act"):
         if not getattr(settings, name):
             del told[name]
     return told if settings.legs > 1 else {key: told[key] for key in told if key not in ("legs", "way_weight")}

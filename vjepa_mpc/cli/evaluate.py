@@ -121,6 +121,7 @@ def evaluate(
         own_planner,
         parse_levels,
         shipped_models,
+        tell_planner,
     )
     from vjepa_mpc.cli.contenders import (
         PlannerOptions,
@@ -168,6 +169,7 @@ def evaluate(
     )  # fmt: skip
     said = of_plans != PlannerOptions("") or rails.any or rate or legs > 1 or leg_steps or batch > 1
     planner = own_planner(worlds.values(), planner, bool(said))
+    tell_planner(planner, worlds.values(), lambda line: typer.echo(line, err=True))
     asked_for = replace(of_plans, planner=planner)
     if planner != ACTOR and (actor_steps, actor_drawn) != (None, None):
         raise InputError(

@@ -198,7 +198,8 @@ class _Job:
         """Whether anything is said that only a search can follow."""
         numbers = self.horizon, self.samples, self.iterations, self.elites, self.leg_steps, self.propose, self.knots
         return (
-            any(value is not None for value in (*numbers, self.preset, self.options["deadline"])) or self.legs > 1
+            any(value is not None for value in (*numbers, self.preset, self.options["deadline"], self.options["rate"]))
+            or self.legs > 1
             or bool(self.settings or self.draft or self.fix or self.ball or self.rate_limit) or self.guards.any
         )  # fmt: skip
 
@@ -230,20 +231,23 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
     if job.planner not in (None, ACTOR):
         check_planner(job.planner)
     if job.planner == ACTOR and job.of_plans:
-        raise InputError(f"--planner {ACTOR} searches nothing: leave out what is said of plans and guardrails.")
+        raise InputError(
+            f"--planner {ACTOR} searches nothing: leave out --preset, --rate and what is said of plans and guardrails."
+        )
     _period(job.options["rate"])
     with job.screen.busy("Loading the world model"):
         import torch
 
+        from vjepa_mpc.acting import following
         from vjepa_mpc.cli.building import (
             choose_device,
             crowded,
-            following,
             limit_threads,
             load_model,
             model_folder,
             own_planner,
             planner_and_control,
+            tell_planner,
         )
         from vjepa_mpc.memory import parse_bytes
         from vjepa_mpc.plan_files import check_writable
@@ -260,6 +264,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         world = load_model(str(folder), device)
         limits = step_limits(world.config.robot, job.fix, job.ball, job.rate_limit)
         chosen = own_planner([world], job.planner, job.of_plans)
+        tell_planner(chosen, [world], job.screen.note)
         if chosen == ACTOR:
             optimiser, settings = following(world)
         else:

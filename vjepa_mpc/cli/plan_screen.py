@@ -61,8 +61,9 @@ class Screen:
 
         robot = record["robot"]
         pairs = zip(robot["action_names"], robot["action_units"], strict=True)
-        span = robot["control_steps_a_model_step"]
-        table = Table("step" if span == 1 else f"{span} control steps", *(f"{name} ({unit})" for name, unit in pairs))
+        span = robot["control_steps_a_planned_step"]
+        each = "control step" if span == 1 else f"{span} control steps"
+        table = Table(each, *(f"{name} ({unit})" for name, unit in pairs))
         for step, action in enumerate(record["actions"]):
             table.add_row(str(step), *(f"{value:+.4f}" for value in action))
         self.results.print(table)

@@ -65,8 +65,9 @@ def train_actor(
     """
     from vjepa_mpc.cli.building import choose_device, limit_threads, model_folder
     from vjepa_mpc.cli.training import report, training_progress
-    from vjepa_mpc.pretrain.actor import ActorSettings, own_ahead
+    from vjepa_mpc.pretrain.actor import own_ahead
     from vjepa_mpc.pretrain.actor import train_actor as train
+    from vjepa_mpc.pretrain.actor_data import ActorSettings
     from vjepa_mpc.pretrain.optimising import TrainSettings
     from vjepa_mpc.pretrain.source import Source
     from vjepa_mpc.pretrain.starting import MODEL_FOLDER
