@@ -15,7 +15,7 @@ from moving_dot import episode, make_store, spec
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.datasets.store import ZarrStore
-from vjepa_mpc.pretrain import probing
+from vjepa_mpc.pretrain import hindsight, probing
 from vjepa_mpc.pretrain.probes import (
     Examples,
     Target,
@@ -152,7 +152,8 @@ def test_the_truth_of_the_world_is_read_where_it_was_recorded(
     """A box that the robot does not feel: here its states are a shift of the robot's, whose own are not asked twice."""
     names, low, high = ("box", "x", "turn"), (-9.0, -2.0, -math.pi), (9.0, 2.0, math.pi)
     world = StateSpec("dots", names, low, high, ("m", "rad", "rad"))
-    monkeypatch.setattr(probing, "world_of", lambda robot: world)
+    for module in (probing, hindsight):
+        monkeypatch.setattr(module, "world_of", lambda robot: world)
     kept = [
         dataclasses.replace(one, metadata={"world_states": [[float(y) + 5, float(x), 0.5] for x, y in one.states]})
         for one in (episode(n) for n in range(60))
