@@ -74,10 +74,9 @@ class HindsightFrames:
 def open_logs(model: WorldModel, source: Source) -> tuple[ZarrStore, str]:
     """The store of `source` and its camera; `InputError` for logs of another robot or period than `model`'s."""
     store = ZarrStore.open(source.store)
-    camera = only_camera(store, source.camera or model.config.camera)
     check_numbers(model.config.robot, store.spec, OTHERWISE)
     check_period(model.config.robot, store.spec, OTHERWISE)
-    return store, camera
+    return store, only_camera(store, source.camera or model.config.camera)
 
 
 def world_states(store: ZarrStore) -> Float[np.ndarray, "rows w"]:

@@ -49,6 +49,26 @@ def demonstrate(robot: SimulatedRobot, task: Task, seed: int) -> Demonstration:
     return Demonstration(tuple(pictures), tuple(distances), target, task.held(distances))
 
 
+def write_pair(
+    robot: SimulatedRobot, task: Task, folder: Path, seed: int
+) -> tuple[str, dict[Path, list[float]]]:
+    """Write start.png and goal.png of a pair drawn from `seed`, and goal-1.png and so on of what the task shows before
+    its goal. The start's state as `plan --start` takes it, and each goal picture's state [w], in order."""
+    from PIL import Image
+
+    start, goal = task.sample_pair(np.random.default_rng(seed))
+    camera = next(iter(robot.spec.cameras))
+    *before, last = task.sub_goals(start, goal)
+    names = [*(f"goal-{number}.png" for number in range(1, 1 + len(before))), "goal.png"]
+    states = {folder / name: one.state for name, one in zip(names, [*before, last], strict=True)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, state in {folder / "start.png": start, **states}.items():
+        with atomic_path(path) as temporary:
+            Image.fromarray(robot.place(state).images[camera]).save(temporary, format="png")
+    said = ",".join(f"{value:.6g}" for value in start)
+    return said, {path: [round(float(value), 6) for value in state] for path, state in states.items()}
+
+
 def show(
     robot: SimulatedRobot, task: Task, folder: Path, seed: int = 0, levels: Mapping[str, float] | None = None
 ) -> tuple[Path, Path, Demonstration]:

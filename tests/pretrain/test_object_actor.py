@@ -318,6 +318,10 @@ def test_the_command_line(logs: Path, base: Path, tmp_path: Path, leave: Callabl
     assert code in (0, None) and "Played by the model's actor" in told
     (row,) = json.loads(printed)["results"].values()
     assert row["evaluations_per_step"] == 0
+    kept = *line[:-4], "--no-floors", "--out", tmp_path / "kept"
+    leave(*kept, "--pairs", 1)
+    code, _, told = leave(*kept, "--pairs", 2)
+    assert code in (0, None) and "1/2" in told and "2/2" in told, "it goes on from what is kept"
     code, printed, _ = leave(*line, "--actor-likeliest")
     (other,) = json.loads(printed)["results"].values()
     assert row["final_distance_median_m"] != other["final_distance_median_m"], "it draws unless told otherwise"

@@ -248,15 +248,16 @@ class _Run:
 
         from vjepa_mpc.cli.episode_bar import EpisodeBar
         from vjepa_mpc.evaluation import evaluate as play
-        from vjepa_mpc.results import summarise
+        from vjepa_mpc.results import read_log, summarise
 
         played = one.played
         total = len(manifest.pairs) if pairs is None else min(pairs, len(manifest.pairs))
         key = hashlib.sha256(json.dumps(played, sort_keys=True).encode()).hexdigest()[:8] if played else ""
         log = None if self.out is None else self.out / f"episodes-{_plain(f'{name} {key}')}.jsonl"
-        done = held = 0
+        kept = [] if log is None else [one for index, one in read_log(log).items() if index < total]
+        done, held = len(kept), sum(one.held for one in kept)
         with EpisodeBar(name, stay=True, lines=True) as show:
-            show(0, total)
+            show(done, total, f"held {held}" if kept else "")
 
             def on_result(result: EpisodeResult) -> None:
                 nonlocal done, held
@@ -270,8 +271,6 @@ class _Run:
                 )  # fmt: skip
             except KeyboardInterrupt:
                 self._leave()
-            if done < total:  # an earlier run's among them
-                show(total, total, f"held {sum(result.held for result in results)}")
         self.rows[name] = summarise(results, setup.task) | played
 
     def _leave(self) -> NoReturn:

@@ -232,7 +232,8 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         check_planner(job.planner)
     if job.planner == ACTOR and job.of_plans:
         raise InputError(
-            f"--planner {ACTOR} searches nothing: leave out --preset, --rate and what is said of plans and guardrails."
+            f"--planner {ACTOR} searches nothing: leave out --samples, --horizon, --preset, --rate and whatever else "
+            "is said of plans and guardrails."
         )
     _period(job.options["rate"])
     with job.screen.busy("Loading the world model"):
@@ -264,7 +265,8 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         world = load_model(str(folder), device)
         limits = step_limits(world.config.robot, job.fix, job.ball, job.rate_limit)
         chosen = own_planner([world], job.planner, job.of_plans)
-        tell_planner(chosen, [world], job.screen.note)
+        notes: list[str] = []
+        tell_planner(chosen, [world], notes.append)
         if chosen == ACTOR:
             optimiser, settings = following(world)
         else:
@@ -283,8 +285,8 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
         if job.guards.any:
             job.options["guards"] = job.guards.record()
         controllers = [GoalController(world, optimiser, goal.image, settings, generator, guards) for goal in goals]
-    if busy is not None:
-        job.screen.note(busy)
+    for note in [*notes, *([] if busy is None else [busy])]:
+        job.screen.note(note)
     warnings = []
     for path, controller in zip(job.goals, controllers, strict=True):
         warnings.append(doubt(f"The goal {path}", controller.likeness, calibration))
@@ -292,7 +294,7 @@ def _prepare(job: _Job, check: Callable[[RobotSpec], object]) -> _Ready:
             job.screen.warn(warnings[-1])
     return _Ready(
         goals, folder, world, calibration, controllers, warnings, time.perf_counter() - job.started,
-        time.process_time(),
+        time.process_time(), notes,
     )  # fmt: skip
 
 

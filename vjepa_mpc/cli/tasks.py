@@ -109,6 +109,33 @@ def show(
     typer.echo(f"{sheet} and {video}: the script {'holds' if episode.held else 'does NOT hold'}, and ends {end}.")
 
 
+@app.command()
+def pair(
+    name: str = NAME,
+    out: Path = typer.Option(Path("pair"), help="Folder for start.png and goal.png, with the goal's state beside it."),
+    size: int = typer.Option(96, min=8, max=1024, help="Width and height of the pictures, pixels."),
+    seed: int = typer.Option(0, min=0, help="The pair is a function of it."),
+    backend: str = BACKEND,
+) -> None:
+    """Draw a start and a goal of a task, and write what they look like: goal pictures for `vjepa-mpc plan`.
+
+    goal.json has the goal's state, for the distance column only. A task with sub-goals has goal-1.png and so on before
+    the goal itself.
+    """
+    from vjepa_mpc.core.files import write_json
+    from vjepa_mpc.showcase import write_pair
+
+    task, robot = _built(name, size, backend)
+    try:
+        start, goals = write_pair(robot, task, out, seed)
+    finally:
+        robot.close()
+    for path, state in goals.items():
+        write_json(path.with_suffix(".json"), {"state": state})
+    said = " ".join(f"--goal {path}" for path in goals)
+    typer.echo(f'vjepa-mpc plan --model MODEL --start="{start}" {said}')
+
+
 def _show_environment(name: str, out: Path, size: int, seed: int, levels: dict[str, float]) -> None:
     from vjepa_mpc.core.errors import InputError
     from vjepa_mpc.robots.factory import make_robot
