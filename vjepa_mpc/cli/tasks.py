@@ -113,7 +113,9 @@ def show(
 def pair(
     name: str = NAME,
     out: Path = typer.Option(Path("pair"), help="Folder for start.png and goal.png, with the goal's state beside it."),
-    size: int = typer.Option(96, min=8, max=1024, help="Width and height of the pictures, pixels."),
+    size: int = typer.Option(
+        64, min=8, max=1024, help="Width and height of the pictures, pixels; best as a model's training pictures."
+    ),
     seed: int = typer.Option(0, min=0, help="The pair is a function of it."),
     backend: str = BACKEND,
 ) -> None:
