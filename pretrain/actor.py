@@ -217,6 +217,9 @@ def train_actor(
     model.get_actor(learner.kept.actor)
     figures = held_out_figures(model, _on(fresh.held(PAIRS), device), data.actions(PAIRS).to(device))
     figures["best_after_steps"] = int(learner.kept.steps)
+    if isinstance(kept := model.actor, ObjectActor):
+        kept.reads_within(figures["place_m_p90"], figures["angle_rad_p90"])
+        model.get_actor(kept)
     model.searched(search)
     about = {**recorded, **figures, "data": store.content_hash(), "steps": result.step}
     write_model(model, "actor", about, out)

@@ -30,15 +30,19 @@ class ObjectView:
     """How an object that is pushed about on a plane is read and acted on (`ObjectActor`). `place`: where x and y of the
     robot are among the values of its state, `push` where those of its displacement are among its actions. Turned by
     `same_after_rad` the object looks the same. `middle` and `spread` of the object's x and y and of the robot's state,
-    in physical units."""
+    in physical units. `within`: m and rad that poses read from two pictures may be apart where the object has not moved
+    (None: not known)."""
 
     place: tuple[int, int]
     push: tuple[int, int]
     same_after_rad: float
     middle: tuple[float, ...]
     spread: tuple[float, ...]
+    within: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.within is not None and not (all(map(math.isfinite, self.within)) and min(self.within) > 0):
+            raise InputError(f"Two readings of one pose are apart by numbers above 0, not {self.within}.")
         pairs = self.place, self.push
         if any(len(pair) != 2 or len(set(pair)) != 2 or min(pair) < 0 for pair in pairs):
             raise InputError("An object on a plane takes an x and a y of the robot's state and of its actions.")

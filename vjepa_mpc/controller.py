@@ -269,7 +269,7 @@ class Controller:
             state = replace(state, memory=self._outcome(latent, pose, state))
         context, state = self._remember(latent, pose, state)
         here = float(latent_distance(latent, self.goal))
-        near = here <= (model.config.calibration.reached_cost if model.config.calibration else 0.0)
+        near = model.near(latent, self.goal, here)
         return View(latent, here, near, context), replace(state, reached_for=state.reached_for + 1 if near else 0)
 
     def decide(self, view: View, state: ControllerState) -> tuple[Decision, ControllerState]:

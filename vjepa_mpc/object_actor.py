@@ -10,13 +10,15 @@ arXiv:2010.14406, and Kaba et al. 2023, "Equivariance with learned canonicalizat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vjepa_mpc.actor import Actor, ActorConfig, Mixture, ObjectView, mixture_of
@@ -112,6 +114,23 @@ class ObjectActor(nn.Module):
         there = Reading(*(part.expand(*here.pose.shape[:-1], -1) for part in there))
         return self.decide(here.pose, states, there), said, aim
 
+    def shows_the_same(self, latents: Float[Tensor, "*n p d"], goal: Float[Tensor, "*#n p d"]) -> Bool[Tensor, "*n"]:
+        """Whether the object lies in frames as it does in goals, for all that can be read; nowhere, where it is not
+        known how well that is read."""
+        here, there = (self.reader.understood(self.reader(part)).pose for part in (latents, goal))
+        if self.view.within is None:
+            return torch.zeros(here.shape[:-1], dtype=torch.bool, device=here.device)
+        (place, angle), period = self.view.within, self.view.same_after_rad
+        turn = torch.remainder(here[..., 2] - there[..., 2] + period / 2, period) - period / 2
+        return ((here - there)[..., :2].norm(dim=-1) <= place) & (turn.abs() <= angle)
+
+    def reads_within(self, place_m: float, angle_rad: float) -> None:
+        """Note what nine of ten readings of a picture are off by at most. Two such errors add up to the root of 2 of
+        one."""
+        place, angle = (round(math.sqrt(2) * max(value, 1e-6), 6) for value in (place_m, angle_rad))
+        self.view = self.reader.view = replace(self.view, within=(place, angle))
+        self.config = replace(self.config, object=self.view)
+
     def decide(
         self, pose: Float[Tensor, "*n 3"], states: Float[Tensor, "*n s"], goal: Reading
     ) -> Mixture:
@@ -171,5 +190,5 @@ def view_of(
     if float(spread[:2].min()) < 1e-6 or float(np.ptp(poses[:, 2])) < 1e-6:
         raise InputError("In these logs the object never moves, or never turns: they say nothing of how to push it.")
     spread[2:] = np.maximum(spread[2:], 0.01 * np.asarray(ranges))
-    rounded = (tuple(round(float(value), 6) for value in part) for part in (middle, spread))
-    return ObjectView(place, push, same_after_rad, *rounded)
+    own, width = (tuple(round(float(value), 6) for value in part) for part in (middle, spread))
+    return ObjectView(place, push, same_after_rad, own, width)

@@ -179,13 +179,17 @@ class ActorPolicy:
         self, goal: UInt8[np.ndarray, "height width 3"], goal_state: Float[np.ndarray, "s"], seed: int
     ) -> None:
         self._goal, self._left = self.model.encode(goal[None]), list[Tensor]()
+        self._there = 0
         self._generators = [torch.Generator(self.model.device).manual_seed(seed)]
 
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
         model = self.model
         latent = model.encode(observation.images[model.config.camera][None])
         pose = torch.as_tensor(observation.proprioception, dtype=torch.float32, device=model.device)[None]
-        self._figures = {"latent_cost": float(latent_distance(latent, self._goal)), "evaluations": 0.0}
+        cost = float(latent_distance(latent, self._goal))
+        self._there = self._there + 1 if model.near(latent, self._goal, cost) else 0
+        reached = float(self._there >= ControlSettings.hold_steps)
+        self._figures = {"latent_cost": cost, "evaluations": 0.0, "reached": reached}
         if not self._left:
             way = model.act(latent, pose, self._goal, self._generators, self.drawn)[0]
             self._left = list(way[: self.steps].double().cpu())

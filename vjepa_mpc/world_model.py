@@ -350,6 +350,14 @@ class WorldModel(nn.Module):
             drawn = bool(self.config.search and self.config.search.actor_drawn)
         return self._physical(said.drawn_means(generators) if drawn else said.in_order()[:, 0])
 
+    @torch.no_grad()
+    def near(self, latent: Float[Tensor, "1 p d"], goal: Float[Tensor, "1 p d"], cost: float) -> bool:
+        """Whether a view, at the latent distance `cost` from the goal, counts as there: nearer than what `calibration`
+        says; or, of a model whose actor reads where an object lies, as far as can be read lying there."""
+        if cost <= (self.config.calibration.reached_cost if self.config.calibration else 0.0):
+            return True
+        return isinstance(self.actor, ObjectActor) and bool(self.actor.shows_the_same(latent, goal))
+
     def _asked(
         self, latents: Float[Tensor, "b p d"], states: Float[Tensor, "b s"], goal: Float[Tensor, "#b p d"]
     ) -> Mixture:

@@ -106,6 +106,22 @@ def test_what_is_read_is_what_was_asked() -> None:
     torch.testing.assert_close(reader.asked(other), reader.asked(truth), atol=1e-5, rtol=0)
 
 
+def test_goals_are_there_as_far_as_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = fresh(replace(CONFIG, object=replace(VIEW, same_after_rad=math.pi)))
+    monkeypatch.setattr(actor.reader, "forward", lambda picture: picture[..., 0])  # what is read of it
+    goal = torch.tensor([[0.0, 0.0, 1.5]])
+    off = torch.zeros(7, 3)
+    off[1:4, :2] = torch.tensor([[0.009, 0], [0.011, 0], [0, -0.011]])
+    off[4:, 2] = torch.tensor([0.19, 0.21, -0.19])
+    frames = actor.reader.asked(Reading(goal + off, 0.1 * drawn(7, 3)))[..., None]
+    turned = Reading(goal + torch.tensor([0, 0, math.pi]), torch.zeros(1, 3))
+    wanted = actor.reader.asked(turned).expand(7, -1)[..., None]
+    assert not actor.shows_the_same(frames, wanted).any(), "it is not known how well it reads"
+    actor.reads_within(0.01 / math.sqrt(2), 0.2 / math.sqrt(2))
+    assert actor.config.object is not None and actor.config.object.within == pytest.approx((0.01, 0.2), abs=1e-5)
+    assert actor.shows_the_same(frames, wanted).tolist() == [True, True, False, False, True, False, True]
+
+
 def test_what_to_do_turns_and_moves_with_the_scene() -> None:
     """But for what is told of the place itself, whose weights are taken away."""
     actor = fresh()
@@ -209,6 +225,7 @@ def test_tasks_say_where_what_they_push_lies() -> None:
         ({"spread": (1.0, 1.0, 0.0, 1.0, 1.0)}, "a spread above"), ({"middle": (0.0,)}, "a spread above"),
         ({"place": (1, 1)}, "an x and a y"),
         ({"middle": (0.1, math.nan, 0.0, 0.1, 0.05)}, "finite"), ({"spread": (1.0, math.inf, 1.0, 1.0, 1.0)}, "finite"),
+        ({"within": (0.1, 0.0)}, "above 0"), ({"within": (math.nan, 0.1)}, "above 0"),
         ({"same_after_rad": 1.0}, "whole share"), ({"same_after_rad": 0.0}, "whole share"),
     ],
 )  # fmt: skip
@@ -262,6 +279,9 @@ def test_a_run_goes_on_to_the_bit_and_its_model_plays(logs: Path, base: Path, tm
     assert poses.shape == (180, 3) and view.folds == 1 and len(view.middle) == 4
     np.testing.assert_allclose(poses, world_states(ZarrStore.open(logs))[:, 2:], atol=1e-6)
     assert one.config.search is not None and one.config.search.actor_drawn
+    assert one.actor.view.within == pytest.approx(
+        [math.sqrt(2) * figures[name] for name in ("place_m_p90", "angle_rad_p90")], abs=1e-5
+    )
     with make_robot("push-t", camera_size=16) as robot:
         goal = robot.place(find_task("push-t").sample_pair(np.random.default_rng(0))[1])
         seen = robot.place(np.array([-0.2, -0.2, 0.0, 0.0, 0.5]))
@@ -271,11 +291,21 @@ def test_a_run_goes_on_to_the_bit_and_its_model_plays(logs: Path, base: Path, tm
         policy.begin(goal.images["top"], goal.proprioception, seed)
         return np.stack([policy.act(seen) for _ in range(steps)])
 
+    policy, reached = ActorPolicy(one), []
+    policy.begin(goal.images["top"], goal.proprioception, 0)
+    for view in (goal, goal, goal, seen, goal):
+        policy.act(view)
+        reached.append(policy.note(np.zeros(2))["reached"])
+    assert reached == [0, 0, 1, *([1, 1] if one.near(*encoded(one, seen, goal), math.inf) else [0, 0])]
     assert np.array_equal(way(0), way(0)), "equal seeds, equal episodes"
     assert len({way(0)[step].tobytes() for step in range(12)}) == SMALL.components, "it draws"
     likeliest = ActorPolicy(one, drawn=False)
     likeliest.begin(goal.images["top"], goal.proprioception, 0)
     assert len({likeliest.act(seen).tobytes() for _ in range(12)}) == 1
+
+
+def encoded(model: WorldModel, *seen: Any) -> list[torch.Tensor]:
+    return [model.encode(one.images["top"][None]) for one in seen]
 
 
 def test_logs_and_robots_that_do_not_fit_are_refused(
