@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from vjepa_mpc.core.errors import InputError
 from vjepa_mpc.robots.base import Camera, RobotSpec, StateSpec
-from vjepa_mpc.robots.cup_script import CupScript
+from vjepa_mpc.robots.cup_script import FROM_ANYWHERE, CupScript
 from vjepa_mpc.robots.rendering import import_mujoco
 from vjepa_mpc.robots.stage import CAMERA, new_stage
 from vjepa_mpc.robots.task import Script, Task
@@ -250,5 +250,13 @@ class BallInCupTask(Task):
         return max(math.hypot(*apart[:2]), math.hypot(*apart[2:]))
 
     def script(self, goal: Float[np.ndarray, "6"]) -> Script:
+        return self._by_trying(goal, None)
+
+    def demonstration(self, goal: Float[np.ndarray, "6"]) -> Script:
+        """The script with one motion for all hanging balls: where each takes another, which the cup's place alone tells,
+        little can be learned from what is shown."""
+        return self._by_trying(goal, FROM_ANYWHERE)
+
+    def _by_trying(self, goal: Float[np.ndarray, "6"], first: Float[np.ndarray, "h 2"] | None) -> Script:
         resting = inside(np.zeros(2))[2:4]
-        return CupScript(np.asarray(goal, dtype=np.float64), _twin(), is_inside, resting, STEP_M)
+        return CupScript(np.asarray(goal, dtype=np.float64), _twin(), is_inside, resting, STEP_M, first)

@@ -56,8 +56,9 @@ class ControlSettings:
     weight of what the episode's short-term memory holds against a future; 0: nothing is remembered. `limits`: what
     each control step keeps beyond the robot's box; the planner's bounds are to be those of its planned steps
     (`StepLimits.within`). `propose`: plans of the model's actor among the first candidates; 0: it is not asked. `act`:
-    each search begins with what the actor does by itself, drawn where the model's search says so, and the model's
-    seeing the goal reached holds nothing back (`following` leaves nothing else of the search)."""
+    each search begins with what the actor does by itself, drawn where the model's search says so, of which so many
+    control steps are done before it is asked again, and the model's seeing the goal reached holds nothing back
+    (`following` leaves nothing else of the search); 0: it does not act."""
 
     horizon: int = 3
     running: float = 1.0
@@ -76,7 +77,7 @@ class ControlSettings:
     remember: float = 0.0
     limits: StepLimits = field(default_factory=StepLimits)
     propose: int = 0
-    act: bool = False
+    act: int = 0
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -104,8 +105,8 @@ class ControlSettings:
                 "Legs turn from one straight line to the next at once, which a limit on the change of actions "
                 "(--rate-limit) forbids; leave it or --legs out."
             )
-        if self.propose < 0:
-            raise InputError(f"An actor proposes 0 plans or more, not {self.propose}.")
+        if min(self.propose, self.act) < 0:
+            raise InputError(f"An actor proposes 0 plans or more, not {min(self.propose, self.act)}, and acts likewise.")
 
     def steps_a_leg(self, stride: int) -> int:
         """Control steps that one leg may take of a model that steps `stride` of them."""
@@ -118,7 +119,7 @@ class ControllerState:
     actions between them, what is left of the last plan (its first action is the next to be done), for how many
     views in a row the goal has been judged reached, what is left of further plans worth suggesting to the
     planner; for guards and the memory the context of the step before, the last two actions sent, what each guard
-    remembers; and the short-term memory."""
+    remembers; the short-term memory; and what is left of what the actor was about."""
 
     latents: Float[Tensor, "k p d"] | None = None
     states: Float[Tensor, "k s"] | None = None
@@ -130,6 +131,7 @@ class ControllerState:
     sent: tuple[Float[np.ndarray, "a"], ...] = ()
     memories: tuple[Any, ...] | None = None
     memory: ShortTermMemory | None = None
+    way: Float[Tensor, "t a"] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,12 +149,14 @@ class View:
 class Problem:
     """What a controller hands to its planner: the cost of the moment, where the search begins, and plans that are
     worth a look: of the last step, those that its planner held worth keeping, then the actor's. `previous`: the action
-    just sent, for as long as a planned step takes, where changes are limited."""
+    just sent, for as long as a planned step takes, where changes are limited. `way`: control steps of the actor's, where
+    it acts."""
 
     cost: PlanningCost
     init: Float[Tensor, "1 h a"]
     suggestions: Float[Tensor, "1 m h a"] | None = None
     previous: Float[Tensor, "1 a"] | None = None
+    way: Float[Tensor, "t a"] | None = None
 
     def earlier(self) -> dict[str, Tensor]:
         """The suggestions and the previous action as the planner takes them; nothing where there are none."""
@@ -302,7 +306,8 @@ class Controller:
         if settings.limits.rates:
             sent = torch.as_tensor(self._last(state), dtype=torch.float32, device=model.device)
             previous = settings.steps_a_leg(model.config.stride) * sent[None]
-        return Problem(cost, self._init(view, state), self._suggestions(view, state), previous)
+        way = self._acted(view, state) if settings.act else None
+        return Problem(cost, self._init(way, state), self._suggestions(view, state), previous, way)
 
     def conclude(
         self,
@@ -325,7 +330,8 @@ class Controller:
             cost=problem.cost.undrafted(),
             held_by=(*plan.held_by[0], *held_by),
         )
-        return decision, replace(state, plan=kept, others=None if plan.others is None else plan.others[0])
+        others = None if plan.others is None else plan.others[0]
+        return decision, replace(state, plan=kept, others=others, way=problem.way)
 
     def next_action(
         self, plan: Float[Tensor, "h a"], view: View, expected: float, state: ControllerState
@@ -386,7 +392,8 @@ class Controller:
         keep = self._frames_kept - 1
         past = row if state.actions is None else torch.cat([state.actions, row])
         sent = (*state.sent, np.asarray(action, dtype=np.float64))[-2:]
-        return replace(self.carried(action, state), actions=past[len(past) - keep :], sent=sent)
+        way = None if state.way is None else state.way[1:]
+        return replace(self.carried(action, state), actions=past[len(past) - keep :], sent=sent, way=way)
 
     def carried(self, action: Float[np.ndarray, "a"], state: ControllerState) -> ControllerState:
         """The plan and its alternatives after a control step: of a model step of one control step the next one
@@ -429,19 +436,21 @@ class Controller:
         context = Context(latents[::stride][None], states[::stride][None], sums[None])
         return context, replace(state, latents=latents, states=states, actions=actions)
 
-    def _init(self, view: View, state: ControllerState) -> Float[Tensor, "1 h a"]:
-        if self.settings.act:
-            return self._acted(view)
+    def _init(self, way: Float[Tensor, "t a"] | None, state: ControllerState) -> Float[Tensor, "1 h a"]:
+        steps = self.settings.horizon * self.settings.legs
+        if way is not None:
+            return folded(way[None, None], steps, self.settings.steps_a_leg(self.model.config.stride))[:, 0]
         if state.plan is not None:
             return state.plan[None]
-        steps = self.settings.horizon * self.settings.legs
         return torch.zeros(1, steps, len(self.model.config.robot.action_names), device=self.model.device)
 
-    def _acted(self, view: View) -> Float[Tensor, "1 h a"]:
-        """What the actor does by itself from here."""
-        model, settings = self.model, self.settings
-        way = model.act(view.latent, view.context.states[:, -1], self.goal, [self.generator])[:, None]
-        return folded(way, settings.horizon * settings.legs, settings.steps_a_leg(model.config.stride))[:, 0]
+    def _acted(self, view: View, state: ControllerState) -> Float[Tensor, "t a"]:
+        """What the actor does by itself from here: what is left of what it said, until it is to be asked again."""
+        model = self.model
+        assert model.actor is not None, "following refuses a model without"
+        if state.way is not None and len(state.way) > model.actor.config.ahead - self.settings.act:
+            return state.way
+        return model.act(view.latent, view.context.states[:, -1], self.goal, [self.generator])[0]
 
     def _suggestions(self, view: View, state: ControllerState) -> Float[Tensor, "1 m h a"] | None:
         model, settings = self.model, self.settings

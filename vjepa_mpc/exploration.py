@@ -8,7 +8,8 @@ without a task):
 - `reach`: towards a random goal pose at a random speed, with noise; a new goal when it is reached (`smooth` for a
   robot whose state is not the sum of its actions);
 - `script`: the task's own script to a random goal of the task, at a random speed, with noise;
-- `demonstration`: the same at full speed, with less noise, until the goal picture is true (`Task.shown`);
+- `demonstration`: the same at full speed, with less noise, until the goal picture is true (`Task.shown`); with hardly
+  any where the world is in motion between steps, for a motion that was begun is carried out as it was meant;
 - `actor`: an apprentice, a world model's actor say, drives towards a goal of the task, with as much noise; some time
   on the way a demonstration takes over to the same goal. It shows what to do where the apprentice comes to, which by
   itself no demonstration does (Ross et al. 2011, "A reduction of imitation learning and structured prediction to
@@ -45,6 +46,8 @@ WITH_A_GOAL = ("reach", "script", "demonstration", "actor")
 """Behaviours that go somewhere: what comes after one is no way to its goal."""
 NO_EXAMPLE = ("actor",)
 """Behaviours of which nothing is to be learned by imitation."""
+SHOWN_NOISE, SHOWN_NOISE_IN_MOTION = 0.15, 0.02
+"""The most that a demonstration is disturbed by, as a share of the step limits."""
 APPEARANCE_SEEDS = 1_000_000  # collected looks have seeds below this; benchmark manifests use those above
 APPEARANCES = ("varied", "plain")
 
@@ -282,7 +285,7 @@ class _Shown:
     ) -> None:  # fmt: skip
         self._robot, self._task, self._generator = robot, task, generator
         self._half = _box(robot.spec)[1]
-        self._noise = generator.uniform(0.0, 0.15)
+        self._noise = generator.uniform(0.0, SHOWN_NOISE if task.quasi_static else SHOWN_NOISE_IN_MOTION)
         self.goal = task.sample_pair(generator)[1] if goal is None else goal
 
     def done(self) -> bool:

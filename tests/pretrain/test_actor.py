@@ -498,6 +498,12 @@ def test_an_actor_finishes_what_it_began_before_it_looks_again(acting: Path) -> 
     for policy in (ActorPolicy(model, steps=2), ActorPolicy(model.searched(SearchDefaults(actor_steps=2)))):
         np.testing.assert_array_equal(done(policy), wanted)
         np.testing.assert_array_equal(done(policy), wanted, "a new episode begins anew")
+    planner, settings = following(model)
+    controller, state = Controller(model, planner, goal, settings, torch.Generator()), ControllerState()
+    for view, action in zip(views, wanted, strict=True):  # as `plan --planner actor` does
+        decision, state = controller.step(view, state)
+        np.testing.assert_allclose(decision.action, action, atol=1e-6)
+        state = controller.applied(decision.action, state)
     np.testing.assert_array_equal(done(ActorPolicy(model, steps=1))[1], said(views[1])[0])
     with pytest.raises(InputError, match="4 control steps ahead: it cannot do 5"):
         ActorPolicy(model, steps=5)

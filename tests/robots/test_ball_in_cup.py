@@ -19,6 +19,7 @@ from vjepa_mpc.robots.ball_in_cup import (
     inside,
     is_inside,
 )
+from vjepa_mpc.robots.cup_script import FROM_ANYWHERE
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,24 @@ def test_the_script_catches_the_ball_and_carries_it_to_the_goal(world: BallInCup
     for _ in range(task.step_budget):
         world.apply(script(world.true_state()))
     assert is_inside(world.true_state()) and task.distance(world.true_state(), goal) < task.success_radius_m
+
+
+def test_what_is_demonstrated_is_one_motion_wherever_the_cup_is(world: BallInCup) -> None:
+    task, generator = BallInCupTask(), np.random.default_rng(12)
+    shown = []
+    for _ in range(25):
+        start, goal = task.sample_pair(generator)
+        world.place(start)
+        demonstration = task.demonstration(goal)
+        actions = [demonstration(world.true_state())]
+        for _ in range(task.step_budget):
+            world.apply(actions[-1])
+            actions.append(demonstration(world.true_state()))
+        shown.append(actions[: len(FROM_ANYWHERE)])
+        assert is_inside(world.true_state()) and task.distance(world.true_state(), goal) < task.success_radius_m
+    assert np.ptp(shown, axis=0).max() == 0
+    hit = task.script(goal)(hanging(np.zeros(2)))
+    assert np.abs(hit - STEP_M * FROM_ANYWHERE[0]).max() > 0, "the ceiling tries other motions, as it did before"
 
 
 def test_distance_is_the_worse_of_ball_and_cup() -> None:
