@@ -253,8 +253,8 @@ class BallInCupTask(Task):
         return self._by_trying(goal, None)
 
     def demonstration(self, goal: Float[np.ndarray, "6"]) -> Script:
-        """The script with one motion for all hanging balls: where each takes another, which the cup's place alone tells,
-        little can be learned from what is shown."""
+        """The script with one motion for all hanging balls: little can be learned from what is shown where each takes
+        another."""
         return self._by_trying(goal, FROM_ANYWHERE)
 
     def _by_trying(self, goal: Float[np.ndarray, "6"], first: Float[np.ndarray, "h 2"] | None) -> Script:

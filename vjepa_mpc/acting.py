@@ -13,7 +13,8 @@ from vjepa_mpc.world_model import WorldModel
 
 def following(model: WorldModel) -> tuple[Planner, ControlSettings]:
     """A planner that takes its start as it is, and the controller's settings beside it. A planned step is one control
-    step, so that the actor's first action is the plan's. Chunks are as the model's search says. `InputError` for a model without an actor."""
+    step, so that the actor's first action is the plan's. The actor is asked again after as many as the model's search
+    says, or one. `InputError` for a model without an actor."""
     if model.actor is None:
         raise InputError("This model has no actor to play; `vjepa-mpc train-actor MODEL LOGS` trains one.")
     box, stride = model.action_bounds, model.config.stride

@@ -105,8 +105,8 @@ class ControlSettings:
                 "Legs turn from one straight line to the next at once, which a limit on the change of actions "
                 "(--rate-limit) forbids; leave it or --legs out."
             )
-        if min(self.propose, self.act) < 0:
-            raise InputError(f"An actor proposes 0 plans or more, not {min(self.propose, self.act)}, and acts likewise.")
+        if (least := min(self.propose, self.act)) < 0:
+            raise InputError(f"An actor proposes 0 plans or more and acts for 0 steps or more, not {least}.")
 
     def steps_a_leg(self, stride: int) -> int:
         """Control steps that one leg may take of a model that steps `stride` of them."""
@@ -149,8 +149,8 @@ class View:
 class Problem:
     """What a controller hands to its planner: the cost of the moment, where the search begins, and plans that are
     worth a look: of the last step, those that its planner held worth keeping, then the actor's. `previous`: the action
-    just sent, for as long as a planned step takes, where changes are limited. `way`: control steps of the actor's, where
-    it acts."""
+    just sent, for as long as a planned step takes, where changes are limited. `way`: control steps of the actor's,
+    where it acts."""
 
     cost: PlanningCost
     init: Float[Tensor, "1 h a"]
