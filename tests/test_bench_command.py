@@ -16,7 +16,7 @@ import pytest
 
 from vjepa_mpc.actor import Actor, ActorConfig
 from vjepa_mpc.robots.tasks import load_manifest
-from vjepa_mpc.world_model import WorldModel
+from vjepa_mpc.world_model import SearchDefaults, WorldModel
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("bench", "--tasks", "reacher", "--models", "reacher=none", "--backend", "rays")
@@ -76,6 +76,13 @@ def test_an_actor_is_played_beside_the_planner_where_a_model_has_one(
     assert rows["actor"]["episodes"] == 1 and rows["planner"]["episodes"] == 2  # a seed changes no actor
     assert rows["actor"]["played"]["planner"] == "actor" and "flops" not in rows["actor"]
     assert f'reacher: {rows["actor"]["policy"]}' in (tmp_path / "out/report.html").read_text()
+    model.searched(SearchDefaults(planner="actor", actor_drawn=True)).save_pretrained(tmp_path / "acting")
+    alone = (
+        "bench", "--tasks", "reacher", "--pairs", 1, "--factors", "none", "--backend", "rays", "--seeds", 2, "--json",
+    )  # fmt: skip
+    code, out, err = leave(*alone, "--models", f"reacher={tmp_path / 'acting'}", "--out", tmp_path / "alone")
+    kinds = {row["kind"]: row["episodes"] for row in json.loads(out)["rows"]}
+    assert code == 0 and kinds["actor"] == 2 and "planner" not in kinds, "it draws, by its seed; nobody asked for plans"
     wanted = ("--planners", "actor", "--models", f"reacher={tiny_model}", "--out", tmp_path / "without")
     refused(leave(*line, *wanted), "plans nothing: leave out what is said of plans")
     refused(leave("bench", "--tasks", "reacher", *wanted), "train-actor")

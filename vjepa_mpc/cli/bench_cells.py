@@ -124,8 +124,7 @@ def cells_of(
 def _planning(
     task: Any, worlds: dict[str, Any], asked: Asked, options: PlannerOptions, chunk: int, threads: int, device: Any
 ) -> dict[str, tuple[Contender, Any]]:
-    """Every planner on every world model of a task, with what its arithmetic comes to; where none is named, the default
-    one, and a model's actor by itself where it has one."""
+    """Every planner on every world model of a task, with what its arithmetic comes to."""
     from dataclasses import replace
 
     from vjepa_mpc.cli import guarding
@@ -139,7 +138,7 @@ def _planning(
         stage = stage_of(world, source, task, asked.backend)
         counted = count_flops(world, options.horizon or world.default_horizon)
         folder = model_folder(source)
-        for name in asked.planners or ("cem", *([ACTOR] if world.actor is not None else [])):
+        for name in asked.planners or _players(world, asked, options):
             if name == ACTOR:
                 one = acting(world, stage, f"{source}, {ACTOR}")
                 one.played.update(threads=threads, device=device.type)
@@ -155,6 +154,17 @@ def _planning(
                     one.played["guards"] = rails.record()
                 contenders[label] = (one, counted)
     return contenders
+
+
+def _players(world: Any, asked: Asked, options: PlannerOptions) -> tuple[str, ...]:
+    """Who plays a model where nobody is named: the default planner, and its actor by itself where it has one; the actor
+    alone where that is what it is best at, unless something was said of plans."""
+    from vjepa_mpc.cli.building import ACTOR, own_planner
+    from vjepa_mpc.cli.contenders import PlannerOptions
+
+    said = options != PlannerOptions(options.planner) or asked.guarded or asked.batch > 1
+    first = own_planner([world], None, said)
+    return (first,) if first == ACTOR or world.actor is None else (first, ACTOR)
 
 
 def _variants(
@@ -181,8 +191,8 @@ def _variants(
         for label, (one, counted) in contenders.items():
             plain = "ceiling" if "ceiling" in label else "floor"
             kind = "planner" if counted else "actor" if one.played.get("planner") == ACTOR else plain
-            changing = kind == "planner" or label in ("random", "greedy-pixel")  # with the seed
-            for seed in range(asked.seeds if changing else 1):
+            drawn = kind == "planner" or one.played.get("actor_drawn") or label in ("random", "greedy-pixel")
+            for seed in range(asked.seeds if drawn else 1):
                 setup = ArenaSetup(one.robot, one.policy, task, seed, levels_of(factor, level))
                 cells.append(
                     Cell(name, label, kind, setup, frozen, pairs, factor, level, one.played, counted, one.batch)  # type: ignore[arg-type]

@@ -37,9 +37,11 @@ def bench(
     ),
     planners: list[str] = typer.Option(
         [], help=f"{PLANNER_HELP} {ACTOR_HELP} May be repeated; cem, and the actor "
-        "of models that have one, if none.",
+        "of models that have one, if none (that alone, where it is what a model is best at).",
     ),
-    seeds: int = typer.Option(1, min=1, max=1000, help="Seeds 0, 1, ... of planners and of the random floor."),
+    seeds: int = typer.Option(
+        1, min=1, max=1000, help="Seeds 0, 1, ... of planners, of actors that draw and of the random floor."
+    ),
     pairs: int | None = typer.Option(None, min=1, help="Start/goal pairs of each task (default: the suite's)."),
     manifest: list[str] = typer.Option(
         [], help="Split, or TASK=split or file; may be repeated (default: dev for small, test for full)."
